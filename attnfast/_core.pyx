@@ -1,0 +1,706 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: freethreading_compatible=True
+"""The binding: checks every argument once, fills an ``af_problem``, releases the GIL.
+
+Legality is decided here and nowhere else. A call goes through ``Call``: operands first (dtype, shapes, broadcasting),
+then each option in the order of the signature, then memory for the results. Nothing is written before the last check.
+"""
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.math cimport isfinite, sqrt
+from libc.stdint cimport int64_t
+cimport numpy as cnp
+
+import numbers
+import os
+
+import numpy as np
+
+cnp.import_array()
+
+cdef extern from "attnfast.h" nogil:
+    ctypedef enum af_dtype:
+        AF_F32, AF_F64, AF_F16, AF_BF16
+    ctypedef enum af_status:
+        AF_OK, AF_NO_MEMORY, AF_INTERRUPTED
+    ctypedef enum af_stage:
+        AF_SCORES, AF_CAPPED, AF_BIASED, AF_WEIGHTS
+    int64_t AF_FAR
+    ctypedef struct af_tensor:
+        void *data
+        const int64_t *batch
+        int64_t b, h, i, j
+    ctypedef struct af_problem:
+        af_dtype dtype
+        int64_t B, H, Hk, Lq, Lk, D, Dv
+        af_tensor query, key, value, output
+        void *lse
+        af_tensor weights
+        af_stage stage
+        double scale, softcap
+        af_tensor bias, mask
+        const double *alibi
+        int64_t alibi_b
+        const double *sink
+        int64_t left, right
+        const int64_t *q_offset
+        const int64_t *q_length
+        const int64_t *kv_length
+    ctypedef struct af_run:
+        int threads
+        int (*interrupted)() noexcept nogil
+    ctypedef struct af_report:
+        int64_t visible_pairs, visited_pairs, tasks
+        double flops, bytes
+        int threads
+        const char *isa
+        const char *kernel
+    af_status af_attention(const af_problem *, const af_run *)
+    void af_describe(const af_problem *, int threads, af_report *)
+    int af_threads()
+    void af_set_threads(int)
+    int af_set_own_threads(int)
+    const char *af_isa(int)
+    bint af_cap_isa(const char *)
+    const char *af_isa_in_use(af_dtype)
+
+include "_probe.pxi"
+
+cdef enum:
+    MAX_DIMS = 64
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+STAGES = ("scores", "capped", "biased", "weights")
+
+cdef int bfloat16_number = -1  # NumPy's number for ml_dtypes.bfloat16, once it has been seen
+
+
+cdef int dtype_of(cnp.ndarray a) except -2:
+    """The af_dtype of an array, or -1."""
+    global bfloat16_number
+    cdef int number = cnp.PyArray_TYPE(a)
+    if number == cnp.NPY_FLOAT:
+        return AF_F32
+    if number == cnp.NPY_DOUBLE:
+        return AF_F64
+    if number == cnp.NPY_FLOAT16:
+        return AF_F16
+    if number == bfloat16_number:
+        return AF_BF16
+    if number > 255 and a.dtype.name == "bfloat16" and a.dtype.itemsize == 2:
+        bfloat16_number = number
+        return AF_BF16
+    return -1
+
+
+cdef bint has_legal_strides(cnp.ndarray a):
+    """Whether C may use the array as it lies: native, aligned, whole strides, the last one 1."""
+    cdef int k, nd = cnp.PyArray_NDIM(a)
+    cdef cnp.npy_intp size = cnp.PyArray_ITEMSIZE(a)
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(a)
+    cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(a)
+    if not cnp.PyArray_ISBEHAVED_RO(a):
+        return False
+    for k in range(nd):
+        if shape[k] > 1 and strides[k] % size != 0:
+            return False
+    return nd == 0 or shape[nd - 1] <= 1 or strides[nd - 1] == size
+
+
+cdef cnp.ndarray as_array(object x, str name):
+    """Any array-like as an ndarray, refusing what would be silently misread."""
+    if type(x) is np.ndarray:
+        return x
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; pass its .data here and the mask as mask=")
+    if type(x).__module__.split(".")[0] == "dask":
+        raise TypeError(f"{name} is a dask array; map the call over its blocks, or compute it first")
+    try:
+        a = np.asarray(x)
+    except ValueError as error:
+        raise ValueError(f"{name} is not a regular array: {error}") from None
+    if a.dtype == object:
+        raise TypeError(f"{name} must be an array of numbers, got {type(x).__name__}")
+    return a
+
+
+cdef cnp.ndarray operand(object x, str name, int *dtype):
+    """Query, key or value: one of the four dtypes, legal strides; copied where that is needed."""
+    cdef cnp.ndarray a = as_array(x, name)
+    dtype[0] = dtype_of(a)
+    if dtype[0] < 0:
+        raise TypeError(
+            f"{name} has dtype {a.dtype}; attnfast computes in float32, float64, float16 and bfloat16: "
+            f"write {name}.astype(np.float32)"
+        )
+    if cnp.PyArray_NDIM(a) < 2:
+        raise ValueError(f"{name} must have at least 2 axes (length, head size), got shape {shape_of(a)}")
+    if not has_legal_strides(a):
+        a = np.array(a, dtype=a.dtype.newbyteorder("="), order="C", copy=True, subok=False)
+    return a
+
+
+cdef tuple shape_of(cnp.ndarray a):
+    return (<object>a).shape
+
+
+cdef int64_t axis(cnp.ndarray a, int k):
+    """Length of the k-th axis from the end; 1 beyond the first."""
+    cdef int nd = cnp.PyArray_NDIM(a)
+    return cnp.PyArray_DIMS(a)[nd - k] if k <= nd else 1
+
+
+cdef double real_number(object x, str name) except? -1.0:
+    if type(x) is float:
+        return x
+    if isinstance(x, (bool, np.bool_)) or not (isinstance(x, numbers.Real) or (isinstance(x, np.ndarray) and x.ndim == 0)):
+        raise TypeError(f"{name} must be a real number, got {type(x).__name__}")
+    try:
+        return float(x)
+    except OverflowError:
+        return float("inf") if x > 0 else float("-inf")
+
+
+cdef object whole_number(object x, str name):
+    if isinstance(x, (bool, np.bool_)) or not isinstance(x, numbers.Integral):
+        raise TypeError(f"{name} must be an int, got {type(x).__name__}")
+    return int(x)
+
+
+cdef bint flag(object x, str name) except -1:
+    if x is True or x is False:
+        return x
+    if isinstance(x, np.bool_):
+        return bool(x)
+    raise TypeError(f"{name} must be True or False, got {type(x).__name__}")
+
+
+cdef int thread_count(object num_threads) except -1:
+    if num_threads is None:
+        return af_threads()
+    n = whole_number(num_threads, "num_threads")
+    if n < 1:
+        raise ValueError(f"num_threads must be at least 1, got {n}")
+    return min(n, 1024)
+
+
+cdef int64_t clamp(object x):
+    """A whole number of any size; what is far is as good as infinite."""
+    return max(-AF_FAR, min(AF_FAR, int(x)))
+
+
+cdef class Call:
+    """One call's problem, with everything it points to kept alive."""
+
+    cdef af_problem p
+    cdef list keep
+    cdef cnp.ndarray query, key, value
+    cdef int batch_ndim, ndim
+    cdef cnp.npy_intp batch[MAX_DIMS]
+    cdef bint positioned  # is something relative to the query's position on the key axis?
+
+    # ---- operands ----
+
+    cdef int set_operands(self, object query, object key, object value) except -1:
+        cdef int dq, dk, dv
+        self.keep = []
+        self.query = operand(query, "query", &dq)
+        self.key = operand(key, "key", &dk)
+        self.value = None if value is None else operand(value, "value", &dv)
+        self.check_dtype("key", self.key, dq, dk)
+        if value is not None:
+            self.check_dtype("value", self.value, dq, dv)
+        self.p.dtype = <af_dtype>dq
+        self.p.stage = AF_WEIGHTS
+        self.set_shape()
+        return 0
+
+    cdef int check_dtype(self, str name, cnp.ndarray a, int dq, int da) except -1:
+        if da != dq:
+            wanted = DTYPES[dq]
+            spelled = f"np.{wanted}" if dq != AF_BF16 else "ml_dtypes.bfloat16"
+            raise TypeError(f"{name} has dtype {a.dtype} but query has {wanted}: write {name}.astype({spelled})")
+        return 0
+
+    cdef int set_shape(self) except -1:
+        cdef af_problem *p = &self.p
+        p.H, p.Lq, p.D = axis(self.query, 3), axis(self.query, 2), axis(self.query, 1)
+        p.Hk, p.Lk = axis(self.key, 3), axis(self.key, 2)
+        if axis(self.key, 1) != p.D:
+            raise ValueError(
+                f"key has head size {axis(self.key, 1)} but query has {p.D} (last axis): "
+                f"key {shape_of(self.key)}, query {shape_of(self.query)}"
+            )
+        if self.value is not None:
+            p.Dv = axis(self.value, 1)
+            if axis(self.value, 2) != p.Lk or axis(self.value, 3) != p.Hk:
+                raise ValueError(
+                    f"value must have the heads and length of key, ({p.Hk}, {p.Lk}, ...): "
+                    f"value {shape_of(self.value)}, key {shape_of(self.key)}"
+                )
+        if (p.Hk == 0 and p.H != 0) or (p.Hk != 0 and p.H % p.Hk != 0):
+            raise ValueError(
+                f"key has {p.Hk} heads, which does not divide the {p.H} heads of query: "
+                f"key {shape_of(self.key)}, query {shape_of(self.query)}"
+            )
+        self.ndim = max(cnp.PyArray_NDIM(self.query), cnp.PyArray_NDIM(self.key))
+        if self.value is not None:
+            self.ndim = max(self.ndim, cnp.PyArray_NDIM(self.value))
+        if self.ndim > MAX_DIMS:
+            raise ValueError(f"query, key and value may have at most {MAX_DIMS} axes")
+        self.batch_ndim = max(0, self.ndim - 3)
+        self.set_batch()
+        self.set_strides(&p.query, self.query)
+        self.set_strides(&p.key, self.key)
+        if self.value is not None:
+            self.set_strides(&p.value, self.value)
+        return 0
+
+    cdef int set_batch(self) except -1:
+        cdef int k
+        cdef int64_t n, total = 1
+        for k in range(self.batch_ndim):
+            self.batch[k] = 1
+        for name, a in (("query", self.query), ("key", self.key), ("value", self.value)):
+            if a is None:
+                continue
+            for k in range(self.batch_ndim):
+                n = axis(a, self.batch_ndim - k + 3)
+                if n == 1 or n == self.batch[k]:
+                    continue
+                if self.batch[k] != 1:
+                    raise ValueError(
+                        f"the batch axes of {name} do not broadcast: {name} {shape_of(a)}, "
+                        f"query {shape_of(self.query)}, key {shape_of(self.key)}"
+                    )
+                self.batch[k] = n
+        for k in range(self.batch_ndim):
+            if self.batch[k] != 0 and total > AF_FAR // self.batch[k]:
+                raise ValueError("the batch axes have too many elements")
+            total *= self.batch[k]
+        self.p.B = total
+        return 0
+
+    cdef tuple batch_shape(self):
+        return tuple([self.batch[k] for k in range(self.batch_ndim)])
+
+    cdef int set_strides(self, af_tensor *t, cnp.ndarray a) except -1:
+        """Strides of an array whose last three axes are (heads, rows, elements), broadcast where they are 1."""
+        cdef int nd = cnp.PyArray_NDIM(a)
+        cdef cnp.npy_intp size = cnp.PyArray_ITEMSIZE(a)
+        cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(a)
+        cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(a)
+        t.data = cnp.PyArray_DATA(a)
+        t.batch = NULL
+        t.b = 0
+        t.h = strides[nd - 3] // size if nd > 2 and shape[nd - 3] != 1 else 0
+        t.i = strides[nd - 2] // size if nd > 1 and shape[nd - 2] != 1 else 0
+        t.j = strides[nd - 1] // size if nd > 0 and shape[nd - 1] != 1 else 0
+        if self.p.B > 1 and nd > 3:
+            self.set_batch_strides(t, a, size)
+        return 0
+
+    cdef int set_batch_strides(self, af_tensor *t, cnp.ndarray a, cnp.npy_intp size) except -1:
+        """One stride for all batch axes where they collapse, else a table of offsets."""
+        cdef cnp.npy_intp step[MAX_DIMS]
+        cdef int k, own, missing = self.batch_ndim - (cnp.PyArray_NDIM(a) - 3)
+        cdef bint collapses = True
+        cdef int64_t span = -1
+        for k in range(self.batch_ndim):
+            own = k - missing
+            step[k] = cnp.PyArray_STRIDES(a)[own] // size if own >= 0 and cnp.PyArray_DIMS(a)[own] != 1 else 0
+        for k in range(self.batch_ndim - 1, -1, -1):
+            if self.batch[k] == 1:
+                continue
+            if span == -1:
+                t.b = step[k]
+            elif step[k] != span:
+                collapses = False
+            span = step[k] * self.batch[k]
+        if collapses:
+            return 0
+        cdef cnp.ndarray offsets = np.zeros(1, np.int64)
+        for k in range(self.batch_ndim):
+            offsets = np.add.outer(offsets, np.arange(self.batch[k], dtype=np.int64) * step[k]).ravel()
+        self.keep.append(offsets)
+        t.batch = <const int64_t *>cnp.PyArray_DATA(offsets)
+        return 0
+
+    # ---- options ----
+
+    cdef int set_options(
+        self, object mask, object bias, object is_causal, object window_size, object q_offset, object q_lengths,
+        object kv_lengths, object scale, object softcap, object alibi_slopes, object sink_logits,
+    ) except -1:
+        if mask is not None:
+            self.set_mask(mask)
+        if bias is not None:
+            self.set_bias(bias)
+        self.set_window(is_causal, window_size)
+        if alibi_slopes is not None:
+            self.set_alibi(alibi_slopes)
+        self.set_lengths(q_offset, q_lengths, kv_lengths)
+        self.set_scale(scale, softcap)
+        if sink_logits is not None:
+            self.set_sink(sink_logits)
+        return 0
+
+    cdef int set_pairs(self, af_tensor *t, cnp.ndarray a, str name) except -1:
+        """A tensor over (..., H, Lq, Lk), any axis of length 1 broadcast."""
+        cdef int k, nd = cnp.PyArray_NDIM(a)
+        cdef int64_t wanted, n
+        for k in range(1, nd + 1):
+            n = axis(a, k)
+            if k > self.batch_ndim + 3:
+                wanted = -1
+            elif k > 3:
+                wanted = self.batch[self.batch_ndim + 3 - k]
+            else:
+                wanted = self.p.Lk if k == 1 else self.p.Lq if k == 2 else self.p.H
+            if wanted == -1 or (n != 1 and n != wanted):
+                full = self.batch_shape() + (self.p.H, self.p.Lq, self.p.Lk)
+                raise ValueError(f"{name} has shape {shape_of(a)}, which does not broadcast to {full}")
+        if nd and axis(a, 1) > 1 and cnp.PyArray_STRIDES(a)[nd - 1] == 0 and cnp.PyArray_ISBEHAVED_RO(a):
+            a = a[..., :1]  # already broadcast along the keys
+        if not has_legal_strides(a):
+            a = np.array(a, dtype=a.dtype.newbyteorder("="), order="C", copy=True)
+        self.keep.append(a)
+        self.set_strides(t, a)
+        return 0
+
+    cdef int set_mask(self, object mask) except -1:
+        cdef cnp.ndarray a = as_array(mask, "mask")
+        if cnp.PyArray_TYPE(a) != cnp.NPY_BOOL:
+            if a.dtype.kind in "iu":
+                advice = "write mask != 0 (True = may attend)"
+            else:
+                advice = "additive values go to bias=; for a boolean mask write mask == 0 or whatever means 'may attend'"
+            raise TypeError(f"mask must be bool, got {a.dtype}: {advice}")
+        return self.set_pairs(&self.p.mask, a, "mask")
+
+    cdef int set_bias(self, object bias) except -1:
+        cdef cnp.ndarray a = as_array(bias, "bias")
+        cdef int dtype = dtype_of(a), wanted = AF_F64 if self.p.dtype == AF_F64 else AF_F32
+        if dtype < 0:
+            advice = "a boolean mask goes to mask=" if a.dtype.kind == "b" else "write bias.astype(np.float32)"
+            raise TypeError(f"bias must be floating point, got {a.dtype}: {advice}")
+        if dtype == AF_F64 and wanted == AF_F32:
+            a = narrow(a)
+        elif dtype != wanted:
+            a = a.astype(np.float64 if wanted == AF_F64 else np.float32)
+        return self.set_pairs(&self.p.bias, a, "bias")
+
+    cdef int set_window(self, object is_causal, object window_size) except -1:
+        cdef bint causal = flag(is_causal, "is_causal")
+        self.p.left = self.p.right = AF_FAR
+        if window_size is not None:
+            if isinstance(window_size, (tuple, list)):
+                if len(window_size) != 2:
+                    raise ValueError(f"window_size must be an int or a pair (left, right), got {window_size!r}")
+                left, right = window_size
+            else:
+                left = right = window_size
+            self.p.left = window_bound(left)
+            self.p.right = window_bound(right)
+        self.positioned = causal or self.p.left < AF_FAR or self.p.right < AF_FAR
+        if causal:
+            self.p.right = min(self.p.right, 0)
+        return 0
+
+    cdef int set_alibi(self, object alibi_slopes) except -1:
+        cdef cnp.ndarray a = real_array(alibi_slopes, "alibi_slopes")
+        heads, full = (self.p.H,), self.batch_shape() + (self.p.H,)
+        if shape_of(a) != heads and shape_of(a) != full:
+            raise ValueError(f"alibi_slopes must have shape {heads} or {full}, got {shape_of(a)}")
+        self.p.alibi_b = self.p.H if cnp.PyArray_NDIM(a) > 1 else 0
+        self.keep.append(a)
+        self.p.alibi = <const double *>cnp.PyArray_DATA(a)
+        self.positioned = True
+        return 0
+
+    cdef int set_sink(self, object sink_logits) except -1:
+        cdef cnp.ndarray a = real_array(sink_logits, "sink_logits")
+        if shape_of(a) != (self.p.H,):
+            raise ValueError(f"sink_logits must have shape {(self.p.H,)}, got {shape_of(a)}")
+        self.keep.append(a)
+        self.p.sink = <const double *>cnp.PyArray_DATA(a)
+        return 0
+
+    cdef cnp.ndarray whole_rows(self, object x, str name, bint one_for_all):
+        """One whole number for each batch row."""
+        shape = self.batch_shape()
+        if isinstance(x, numbers.Integral) and not isinstance(x, (bool, np.bool_)):
+            x = np.array(clamp(x))
+        cdef cnp.ndarray a = as_array(x, name)
+        if a.dtype.kind not in "iu":
+            raise TypeError(f"{name} must be integers, got {a.dtype}")
+        if a.dtype.kind == "u":
+            a = np.asarray(np.minimum(a, AF_FAR))
+        a = np.asarray(np.clip(a.astype(np.int64), -AF_FAR, AF_FAR))
+        if shape_of(a) == () and (one_for_all or self.p.B == 1):
+            return np.full(self.p.B, a, np.int64)
+        if shape_of(a) != shape and not (shape == () and shape_of(a) == (1,)):
+            raise ValueError(f"{name} must have one entry for each batch row, shape {shape}, got {shape_of(a)}")
+        return np.ascontiguousarray(a.ravel())
+
+    cdef cnp.ndarray length_rows(self, object x, str name, int64_t longest):
+        cdef cnp.ndarray a = self.whole_rows(x, name, False)
+        if a.size and (a.min() < 0 or a.max() > longest):
+            raise ValueError(f"{name} must be within 0 .. {longest}, got {a.min()} .. {a.max()}")
+        self.keep.append(a)
+        return a
+
+    cdef int set_lengths(self, object q_offset, object q_lengths, object kv_lengths) except -1:
+        cdef cnp.ndarray a
+        if q_lengths is not None:
+            a = self.length_rows(q_lengths, "q_lengths", self.p.Lq)
+            self.p.q_length = <const int64_t *>cnp.PyArray_DATA(a)
+        if kv_lengths is not None:
+            a = self.length_rows(kv_lengths, "kv_lengths", self.p.Lk)
+            self.p.kv_length = <const int64_t *>cnp.PyArray_DATA(a)
+        if q_offset is None:
+            if self.positioned and self.p.Lq != self.p.Lk:
+                raise ValueError(
+                    f"q_offset must be given when is_causal, window_size or alibi_slopes need positions and the lengths "
+                    f"differ (Lq = {self.p.Lq}, Lk = {self.p.Lk}): q_offset=0 lines up the first query with the first "
+                    f"key, q_offset=\"end\" the last query with the last key"
+                )
+            return 0
+        if isinstance(q_offset, str):
+            if q_offset != "end":
+                raise ValueError(f"q_offset must be an int, one for each batch row, or \"end\", got {q_offset!r}")
+            a = np.empty(self.p.B, np.int64)
+            a[:] = self.p.Lk if kv_lengths is None else self.length_rows(kv_lengths, "kv_lengths", self.p.Lk)
+            a -= self.p.Lq if q_lengths is None else self.length_rows(q_lengths, "q_lengths", self.p.Lq)
+        else:
+            a = self.whole_rows(q_offset, "q_offset", True)
+        self.keep.append(a)
+        self.p.q_offset = <const int64_t *>cnp.PyArray_DATA(a)
+        return 0
+
+    cdef int set_scale(self, object scale, object softcap) except -1:
+        if scale is None:
+            self.p.scale = 1 / sqrt(<double>self.p.D) if self.p.D else 1
+        else:
+            self.p.scale = real_number(scale, "scale")
+            if not isfinite(self.p.scale):
+                raise ValueError(f"scale must be finite, got {self.p.scale}")
+        self.p.softcap = 0
+        if softcap is not None:
+            self.p.softcap = real_number(softcap, "softcap")
+            if not (isfinite(self.p.softcap) and self.p.softcap > 0):
+                raise ValueError(f"softcap must be finite and above 0, got {self.p.softcap}")
+        return 0
+
+    # ---- results ----
+
+    cdef tuple outer_shape(self):
+        """The shape of the results without their last axis."""
+        if self.ndim == 2:
+            return (self.p.Lq,)
+        return self.batch_shape() + (self.p.H, self.p.Lq)
+
+    cdef cnp.ndarray new_output(self, object query):
+        """An output whose memory has the axis order of the caller's query."""
+        cdef int k
+        shape = self.outer_shape() + (self.p.Dv,)
+        dtype = self.query.dtype
+        if not isinstance(query, np.ndarray) or query.ndim != len(shape):
+            return np.empty(shape, dtype)
+        strides = query.strides
+        clear = [k for k in range(query.ndim - 1) if strides[k] != 0 and query.shape[k] > 1]
+        by_stride = sorted(clear, key=lambda k: -abs(strides[k]))
+        if by_stride == clear:
+            return np.empty(shape, dtype)
+        order = list(range(query.ndim))
+        for place, k in zip(clear, by_stride):
+            order[place] = k
+        return np.empty([shape[k] for k in order], dtype).transpose(np.argsort(order))
+
+    cdef cnp.ndarray checked_out(self, object out):
+        shape = self.outer_shape() + (self.p.Dv,)
+        if not isinstance(out, np.ndarray):
+            raise TypeError(f"out must be an array, got {type(out).__name__}")
+        cdef cnp.ndarray a = out
+        if dtype_of(a) != self.p.dtype:
+            raise TypeError(f"out must have the dtype of query, {DTYPES[self.p.dtype]}, got {a.dtype}")
+        if out.shape != shape:
+            raise ValueError(f"out must have shape {shape}, got {out.shape}")
+        if not out.flags.writeable:
+            raise ValueError("out is read-only")
+        for n, stride in zip(out.shape, out.strides):
+            if n > 1 and stride == 0 and out.size:
+                raise ValueError("out has elements that share memory (a stride of 0)")
+        return a
+
+    cdef bint can_write(self, cnp.ndarray out):
+        """Whether C may write to `out` while it reads the inputs."""
+        if not has_legal_strides(out):
+            return False
+        for a in [self.query, self.key, self.value, *self.keep]:
+            if a is not None and np.may_share_memory(out, a):
+                return False
+        return True
+
+    cdef int run(self, int threads) except -1:
+        cdef af_run how
+        cdef af_status status
+        how.threads = threads
+        how.interrupted = interrupted
+        with nogil:
+            status = af_attention(&self.p, &how)
+        if status == AF_NO_MEMORY:
+            raise MemoryError("attnfast could not allocate its working memory")
+        if status == AF_INTERRUPTED:
+            return -1  # the exception is set
+        return 0
+
+
+cdef int interrupted() noexcept nogil:
+    with gil:
+        return PyErr_CheckSignals() < 0
+
+
+cdef int64_t window_bound(object x) except? -2:
+    if x is None:
+        return AF_FAR
+    n = whole_number(x, "window_size")
+    if n < -1:
+        raise ValueError(f"window_size bounds must be -1 (unbounded) or more, got {n}")
+    return AF_FAR if n == -1 else clamp(n)
+
+
+cdef cnp.ndarray real_array(object x, str name):
+    cdef cnp.ndarray a = as_array(x, name)
+    if dtype_of(a) < 0 and a.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must be real numbers, got {a.dtype}")
+    return np.ascontiguousarray(a, dtype=np.float64)
+
+
+cdef cnp.ndarray narrow(cnp.ndarray a):
+    """float64 to float32 where finite values stay finite: -inf excludes a key, a large value does not."""
+    limit = np.finfo(np.float32).max
+    return np.where(np.isinf(a), a, np.clip(a, -limit, limit)).astype(np.float32)
+
+
+def attention(
+    query, key, value, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
+    alibi_slopes, sink_logits, bint want_lse, bint want_weights, out, num_threads,
+):
+    """Output, lse, weights; the latter two None where they are not wanted."""
+    cdef Call call = Call.__new__(Call)
+    cdef cnp.ndarray result = None, target, lse = None, weights = None
+    cdef int threads
+    call.set_operands(query, key, value)
+    call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
+                     alibi_slopes, sink_logits)
+    threads = thread_count(num_threads)
+    if out is not None:
+        result = call.checked_out(out)
+    target = result if result is not None and call.can_write(result) else call.new_output(query)
+    call.set_strides(&call.p.output, target)
+    if want_lse:
+        lse = np.empty(call.outer_shape(), np.float64 if call.p.dtype == AF_F64 else np.float32)
+        call.p.lse = cnp.PyArray_DATA(lse)
+    if want_weights:
+        weights = np.empty(call.outer_shape() + (call.p.Lk,), call.query.dtype)
+        call.set_strides(&call.p.weights, weights)
+    call.run(threads)
+    if result is not None and target is not result:
+        np.copyto(result, target)
+    return (target if result is None else out), lse, weights
+
+
+def attention_weights(
+    query, key, str stage, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
+    alibi_slopes, sink_logits, num_threads,
+):
+    cdef Call call = Call.__new__(Call)
+    cdef cnp.ndarray weights
+    cdef int threads
+    call.set_operands(query, key, None)
+    call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
+                     alibi_slopes, sink_logits)
+    call.p.stage = <af_stage><int>STAGES.index(stage)
+    if call.p.stage == AF_SCORES:
+        call.p.softcap = 0
+    threads = thread_count(num_threads)
+    weights = np.empty(call.outer_shape() + (call.p.Lk,), call.query.dtype)
+    call.set_strides(&call.p.weights, weights)
+    call.run(threads)
+    return weights
+
+
+def describe(
+    query, key, value, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
+    alibi_slopes, sink_logits, num_threads,
+):
+    cdef Call call = Call.__new__(Call)
+    cdef af_report report
+    cdef int threads
+    call.set_operands(query, key, value)
+    call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
+                     alibi_slopes, sink_logits)
+    threads = thread_count(num_threads)
+    with nogil:
+        af_describe(&call.p, threads, &report)
+    return (report.visible_pairs, report.visited_pairs, int(report.flops), int(report.bytes), report.tasks,
+            report.threads, report.isa.decode(), report.kernel.decode())
+
+
+def set_threads(num_threads):
+    """For the whole process; None: back to the default."""
+    af_set_threads(0 if num_threads is None else thread_count(num_threads))
+
+
+def set_own_threads(int num_threads):
+    """For the calling thread, 0: none; returns what it was."""
+    return af_set_own_threads(num_threads)
+
+
+def check_threads(num_threads):
+    return thread_count(num_threads)
+
+
+def get_threads():
+    return af_threads()
+
+
+def available_isas():
+    names = []
+    while af_isa(len(names)) != NULL:
+        names.append(af_isa(len(names)).decode())
+    return tuple(names)
+
+
+def isa_in_use(str dtype):
+    return af_isa_in_use(<af_dtype><int>DTYPES.index(dtype)).decode()
+
+
+def use_isa(name):
+    """Caps the instruction set of this process; None: what ATTNFAST_ISA says, else the best."""
+    origin = "isa"
+    if name is None:
+        name, origin = os.environ.get("ATTNFAST_ISA") or None, "ATTNFAST_ISA"
+    if name is None:
+        af_cap_isa(NULL)
+        return
+    if not isinstance(name, str):
+        raise TypeError(f"{origin} must be a str, got {type(name).__name__}")
+    encoded = name.encode()
+    if not af_cap_isa(encoded):
+        raise ValueError(f"{origin} is {name!r}; this CPU and build have {', '.join(available_isas())}")
+
+
+def _threads_from_environment():
+    text = os.environ.get("ATTNFAST_NUM_THREADS")
+    if not text:
+        return
+    try:
+        set_threads(int(text))
+    except ValueError:
+        raise ValueError(f"ATTNFAST_NUM_THREADS is {text!r}; it must be a whole number, at least 1") from None
+
+
+use_isa(None)
+_threads_from_environment()

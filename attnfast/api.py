@@ -1,0 +1,347 @@
+"""The public functions: signatures, defaults and documentation. Arguments are checked in ``_core``."""
+
+from typing import Any, Literal, overload
+
+from numpy.typing import ArrayLike, NDArray
+
+from . import _core
+from .result import AttentionResult, Plan
+
+Array = NDArray[Any]
+Stage = Literal["scores", "capped", "biased", "weights"]
+Window = int | tuple[int | None, int | None] | None
+
+
+@overload
+def attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    mask: ArrayLike | None = ...,
+    bias: ArrayLike | None = ...,
+    is_causal: bool = ...,
+    window_size: Window = ...,
+    q_offset: ArrayLike | Literal["end"] | None = ...,
+    q_lengths: ArrayLike | None = ...,
+    kv_lengths: ArrayLike | None = ...,
+    scale: float | None = ...,
+    softcap: float | None = ...,
+    alibi_slopes: ArrayLike | None = ...,
+    sink_logits: ArrayLike | None = ...,
+    return_lse: Literal[False] = ...,
+    return_weights: Literal[False] = ...,
+    out: Array | None = ...,
+    num_threads: int | None = ...,
+) -> Array: ...
+@overload
+def attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    mask: ArrayLike | None = ...,
+    bias: ArrayLike | None = ...,
+    is_causal: bool = ...,
+    window_size: Window = ...,
+    q_offset: ArrayLike | Literal["end"] | None = ...,
+    q_lengths: ArrayLike | None = ...,
+    kv_lengths: ArrayLike | None = ...,
+    scale: float | None = ...,
+    softcap: float | None = ...,
+    alibi_slopes: ArrayLike | None = ...,
+    sink_logits: ArrayLike | None = ...,
+    return_lse: bool,
+    return_weights: bool = ...,
+    out: Array | None = ...,
+    num_threads: int | None = ...,
+) -> AttentionResult: ...
+def attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    mask: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    is_causal: bool = False,
+    window_size: Window = None,
+    q_offset: ArrayLike | Literal["end"] | None = None,
+    q_lengths: ArrayLike | None = None,
+    kv_lengths: ArrayLike | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sink_logits: ArrayLike | None = None,
+    return_lse: bool = False,
+    return_weights: bool = False,
+    out: Array | None = None,
+    num_threads: int | None = None,
+) -> Array | AttentionResult:
+    r"""Exact scaled dot-product attention.
+
+    .. math::
+        O_i = \sum_j \mathrm{softmax}_j(\mathrm{scale}\; q_i \cdot k_j + \mathrm{bias}_{ij})\, v_j
+
+    over the keys ``j`` that query ``i`` may see, without ever holding the ``Lq x Lk`` scores. The
+    operations come in the order scale, softcap, bias and ALiBi, masks, softmax with sink, weighted
+    sum. Only visible keys cost work: windows, causality and lengths skip blocks of keys.
+
+    ``B`` is batch, ``H`` query heads, ``Hk`` key/value heads, ``Lq`` queries, ``Lk`` keys, ``D`` the
+    head size of query and key, ``Dv`` that of value.
+
+    Parameters
+    ----------
+    query : array_like, ``(..., H, Lq, D)``
+        float32, float64, float16 or bfloat16 (``ml_dtypes``). Rank 2 is one head, rank 3 heads,
+        rank 4 batch and heads; further leading axes are batch. Any strides.
+    key : array_like, ``(..., Hk, Lk, D)``
+        Same dtype as `query`; ``H % Hk == 0``. Query head ``h`` uses key head ``h // (H // Hk)``.
+        Batch axes of query, key and value broadcast.
+    value : array_like, ``(..., Hk, Lk, Dv)``
+        Same dtype as `query`.
+    mask : array_like of bool, optional
+        Broadcastable to ``(..., H, Lq, Lk)``; True where a query may attend to a key. A key that is
+        hidden by this or by anything below has no influence, even if it holds NaN.
+    bias : array_like of float, optional
+        Broadcastable to ``(..., H, Lq, Lk)``, added to the scores. ``-inf`` hides a key; any finite
+        value, ``-1e9`` too, is data.
+    is_causal : bool
+        Query ``i`` sees key ``j`` only if ``j <= i + q_offset``.
+    window_size : int or (left, right), optional
+        Query ``i`` sees key ``j`` only if ``p - left <= j <= p + right`` with ``p = i + q_offset``:
+        the query's own place plus `left` keys before and `right` after. An int stands for both
+        sides; -1 or None is unbounded.
+    q_offset : int, array_like of int ``(B,)``, or "end", optional
+        Place of query 0 on the key axis, may be negative. ``"end"`` lines the last query up with
+        the last key, in each batch row by its lengths. Default 0; must be given if ``Lq != Lk`` and
+        `is_causal`, `window_size` or `alibi_slopes` need a place.
+    q_lengths, kv_lengths : array_like of int ``(B,)``, optional
+        Queries and keys from here on are padding: such keys are never seen, such queries give zero.
+        An int will do where there is one batch row.
+    scale : float, optional
+        Default ``1 / sqrt(D)``.
+    softcap : float, optional
+        Scores become ``softcap * tanh(score / softcap)``.
+    alibi_slopes : array_like ``(H,)`` or ``(B, H)``, optional
+        Adds ``-slope * abs(p - j)`` [3]_.
+    sink_logits : array_like ``(H,)``, optional
+        One more logit in each head's softmax denominator that carries no value.
+    return_lse : bool
+        Also return the natural logarithm of the softmax denominator.
+    return_weights : bool
+        Also return the softmax weights, which takes ``Lq x Lk`` memory.
+    out : ndarray ``(..., H, Lq, Dv)``, optional
+        Where to write the output; dtype of `query`, any strides, may overlap the inputs.
+    num_threads : int, optional
+        Threads for this call, default :func:`attnfast.get_num_threads`.
+
+    Returns
+    -------
+    ndarray or AttentionResult
+        The output ``(..., H, Lq, Dv)`` in the dtype of `query`, its memory in the axis order of
+        `query`. With a ``return_*`` flag the named tuple ``(output, lse, weights)``: lse
+        ``(..., H, Lq)`` in float32 (float64 for float64), weights ``(..., H, Lq, Lk)`` in the dtype
+        of `query`, None where not asked for. A query that sees no key has output and weights 0 and
+        lse ``-inf``; with a sink, lse is the sink logit.
+
+    Raises
+    ------
+    TypeError
+        A dtype or type that is not accepted; the message says what to write instead.
+    ValueError
+        A shape that does not fit, a number out of range, or a missing `q_offset`.
+    MemoryError
+        No memory for the result or the working memory (under 2 MB a thread).
+
+    Notes
+    -----
+    The algorithm is that of FlashAttention [2]_ with the queries in the vector lanes: scores, softmax
+    and weighted sum go block by block of keys with a running maximum. Arithmetic is float64 for
+    float64 and float32 otherwise. The same inputs give the same bits for any number of threads.
+
+    References
+    ----------
+    .. [1] A. Vaswani et al., "Attention Is All You Need", 2017.
+    .. [2] T. Dao et al., "FlashAttention: Fast and Memory-Efficient Exact Attention with
+       IO-Awareness", 2022.
+    .. [3] O. Press et al., "Train Short, Test Long", 2022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast import attention
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = rng.standard_normal((3, 2, 4, 100, 64), dtype=np.float32)
+    >>> attention(q, k, v, is_causal=True).shape
+    (2, 4, 100, 64)
+
+    A window of 8 keys on either side, and padding in the second batch row:
+
+    >>> o, lse, _ = attention(q, k, v, window_size=8, kv_lengths=[100, 60], return_lse=True)
+    >>> lse.shape
+    (2, 4, 100)
+    >>> bool((o[1, :, 70:] == 0).all())
+    True
+    """
+    output, lse, weights = _core.attention(
+        query,
+        key,
+        value,
+        mask,
+        bias,
+        is_causal,
+        window_size,
+        q_offset,
+        q_lengths,
+        kv_lengths,
+        scale,
+        softcap,
+        alibi_slopes,
+        sink_logits,
+        return_lse,
+        return_weights,
+        out,
+        num_threads,
+    )
+    if lse is None and weights is None:
+        return output
+    return AttentionResult(output, lse, weights)
+
+
+def attention_weights(
+    query: ArrayLike,
+    key: ArrayLike,
+    *,
+    stage: Stage = "weights",
+    mask: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    is_causal: bool = False,
+    window_size: Window = None,
+    q_offset: ArrayLike | Literal["end"] | None = None,
+    q_lengths: ArrayLike | None = None,
+    kv_lengths: ArrayLike | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sink_logits: ArrayLike | None = None,
+    num_threads: int | None = None,
+) -> Array:
+    """The softmax weights of :func:`attention`, or its scores at an earlier stage.
+
+    Parameters
+    ----------
+    query, key, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap, \
+alibi_slopes, sink_logits, num_threads
+        As for :func:`attention`.
+    stage : {"scores", "capped", "biased", "weights"}
+        ``"scores"``: ``scale * q . k`` of every pair. ``"capped"``: after the softcap, every pair.
+        ``"biased"``: after bias and ALiBi, and ``-inf`` where a key is hidden. ``"weights"``: after
+        the softmax, 0 where a key is hidden. These are modes 0 to 3 of ``qk_matmul_output_mode`` of
+        the ONNX operator ``Attention``.
+
+    Returns
+    -------
+    ndarray, ``(..., H, Lq, Lk)``
+        In the dtype of `query`.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As for :func:`attention`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast import attention_weights
+    >>> q = k = np.eye(3, dtype=np.float32)
+    >>> attention_weights(q, k, is_causal=True, scale=1.0).round(2)
+    array([[1.  , 0.  , 0.  ],
+           [0.27, 0.73, 0.  ],
+           [0.21, 0.21, 0.58]], dtype=float32)
+    """
+    if stage not in _core.STAGES:
+        raise ValueError(f"stage must be one of {', '.join(_core.STAGES)}, got {stage!r}")
+    return _core.attention_weights(
+        query,
+        key,
+        stage,
+        mask,
+        bias,
+        is_causal,
+        window_size,
+        q_offset,
+        q_lengths,
+        kv_lengths,
+        scale,
+        softcap,
+        alibi_slopes,
+        sink_logits,
+        num_threads,
+    )
+
+
+def plan(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    mask: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    is_causal: bool = False,
+    window_size: Window = None,
+    q_offset: ArrayLike | Literal["end"] | None = None,
+    q_lengths: ArrayLike | None = None,
+    kv_lengths: ArrayLike | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sink_logits: ArrayLike | None = None,
+    num_threads: int | None = None,
+) -> Plan:
+    """What the same call to :func:`attention` would do, without doing it.
+
+    Parameters
+    ----------
+    query, key, value, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, \
+softcap, alibi_slopes, sink_logits, num_threads
+        As for :func:`attention`. Of the three arrays only shape, strides and dtype matter; a
+        `mask` is read.
+
+    Returns
+    -------
+    Plan
+        Named tuple ``(visible_pairs, visited_pairs, flops, bytes, tasks, threads, isa, kernel)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :func:`attention`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast import plan
+    >>> x = np.zeros((8, 65536, 64), np.float32)
+    >>> full, local = plan(x, x, x), plan(x, x, x, window_size=256)
+    >>> full.visible_pairs // local.visible_pairs
+    128
+    """
+    return Plan(
+        *_core.describe(
+            query,
+            key,
+            value,
+            mask,
+            bias,
+            is_causal,
+            window_size,
+            q_offset,
+            q_lengths,
+            kv_lengths,
+            scale,
+            softcap,
+            alibi_slopes,
+            sink_logits,
+            num_threads,
+        )
+    )

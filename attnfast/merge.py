@@ -1,0 +1,105 @@
+"""Joining attention over parts of the keys."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .result import AttentionResult
+
+Array = NDArray[Any]
+
+
+def merge_attention(
+    outputs: Sequence[ArrayLike] | Array, lses: Sequence[ArrayLike] | Array
+) -> AttentionResult:
+    r"""Exact attention over the union of disjoint sets of keys, from the results for each set.
+
+    .. math::
+        L = \log \sum_n e^{L_n} \qquad O = \sum_n e^{L_n - L} O_n
+
+    Parameters
+    ----------
+    outputs : sequence of array_like ``(..., Lq, Dv)``, or array stacked on axis 0
+        Outputs of :func:`attnfast.attention` over each set of keys, equally shaped, of one dtype:
+        float32, float64, float16 or bfloat16.
+    lses : sequence of array_like ``(..., Lq)``, or array stacked on axis 0
+        Their `lse`, natural logarithms. A part with ``-inf`` saw no key and has no influence.
+
+    Returns
+    -------
+    AttentionResult
+        Output in the dtype of the parts, lse in float32 (float64 for float64), weights None.
+
+    Raises
+    ------
+    TypeError
+        Dtypes that differ or are not floating point.
+    ValueError
+        No parts, or shapes that do not fit.
+
+    Notes
+    -----
+    A sink logit must enter one part only.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast import attention, merge_attention
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 8, 50, 32))
+    >>> parts = [attention(q, k[:, s], v[:, s], return_lse=True) for s in (slice(20), slice(20, 50))]
+    >>> merged = merge_attention([p.output for p in parts], [p.lse for p in parts])
+    >>> np.allclose(merged.output, attention(q, k, v), atol=1e-14)
+    True
+    """
+    output_parts, lse_parts = _parts(outputs, "outputs"), _parts(lses, "lses")
+    _check(output_parts, lse_parts)
+    dtype = output_parts[0].dtype
+    real = np.float64 if dtype == np.float64 else np.float32
+    lse_stack = np.stack([part.astype(real) for part in lse_parts])
+    top = lse_stack.max(axis=0)
+    top[top == -np.inf] = 0  # nothing seen: every weight becomes exp(-inf)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = np.exp(lse_stack - top)
+        total = weights.sum(axis=0)
+        lse = top + np.log(total)
+        weights /= np.where(total == 0, 1, total)
+        output = np.zeros(output_parts[0].shape, real)
+        for part, weight, part_lse in zip(output_parts, weights, lse_stack, strict=True):
+            seen = (part_lse != -np.inf)[..., None]
+            output += np.where(seen, weight[..., None] * part.astype(real), 0)
+    return AttentionResult(output.astype(dtype), lse, None)
+
+
+def _parts(arrays: Sequence[ArrayLike] | Array, name: str) -> list[Array]:
+    if isinstance(arrays, np.ndarray) and arrays.ndim == 0:
+        raise ValueError(f"{name} must be a sequence of arrays, or an array stacked on axis 0")
+    try:
+        parts = [np.asarray(part) for part in arrays]
+    except TypeError:
+        raise TypeError(
+            f"{name} must be a sequence of arrays, got {type(arrays).__name__}"
+        ) from None
+    if not parts:
+        raise ValueError(f"{name} is empty: there is nothing to merge")
+    for part in parts:
+        if part.dtype.kind != "f" and part.dtype.name != "bfloat16":
+            raise TypeError(f"{name} must be floating point, got {part.dtype}")
+        if part.dtype != parts[0].dtype:
+            raise TypeError(f"{name} mix the dtypes {parts[0].dtype} and {part.dtype}")
+        if part.shape != parts[0].shape:
+            raise ValueError(f"{name} mix the shapes {parts[0].shape} and {part.shape}")
+    return parts
+
+
+def _check(outputs: list[Array], lses: list[Array]) -> None:
+    if outputs[0].dtype.name not in ("float32", "float64", "float16", "bfloat16"):
+        raise TypeError(f"outputs must not be {outputs[0].dtype}")
+    if outputs[0].ndim < 1 or lses[0].shape != outputs[0].shape[:-1]:
+        raise ValueError(
+            f"lses must have the shape of outputs without its last axis: "
+            f"outputs {outputs[0].shape}, lses {lses[0].shape}"
+        )
+    if len(lses) != len(outputs):
+        raise ValueError(f"lses must be as many as outputs: {len(outputs)} outputs, {len(lses)} lses")

@@ -1,0 +1,54 @@
+"""The named tuple that calls with a ``return_*`` flag give back."""
+
+from typing import Any, NamedTuple
+
+
+class AttentionResult(NamedTuple):
+    """Output of attention together with what else was asked for.
+
+    Attributes
+    ----------
+    output : ndarray
+        The attention output, ``(..., H, Lq, Dv)``.
+    lse : ndarray or None
+        Natural logarithm of each query's softmax denominator, ``(..., H, Lq)``; None unless asked for.
+    weights : ndarray or None
+        The softmax weights, ``(..., H, Lq, Lk)``; None unless asked for.
+    """
+
+    output: Any
+    lse: Any = None
+    weights: Any = None
+
+
+class Plan(NamedTuple):
+    """What a call to :func:`attnfast.attention` would do.
+
+    Attributes
+    ----------
+    visible_pairs : int
+        (query, key) pairs, over all batch rows and heads, that may attend.
+    visited_pairs : int
+        Pairs whose score is computed: those of the key blocks in which anything is visible.
+    flops : int
+        Floating-point operations of both products over the visible pairs, ``2 pairs (D + Dv)``.
+    bytes : int
+        Bytes of query, key, value and output, each counted once.
+    tasks : int
+        Units of work that threads share out among themselves.
+    threads : int
+        Threads that would work on them.
+    isa : str
+        Instruction set of the kernels.
+    kernel : str
+        ``"forward"`` (queries in the vector lanes), ``"decode"`` (few queries) or ``"none"`` (nothing to do).
+    """
+
+    visible_pairs: int
+    visited_pairs: int
+    flops: int
+    bytes: int
+    tasks: int
+    threads: int
+    isa: str
+    kernel: str

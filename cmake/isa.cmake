@@ -1,0 +1,51 @@
+# The list of kernel variants, best first: instruction set, processors it is for, compiler flags, dtypes.
+# Every pair (instruction set, dtype) that the compiler can build becomes an object of csrc/kernels.c and a line of
+# af_variants.h. To add an instruction set: one header csrc/simd/<name>.h and one line here.
+set(ATTNFAST_VARIANTS "")
+set(ATTNFAST_KERNEL_OBJECTS "")
+
+set(_x86 "^(x86_64|AMD64|amd64|i[3-6]86)$")
+set(_any ".*")
+
+# Unrolling is explicit in the source; -O3 measured equal to or better than -O2 with gcc 12 (see docs/design.md).
+set(_common -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off)
+
+function(attnfast_isa isa processors)
+  cmake_parse_arguments(ARG "" "" "FLAGS;DTYPES" ${ARGN})
+  if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "${processors}")
+    return()
+  endif()
+  if(ARG_FLAGS)
+    string(REPLACE ";" " " CMAKE_REQUIRED_FLAGS "${ARG_FLAGS}")
+    check_c_source_compiles("int main(void) { return 0; }" ATTNFAST_COMPILER_HAS_${isa})
+    if(NOT ATTNFAST_COMPILER_HAS_${isa})
+      return()
+    endif()
+  endif()
+  set(numbers_f32 0)
+  set(numbers_f64 1)
+  set(numbers_f16 2)
+  set(numbers_bf16 3)
+  foreach(dtype IN LISTS ARG_DTYPES)
+    set(target kernels_${dtype}_${isa})
+    add_library(${target} OBJECT csrc/kernels.c)
+    target_compile_options(${target} PRIVATE ${_common} ${ARG_FLAGS})
+    target_compile_definitions(
+      ${target} PRIVATE AF_ISA=${isa} AF_TYPE=${dtype} AF_DTYPE=${numbers_${dtype}}
+                        AF_SIMD_HEADER="simd/${isa}.h")
+    target_include_directories(${target} PRIVATE csrc)
+    target_link_libraries(${target} PRIVATE attnfast_flags)
+    list(APPEND ATTNFAST_VARIANTS "X(${dtype}, ${isa})")
+    list(APPEND ATTNFAST_KERNEL_OBJECTS $<TARGET_OBJECTS:${target}>)
+  endforeach()
+  set(ATTNFAST_VARIANTS "${ATTNFAST_VARIANTS}" PARENT_SCOPE)
+  set(ATTNFAST_KERNEL_OBJECTS "${ATTNFAST_KERNEL_OBJECTS}" PARENT_SCOPE)
+endfunction()
+
+attnfast_isa(avx512 "${_x86}" FLAGS -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c
+             DTYPES f32 f64 f16 bf16)
+attnfast_isa(avx2 "${_x86}" FLAGS -mavx2 -mfma -mf16c DTYPES f32 f64 f16 bf16)
+attnfast_isa(generic "${_any}" DTYPES f32 f64 f16 bf16)
+
+string(REPLACE ";" " " _variants "${ATTNFAST_VARIANTS}")
+file(CONFIGURE OUTPUT af_variants.h CONTENT "#define AF_VARIANTS(X) @_variants@\n" @ONLY)

@@ -1,0 +1,82 @@
+/* attnfast: the C API. A problem says what to compute; it is legal by the time it gets here (the binding checks it).
+ *
+ *   B batch rows, H query heads, Hk key/value heads (H % Hk == 0), Lq queries, Lk keys, D and Dv head sizes.
+ *   Strides and offsets count elements, never bytes. The last axis of query, key, value, output has stride 1. */
+#ifndef ATTNFAST_H
+#define ATTNFAST_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum af_dtype { AF_F32, AF_F64, AF_F16, AF_BF16 } af_dtype;
+typedef enum af_status { AF_OK, AF_NO_MEMORY, AF_INTERRUPTED } af_status;
+
+/* What the `weights` array receives: the scores at one of the stages of the computation, or the softmax weights. */
+typedef enum af_stage { AF_SCORES, AF_CAPPED, AF_BIASED, AF_WEIGHTS } af_stage;
+
+/* Distances and positions beyond this are as good as infinite; sums of three still fit in 64 bits. */
+#define AF_FAR ((int64_t)1 << 60)
+
+/* Element (b, h, i, j) is data[(batch ? batch[b] : b * stride_b) + h * stride_h + i * stride_i + j * stride_j]. */
+typedef struct af_tensor {
+    void *data;           /* NULL: absent */
+    const int64_t *batch; /* offset of each batch row, when the batch axes do not collapse into one stride */
+    int64_t b, h, i, j;
+} af_tensor;
+
+typedef struct af_problem {
+    af_dtype dtype; /* of query, key, value, output, weights; `real` is double for AF_F64 and float otherwise */
+    int64_t B, H, Hk, Lq, Lk, D, Dv;
+    af_tensor query, key, value; /* value absent: no output is computed, only weights */
+    af_tensor output;
+    void *lse;         /* real [B][H][Lq], contiguous, or NULL */
+    af_tensor weights; /* [B][H][Lq][Lk], what `stage` says */
+    af_stage stage;
+
+    double scale, softcap;     /* softcap 0: none */
+    af_tensor bias;            /* real; j stride 0 or 1 */
+    af_tensor mask;            /* one byte each, non-zero = may attend; j stride 0 or 1 */
+    const double *alibi;       /* slopes, [b * alibi_b + h], or NULL */
+    int64_t alibi_b;
+    const double *sink;        /* [H] or NULL */
+    int64_t left, right;       /* key j is inside the window of position p iff p - left <= j <= p + right */
+    const int64_t *q_offset;   /* [B]: position of query 0 on the key axis, or NULL: 0 */
+    const int64_t *q_length;   /* [B] or NULL: Lq */
+    const int64_t *kv_length;  /* [B] or NULL: Lk */
+} af_problem;
+
+/* How to run: at most `threads` threads; `interrupted` (or NULL) is asked between stretches of about 50 ms and a
+ * non-zero answer ends the call with AF_INTERRUPTED. */
+typedef struct af_run {
+    int threads;
+    int (*interrupted)(void);
+} af_run;
+
+/* What a call would do. Pairs are (query, key) pairs over all batch rows and heads; visited pairs are those whose
+ * score is computed, visible ones those that may attend. */
+typedef struct af_report {
+    int64_t visible_pairs, visited_pairs, tasks;
+    double flops, bytes;
+    int threads;
+    const char *isa, *kernel;
+} af_report;
+
+af_status af_attention(const af_problem *problem, const af_run *run);
+void af_describe(const af_problem *problem, int threads, af_report *report);
+
+/* Threads that a call from this thread uses unless told otherwise: what was set for the calling thread, else for the
+ * process, else the least of what OpenMP allows the calling thread, the CPUs the process may run on and the CPU quota
+ * of its control group. Setting 0 takes a setting back; the one for the calling thread returns what it was. */
+int af_threads(void);
+void af_set_threads(int threads);
+int af_set_own_threads(int threads);
+
+/* Instruction sets this CPU can run, best first; NULL at the end of the list. */
+const char *af_isa(int index);
+/* Use no instruction set better than `name`; NULL: the best. Returns false if the name is not in the list. */
+bool af_cap_isa(const char *name);
+/* The instruction set in use for a dtype. */
+const char *af_isa_in_use(af_dtype dtype);
+
+#endif

@@ -1,0 +1,111 @@
+#if defined(__linux__)
+#define _GNU_SOURCE
+#include <sched.h>
+#endif
+
+#include "cpu.h"
+
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+
+static uint64_t enabled_state(void)
+{
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+
+unsigned af_cpu_features(void)
+{
+    enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };               /* leaf 1, ecx */
+    enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17, AVX512BW = 1 << 30 }; /* leaf 7, ebx */
+    const uint32_t AVX512VL = (uint32_t)1 << 31;
+    uint32_t a, b, c, d;
+    unsigned features = 0;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE) || !(c & FMA) || !(c & F16C)) return 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+    const uint64_t state = enabled_state();
+    if ((state & 0x06) == 0x06 && (b & AVX2)) features |= AF_CPU_AVX2;
+    const uint32_t need = AVX512F | AVX512DQ | AVX512BW | AVX512VL;
+    if ((state & 0xe6) == 0xe6 && (b & need) == need && features) features |= AF_CPU_AVX512;
+    return features;
+}
+#else
+unsigned af_cpu_features(void) { return 0; }
+#endif
+
+#if defined(__linux__)
+static int read_line(const char *path, char *line, int size)
+{
+    FILE *file = fopen(path, "r");
+    if (!file) return 0;
+    const int ok = fgets(line, size, file) != NULL;
+    fclose(file);
+    return ok;
+}
+
+/* CPUs' worth of time in each period that a control group may use, or 0: no limit. */
+static double quota_of(const char *group)
+{
+    char path[512], line[128];
+    double quota = 0, period = 0;
+    snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", group);
+    if (read_line(path, line, sizeof line)) return sscanf(line, "%lf %lf", &quota, &period) == 2 ? quota / period : 0;
+    snprintf(path, sizeof path, "/sys/fs/cgroup/cpu%s/cpu.cfs_quota_us", group);
+    if (!read_line(path, line, sizeof line) || sscanf(line, "%lf", &quota) != 1 || quota <= 0) return 0;
+    snprintf(path, sizeof path, "/sys/fs/cgroup/cpu%s/cpu.cfs_period_us", group);
+    if (!read_line(path, line, sizeof line) || sscanf(line, "%lf", &period) != 1 || period <= 0) return 0;
+    return quota / period;
+}
+
+/* The group of this process for the cpu controller: "0::/path" (version 2) or "n:cpu,cpuacct:/path" (version 1). */
+static void own_group(char *group, int size)
+{
+    char line[512];
+    group[0] = 0;
+    FILE *file = fopen("/proc/self/cgroup", "r");
+    while (file && fgets(line, sizeof line, file)) {
+        const char *path = strrchr(line, ':');
+        if (!path || (strncmp(line, "0::", 3) != 0 && !strstr(line, ":cpu,") && !strstr(line, ",cpu:"))) continue;
+        snprintf(group, (size_t)size, "%s", path + 1);
+        group[strcspn(group, "\n")] = 0;
+    }
+    if (file) fclose(file);
+    if (strcmp(group, "/") == 0) group[0] = 0;
+}
+
+static int quota_cpus(int cpus)
+{
+    char group[512];
+    own_group(group, sizeof group);
+    for (;;) { /* the tightest limit on the way up to the root */
+        const double quota = quota_of(group);
+        if (quota > 0 && quota < cpus) cpus = quota < 1 ? 1 : (int)(quota + 0.5);
+        char *slash = strrchr(group, '/');
+        if (!slash) return cpus;
+        *slash = 0;
+    }
+}
+
+static int usable_cpus(void)
+{
+    cpu_set_t set;
+    const int cpus = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1024;
+    return quota_cpus(cpus);
+}
+#else
+static int usable_cpus(void) { return 1024; } /* OpenMP's own count decides */
+#endif
+
+int af_cpu_count(void)
+{
+    static int cpus; /* every thread that gets here first computes the same */
+    if (!cpus) cpus = usable_cpus();
+    return cpus;
+}

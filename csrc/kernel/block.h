@@ -1,0 +1,97 @@
+/* A block of query rows: who the lanes are, which keys they can see, and the scratch memory of the kernels.
+ *
+ * The G heads that share a key/value head are interleaved: row r is query i = r / G of head hk * G + r % G, so that a
+ * block is a short run of queries and its keys are read once for the whole group. */
+#ifndef AF_BLOCK_H
+#define AF_BLOCK_H
+
+typedef struct block {
+    int n, nv; /* rows, and the vectors that hold them */
+    int64_t b, hk;
+    af_span span;  /* keys that any row sees */
+    af_span inner; /* keys that every row sees */
+    bool hides;    /* something in span may be hidden from some row */
+    af_span visible[AF_NR];
+    int64_t query[AF_NR], head[AF_NR];
+} block;
+
+static void make_block(block *k, const af_problem *p, const af_plan *plan, af_unit unit)
+{
+    int64_t i = unit.row / plan->group, g = unit.row % plan->group;
+    *k = (block){.n = unit.rows, .nv = (unit.rows + VL - 1) / VL, .b = unit.b, .hk = unit.hk};
+    k->inner = (af_span){0, p->Lk};
+    for (int lane = 0; lane < unit.rows; lane++) {
+        const af_span seen = lane > 0 && g > 0 ? k->visible[lane - 1] : af_visible_keys(p, unit.b, i);
+        k->visible[lane] = seen;
+        k->query[lane] = i;
+        k->head[lane] = unit.hk * plan->group + g;
+        k->span = af_join(k->span, seen);
+        k->inner = (af_span){af_max(k->inner.begin, seen.begin), af_min(k->inner.end, seen.end)};
+        if (++g == plan->group) {
+            g = 0;
+            i++;
+        }
+    }
+    k->hides = p->mask.data || p->bias.data || k->inner.begin > k->span.begin || k->inner.end < k->span.end;
+}
+
+/* First element of a row of a tensor that has one row for every query of every head. */
+AF_INLINE int64_t lane_offset(const af_tensor *t, const block *k, int lane)
+{
+    return af_offset(t, k->b, k->head[lane], k->query[lane]);
+}
+
+typedef struct scratch {
+    real *query;      /* [D][NR], or [rows][D] in decode */
+    real *s;          /* [key_block][NR], or [rows][key_block] */
+    real *o;          /* [Dv][NR] */
+    real *rows;       /* decode: [rows][Dv] */
+    real *m, *l;      /* [NR] running maximum and sum */
+    real *key, *value; /* widened 16-bit keys and values */
+    uint64_t *words;  /* [key_block + 1] */
+} scratch;
+
+/* Lays the scratch memory out from `base`; returns its end. */
+static char *carve(scratch *s, const af_problem *p, const af_plan *plan, char *base)
+{
+    char *end = base;
+#define TAKE(field, count)                                                    \
+    do {                                                                      \
+        (s)->field = (void *)end;                                             \
+        end += ((size_t)(count) * sizeof *(s)->field + 63) & ~(size_t)63;     \
+    } while (0)
+    const int64_t keys = plan->key_block;
+    TAKE(query, p->D * AF_NR);
+    TAKE(s, keys * AF_NR);
+    TAKE(o, p->Dv * AF_NR);
+    TAKE(rows, plan->decode ? plan->block_rows * p->Dv : 0);
+    TAKE(m, AF_NR);
+    TAKE(l, AF_NR);
+    TAKE(key, AF_HALF ? keys * p->D : 0);
+    TAKE(value, AF_HALF ? keys * p->Dv : 0);
+    TAKE(words, keys + 1);
+#undef TAKE
+    return end;
+}
+
+static size_t scratch_bytes(const af_problem *p, const af_plan *plan)
+{
+    scratch s;
+    return (size_t)(carve(&s, p, plan, NULL) - (char *)NULL);
+}
+
+/* The running state before any key: nothing seen. A finite maximum keeps -inf - m defined. */
+static void reset_state(const scratch *s)
+{
+    for (int j = 0; j < AF_NR; j++) {
+        s->m[j] = -AF_LARGEST;
+        s->l[j] = 0;
+    }
+}
+
+static void zero_output(const scratch *s, int64_t Dv)
+{
+    for (int64_t j = 0; j < Dv * AF_NR; j++) s->o[j] = 0;
+}
+
+#endif

@@ -1,0 +1,100 @@
+/* From the running state (m, l, O) of a block to its results, and joining the states of several stretches of keys.
+ *
+ *   with a sink: m' = max(m, sink), l' = l exp(m - m') + exp(sink - m')
+ *   output = O exp(m - m') / l'     lse = m' + log l'     weight of a score = exp(score - m') / l'
+ *
+ * A row that saw no key has l = 0: zero output, lse -inf. */
+#ifndef AF_FINISH_H
+#define AF_FINISH_H
+
+/* What lies in a unit's partial result: m[NR], l[NR], O[Dv][NR]. */
+AF_INLINE real *partial_m(void *partial) { return partial; }
+AF_INLINE real *partial_l(void *partial) { return (real *)partial + AF_NR; }
+AF_INLINE real *partial_o(void *partial) { return (real *)partial + 2 * AF_NR; }
+
+static void save_partial(const af_problem *p, const scratch *s, void *partial)
+{
+    for (int c = 0; c < AF_NR; c++) {
+        partial_m(partial)[c] = s->m[c];
+        partial_l(partial)[c] = s->l[c];
+    }
+    if (!p->value.data) return;
+    for (int64_t i = 0; i < p->Dv * AF_NR; i++) partial_o(partial)[i] = s->o[i];
+}
+
+static void add_sinks(const af_problem *p, const af_plan *plan, const block *k, const scratch *s, real *factor)
+{
+    real sink[AF_NR] = {0};
+    for (int lane = 0; lane < k->n; lane++)
+        sink[lane] = (real)(p->sink[k->head[lane]] * (plan->base2 ? 1.4426950408889634 : 1.0));
+    for (int c = 0; c < k->nv; c++) {
+        const v old = v_load(s->m + c * VL), x = v_load(sink + c * VL), m = v_max(x, old);
+        const v shrink = exp_difference(plan->base2, v_sub(old, m));
+        const v l = v_fma(v_load(s->l + c * VL), shrink, exp_difference(plan->base2, v_sub(x, m)));
+        v_store(factor + c * VL, shrink);
+        v_store(s->m + c * VL, m);
+        v_store(s->l + c * VL, l);
+    }
+}
+
+static void finish(const af_problem *p, const af_plan *plan, const block *k, const scratch *s)
+{
+    real factor[AF_NR], inverse[AF_NR], lse[AF_NR];
+    for (int c = 0; c < AF_NR; c++) factor[c] = 1;
+    if (p->sink) add_sinks(p, plan, k, s, factor);
+    for (int c = 0; c < k->nv; c++) {
+        const v m = v_load(s->m + c * VL), l = v_load(s->l + c * VL);
+        const vm seen = vm_ne(l, v_zero());
+        const v one = v_select(seen, v_div(v_set1(1), l), v_zero());
+        const v log2_sum = v_add(plan->base2 ? m : v_mul(m, v_set1(AF_LOG2E)), v_log2(l));
+        const v natural = plan->base2 ? v_mul(log2_sum, v_set1(AF_LN2)) : v_fma(v_log2(l), v_set1(AF_LN2), m);
+        v_store(inverse + c * VL, one);
+        v_store(factor + c * VL, v_mul(v_load(factor + c * VL), one));
+        v_store(lse + c * VL, v_select(seen, natural, v_set1(-AF_INFINITY)));
+    }
+    elem *rows[AF_NR] = {0};
+    for (int lane = 0; lane < k->n; lane++) {
+        if (af_query_is_padding(p, k->b, k->query[lane])) {
+            factor[lane] = inverse[lane] = 0;
+            lse[lane] = -AF_INFINITY;
+        }
+        const int64_t row = (k->b * p->H + k->head[lane]) * p->Lq + k->query[lane];
+        if (p->lse) ((real *)p->lse)[row] = lse[lane];
+        if (plan->row_max) {
+            ((real *)plan->row_max)[row] = s->m[lane];
+            ((real *)plan->row_inverse)[row] = inverse[lane];
+        }
+        if (p->value.data) rows[lane] = (elem *)p->output.data + lane_offset(&p->output, k, lane);
+    }
+    if (p->value.data) lanes_to_rows(k->n, k->nv, p->Dv, s->o, factor, rows);
+}
+
+static void merge(const af_problem *p, const af_plan *plan, af_unit unit, void *memory, const void *partials)
+{
+    block k;
+    scratch s;
+    make_block(&k, p, plan, unit);
+    carve(&s, p, plan, memory);
+    reset_state(&s);
+    if (p->value.data) zero_output(&s, p->Dv);
+    const char *partial = partials;
+    for (int64_t i = 0; i < plan->splits; i++)
+        for (int c = 0; c < AF_NR; c++) {
+            const real m = partial_m((void *)(partial + i * plan->partial_bytes))[c];
+            if (m > s.m[c]) s.m[c] = m;
+        }
+    for (int64_t i = 0; i < plan->splits; i++) {
+        void *part = (void *)(partial + i * plan->partial_bytes);
+        for (int c = 0; c < k.nv; c++) {
+            const v w = exp_difference(plan->base2, v_sub(v_load(partial_m(part) + c * VL), v_load(s.m + c * VL)));
+            v_store(s.l + c * VL, v_fma(v_load(partial_l(part) + c * VL), w, v_load(s.l + c * VL)));
+            for (int64_t d = 0; p->value.data && d < p->Dv; d++) {
+                real *o = s.o + d * AF_NR + c * VL;
+                v_store(o, v_fma(v_load(partial_o(part) + d * AF_NR + c * VL), w, v_load(o)));
+            }
+        }
+    }
+    finish(p, plan, &k, &s);
+}
+
+#endif

@@ -1,0 +1,102 @@
+/* Attention of a block of query rows, queries in the lanes: O[i] = sum_j softmax_j(S[j, i]) V[j], S = K Q'.
+ *
+ *   pack Q once:  Qt[D][NR], scale folded in
+ *   for each block of keys in the span:   S = K Qt    modifiers, masks    online softmax    O += V' P
+ *   finish:  O / l transposed to the output's rows, lse
+ *
+ * Cost: 2 (D + Dv) NR flops a key; memory: scratch.h's few tiles, all in cache. A hidden key gets P = 0, and 0 * V is
+ * 0 unless V holds NaN or inf. So a block whose output is not finite although something was hidden from it is done
+ * again carefully: V enters only the lanes that see the key. Where V is finite both ways give the same bits. */
+#ifndef AF_FORWARD_H
+#define AF_FORWARD_H
+
+static void pack_query(const af_problem *p, const af_plan *plan, const block *k, real *query)
+{
+    const elem *rows[AF_NR] = {0};
+    for (int lane = 0; lane < k->n; lane++) rows[lane] = (const elem *)p->query.data + lane_offset(&p->query, k, lane);
+    rows_to_lanes(k->n, k->nv, p->D, rows, (real)plan->query_scale, query);
+}
+
+/* O[d][lane] += P[j][lane] V[j][d] for the lanes that see key j, and no other. */
+static void careful_values(const block *k, int n, int64_t Dv, const real *value, int64_t ldv, const uint64_t *words,
+                           const real *p, real *o)
+{
+    for (int64_t d = 0; d < Dv; d++)
+        for (int c = 0; c < k->nv; c++) {
+            v sum = v_load(o + d * AF_NR + c * VL);
+            for (int j = 0; j < n; j++) {
+                const v more = v_fma(v_set1(value[j * ldv + d]), v_load(p + j * AF_NR + c * VL), sum);
+                sum = v_select(vm_bits(words[j] >> c * VL), more, sum);
+            }
+            v_store(o + d * AF_NR + c * VL, sum);
+        }
+}
+
+static bool finite_output(const block *k, int64_t Dv, const real *o)
+{
+    v poison = v_zero(); /* x - x is 0, or NaN where x is not finite */
+    uint64_t bad = 0;
+    for (int c = 0; c < k->nv; c++, poison = v_zero()) {
+        for (int64_t d = 0; d < Dv; d++) {
+            const v x = v_load(o + d * AF_NR + c * VL);
+            poison = v_add(poison, v_sub(x, x));
+        }
+        bad |= vm_word(vm_ne(poison, v_zero())) << c * VL;
+    }
+    return !(bad & low_bits(k->n));
+}
+
+/* Scores of one block of keys after modifiers; the block is at least partly visible. */
+static void score_block(const af_problem *p, const block *k, const scratch *s, int64_t j0, int n)
+{
+    const elem *key = (const elem *)p->key.data + af_offset(&p->key, k->b, k->hk, j0);
+    int64_t ldk;
+    const real *rows = real_rows(key, p->key.i, n, p->D, s->key, &ldk);
+    score_product(k->nv, n, p->D, rows, ldk, s->query, s->s);
+    modify_scores(p, k, j0, n, s->s);
+}
+
+static void run_keys(const af_problem *p, const af_plan *plan, const block *k, const scratch *s, bool careful)
+{
+    real factor[AF_NR];
+    bool first = true;
+    reset_state(s);
+    for (int64_t j0 = k->span.begin; j0 < k->span.end; j0 += plan->key_block) {
+        const int n = (int)af_min(plan->key_block, k->span.end - j0);
+        const int seen = visible_words(p, k, j0, n, s->words);
+        if (seen == SEES_NOTHING) continue;
+        score_block(p, k, s, j0, n);
+        if (seen == SEES_SOME) hide_scores(k, n, s->words, s->s);
+        if (careful) words_of_scores(k, n, s->s, s->words);
+        const bool moved = softmax_step(k->nv, plan->base2, n, s->s, s->m, s->l, factor);
+        if (!p->value.data) continue;
+        if (moved && !first) rescale(k->nv, p->Dv, factor, s->o);
+        const elem *value = (const elem *)p->value.data + af_offset(&p->value, k->b, k->hk, j0);
+        int64_t ldv;
+        const real *rows = real_rows(value, p->value.i, n, p->Dv, s->value, &ldv);
+        if (careful) {
+            if (first) zero_output(s, p->Dv);
+            careful_values(k, n, p->Dv, rows, ldv, s->words, s->s, s->o);
+        } else {
+            value_product(k->nv, !first, n, p->Dv, rows, ldv, s->s, s->o);
+        }
+        first = false;
+    }
+    if (first && p->value.data) zero_output(s, p->Dv);
+}
+
+static void forward(const af_problem *p, const af_plan *plan, af_unit unit, void *memory, void *partial)
+{
+    block k;
+    scratch s;
+    make_block(&k, p, plan, unit);
+    carve(&s, p, plan, memory);
+    k.span = af_split(k.span, unit.split, plan->split_keys);
+    if (k.span.begin < k.span.end) pack_query(p, plan, &k, s.query);
+    run_keys(p, plan, &k, &s, false);
+    if (p->value.data && k.hides && !finite_output(&k, p->Dv, s.o)) run_keys(p, plan, &k, &s, true);
+    if (plan->splits > 1) save_partial(p, &s, partial);
+    else finish(p, plan, &k, &s);
+}
+
+#endif

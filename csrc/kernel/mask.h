@@ -1,0 +1,94 @@
+/* What a mask hides, as words of bits, and hiding it: a hidden score becomes -inf.
+ *
+ * Query lanes: words[j] has the lanes that see key j, so that one blend a vector applies any mask. Positions and
+ * lengths give each lane an interval of keys; toggling its bit at both ends and xoring along the keys fills the words.
+ * A dense mask is read along its rows, 64 keys to a word, and the 64 x 64 bits are transposed. */
+#ifndef AF_MASK_H
+#define AF_MASK_H
+
+AF_INLINE uint64_t low_bits(int64_t n) { return n <= 0 ? 0 : n >= 64 ? ~(uint64_t)0 : ((uint64_t)1 << n) - 1; }
+
+/* Keys of [j0, j0 + n) that a row sees as far as the dense mask decides, n <= 64. */
+static uint64_t dense_word(const af_tensor *mask, const uint8_t *row, int64_t j0, int n)
+{
+    if (mask->j == 0) return *row ? low_bits(n) : 0;
+    return nonzero_bytes(row + j0, n);
+}
+
+static void transpose_bits(uint64_t w[64])
+{
+    uint64_t low = 0x00000000ffffffff;
+    for (int d = 32; d > 0; d >>= 1, low ^= low << d)
+        for (int base = 0; base < 64; base += 2 * d)
+            for (int i = base; i < base + d; i++) {
+                const uint64_t t = ((w[i] >> d) ^ w[i + d]) & low;
+                w[i] ^= t << d;
+                w[i + d] ^= t;
+            }
+}
+
+static void hide_by_position(const block *k, int64_t j0, int n, uint64_t *words)
+{
+    for (int j = 0; j <= n; j++) words[j] = 0;
+    for (int lane = 0; lane < k->n; lane++) {
+        const uint64_t bit = (uint64_t)1 << lane;
+        words[af_min(af_max(k->visible[lane].begin - j0, 0), n)] ^= bit;
+        words[af_min(af_max(k->visible[lane].end - j0, 0), n)] ^= bit;
+    }
+    for (int j = 1; j < n; j++) words[j] ^= words[j - 1];
+}
+
+static void hide_by_mask(const af_problem *p, const block *k, int64_t j0, int n, uint64_t *words)
+{
+    const uint8_t *mask = p->mask.data;
+    for (int j = 0; j < n; j += 64) {
+        const int here = n - j < 64 ? n - j : 64;
+        const uint8_t *last = NULL;
+        uint64_t square[64] = {0};
+        for (int lane = 0; lane < k->n; lane++) {
+            const uint8_t *row = mask + lane_offset(&p->mask, k, lane);
+            square[lane] = row == last ? square[lane - 1] : dense_word(&p->mask, row, j0 + j, here);
+            last = row;
+        }
+        transpose_bits(square);
+        for (int i = 0; i < here; i++) words[j + i] &= square[i];
+    }
+}
+
+enum { SEES_NOTHING, SEES_SOME, SEES_ALL };
+
+/* Fills words for the keys [j0, j0 + n) where that is needed, and says how much of the block is visible. */
+static int visible_words(const af_problem *p, const block *k, int64_t j0, int n, uint64_t *words)
+{
+    const bool inside = j0 >= k->inner.begin && j0 + n <= k->inner.end;
+    if (inside && !p->mask.data) return SEES_ALL;
+    hide_by_position(k, j0, n, words);
+    if (p->mask.data) hide_by_mask(p, k, j0, n, words);
+    uint64_t any = 0, all = low_bits(k->n);
+    for (int j = 0; j < n; j++) {
+        any |= words[j];
+        all &= words[j];
+    }
+    return any == 0 ? SEES_NOTHING : all == low_bits(k->n) ? SEES_ALL : SEES_SOME;
+}
+
+static void hide_scores(const block *k, int n, const uint64_t *words, real *s)
+{
+    const v hidden = v_set1(-AF_INFINITY);
+    for (int j = 0; j < n; j++, s += AF_NR) {
+        if (words[j] == low_bits(k->n)) continue;
+        for (int c = 0; c < k->nv; c++) v_store(s + c * VL, v_select(vm_bits(words[j] >> c * VL), v_load(s + c * VL), hidden));
+    }
+}
+
+/* The lanes whose score is not -inf: what is left to see after masks and biases. */
+static void words_of_scores(const block *k, int n, const real *s, uint64_t *words)
+{
+    for (int j = 0; j < n; j++, s += AF_NR) {
+        words[j] = 0;
+        for (int c = 0; c < k->nv; c++)
+            words[j] |= vm_word(vm_ne(v_load(s + c * VL), v_set1(-AF_INFINITY))) << c * VL;
+    }
+}
+
+#endif

@@ -1,0 +1,71 @@
+/* Between rows in memory (one query or key each) and query lanes: transposes, with the conversion of 16-bit types. */
+#ifndef AF_PACK_H
+#define AF_PACK_H
+
+/* lanes[width][NR] = scale * rows', zero in the lanes past n. */
+static void rows_to_lanes(int n, int nv, int64_t width, const elem *const rows[AF_NR], real scale, real *lanes)
+{
+    const v factor = v_set1(scale);
+    for (int j = 0; j < nv; j++) {
+        const elem *const *group = rows + j * VL;
+        const int lanes_here = n - j * VL < VL ? n - j * VL : VL;
+        int64_t c = 0;
+        for (; lanes_here == VL && c + VL <= width; c += VL) {
+            v x[VL];
+            AF_UNROLL for (int r = 0; r < VL; r++) x[r] = e_load(group[r] + c);
+            v_transpose(x);
+            AF_UNROLL for (int r = 0; r < VL; r++) v_store(lanes + (c + r) * AF_NR + j * VL, v_mul(x[r], factor));
+        }
+        for (; c < width; c += VL) {
+            const int here = width - c < VL ? (int)(width - c) : VL;
+            v x[VL];
+            AF_UNROLL for (int r = 0; r < VL; r++) x[r] = r < lanes_here ? e_load_n(group[r] + c, here) : v_zero();
+            v_transpose(x);
+            AF_UNROLL for (int r = 0; r < VL; r++)
+                if (r < here) v_store(lanes + (c + r) * AF_NR + j * VL, v_mul(x[r], factor));
+        }
+    }
+}
+
+/* rows[lane][0 .. width) = factor[lane] * lanes', for n lanes. */
+static void lanes_to_rows(int n, int nv, int64_t width, const real *lanes, const real *factor, elem *const rows[AF_NR])
+{
+    for (int j = 0; j < nv; j++) {
+        elem *const *group = rows + j * VL;
+        const int lanes_here = n - j * VL < VL ? n - j * VL : VL;
+        const v scale = v_load(factor + j * VL);
+        for (int64_t c = 0; c < width; c += VL) {
+            const int here = width - c < VL ? (int)(width - c) : VL;
+            v x[VL];
+            AF_UNROLL for (int r = 0; r < VL; r++)
+                x[r] = r < here ? v_mul(v_load(lanes + (c + r) * AF_NR + j * VL), scale) : v_zero();
+            v_transpose(x);
+            if (lanes_here == VL && here == VL) {
+                AF_UNROLL for (int r = 0; r < VL; r++) e_store(group[r] + c, x[r]);
+            } else {
+                AF_UNROLL for (int r = 0; r < VL; r++)
+                    if (r < lanes_here) e_store_n(group[r] + c, x[r], here);
+            }
+        }
+    }
+}
+
+/* Keys or values n x width as reals: in place if they are, else widened into `copy`. *ld is their distance. */
+static const real *real_rows(const elem *rows, int64_t stride, int64_t n, int64_t width, real *copy, int64_t *ld)
+{
+#if AF_HALF
+    for (int64_t r = 0; r < n; r++, rows += stride) {
+        int64_t c = 0;
+        for (; c + VL <= width; c += VL) v_store(copy + r * width + c, e_load(rows + c));
+        if (c < width) v_store_n(copy + r * width + c, e_load_n(rows + c, (int)(width - c)), (int)(width - c));
+    }
+    *ld = width;
+    return copy;
+#else
+    (void)n, (void)width, (void)copy;
+    *ld = stride;
+    return rows;
+#endif
+}
+
+#endif

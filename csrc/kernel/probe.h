@@ -1,0 +1,62 @@
+/* The pieces one by one, and the machine's limits, for tests and benchmarks. */
+#ifndef AF_PROBE_H
+#define AF_PROBE_H
+
+#define PROBE_FUNCTION(name)                                                                          \
+    static void probe_##name(const void *x, void *y, int64_t n)                                       \
+    {                                                                                                 \
+        int64_t i = 0;                                                                                \
+        for (; i + VL <= n; i += VL) v_store((real *)y + i, v_##name(v_load((const real *)x + i)));   \
+        const int rest = (int)(n - i);                                                                \
+        if (rest) v_store_n((real *)y + i, v_##name(v_load_n((const real *)x + i, rest)), rest);      \
+    }
+PROBE_FUNCTION(exp2)
+PROBE_FUNCTION(tanh)
+PROBE_FUNCTION(log2)
+#undef PROBE_FUNCTION
+
+static void probe_tile(bool accumulate, int64_t rows, int64_t k, const void *a, int64_t lda, const void *b, void *c)
+{
+    if (accumulate) value_product(AF_NV, true, k, rows, a, lda, b, c);
+    else score_product(AF_NV, rows, k, a, lda, b, c);
+}
+
+static void probe_softmax(void *s, int n, void *m, void *l)
+{
+    real factor[AF_NR];
+    softmax_step(AF_NV, true, n, s, m, l, factor);
+}
+
+/* As many independent chains as a tile has accumulators. */
+static double probe_fma_peak(int64_t iterations)
+{
+    v acc[AF_MR][AF_NV];
+    const v x = v_set1((real)0.999), y = v_set1((real)1e-3);
+    AF_UNROLL for (int i = 0; i < AF_MR; i++)
+        AF_UNROLL for (int j = 0; j < AF_NV; j++) acc[i][j] = v_set1((real)(i * AF_NV + j));
+    for (int64_t t = 0; t < iterations; t++)
+        AF_UNROLL for (int i = 0; i < AF_MR; i++)
+            AF_UNROLL for (int j = 0; j < AF_NV; j++) acc[i][j] = v_fma(acc[i][j], x, y);
+    v sum = v_zero();
+    AF_UNROLL for (int i = 0; i < AF_MR; i++)
+        AF_UNROLL for (int j = 0; j < AF_NV; j++) sum = v_add(sum, acc[i][j]);
+    const double flops = 2.0 * AF_MR * AF_NV * VL * (double)iterations;
+    return v_hsum(sum) == -1 ? 0 : flops; /* the sum is positive; asking keeps the loop */
+}
+
+static double probe_read(const void *data, int64_t n)
+{
+    const real *x = data;
+    v sum[8];
+    AF_UNROLL for (int i = 0; i < 8; i++) sum[i] = v_zero();
+    for (int64_t i = 0; i + 8 * VL <= n / (int64_t)sizeof(real); i += 8 * VL)
+        AF_UNROLL for (int c = 0; c < 8; c++) sum[c] = v_add(sum[c], v_load(x + i + c * VL));
+    AF_UNROLL for (int i = 1; i < 8; i++) sum[0] = v_add(sum[0], sum[i]);
+    return (double)v_hsum(sum[0]);
+}
+
+static const af_probe probe = {
+    probe_exp2, probe_tanh, probe_log2, probe_tile, probe_softmax, probe_fma_peak, probe_read,
+};
+
+#endif

@@ -1,0 +1,81 @@
+/* Score modifiers: softcap, ALiBi, bias, in this order, on a tile of scores that lies in cache.
+ *
+ *   s <- softcap * tanh(s)         (the packed query holds scale / softcap)
+ *   s <- s - slope * |p - j|
+ *   s <- s + bias */
+#ifndef AF_SCORE_H
+#define AF_SCORE_H
+
+AF_INLINE v softcap_value(v s, v softcap) { return v_mul(softcap, v_tanh(s)); }
+AF_INLINE v alibi_value(v s, v slope, v distance) { return v_sub(s, v_mul(slope, v_abs(distance))); }
+
+AF_INLINE real lane_slope(const af_problem *p, const block *k, int lane)
+{
+    return (real)p->alibi[k->b * p->alibi_b + k->head[lane]];
+}
+
+static void softcap_tile(const af_problem *p, const block *k, int n, real *s)
+{
+    const v softcap = v_set1((real)p->softcap);
+    for (int j = 0; j < n; j++, s += AF_NR)
+        for (int c = 0; c < k->nv; c++) v_store(s + c * VL, softcap_value(v_load(s + c * VL), softcap));
+}
+
+static void alibi_tile(const af_problem *p, const block *k, int64_t j0, int n, real *s)
+{
+    real slope[AF_NR] = {0}, position[AF_NR] = {0};
+    for (int lane = 0; lane < k->n; lane++) {
+        slope[lane] = lane_slope(p, k, lane);
+        position[lane] = (real)(af_position(p, k->b, k->query[lane]) - j0);
+    }
+    for (int j = 0; j < n; j++, s += AF_NR)
+        for (int c = 0; c < k->nv; c++) {
+            const v distance = v_sub(v_load(position + c * VL), v_set1((real)j));
+            v_store(s + c * VL, alibi_value(v_load(s + c * VL), v_load(slope + c * VL), distance));
+        }
+}
+
+/* A bias has keys along its rows: squares of VL x VL are transposed on the way in. */
+static void bias_square(int lanes, int keys, const real *const rows[VL], int64_t j, real *s)
+{
+    v x[VL];
+    AF_UNROLL for (int r = 0; r < VL; r++)
+        x[r] = r >= lanes ? v_zero() : keys == VL ? v_load(rows[r] + j) : v_load_n(rows[r] + j, keys);
+    v_transpose(x);
+    AF_UNROLL for (int r = 0; r < VL; r++)
+        if (r < keys) v_store(s + r * AF_NR, v_add(v_load(s + r * AF_NR), x[r]));
+}
+
+static void bias_tile(const af_problem *p, const block *k, int64_t j0, int n, real *s)
+{
+    const real *bias = p->bias.data, *rows[AF_NR];
+    bool same = true;
+    for (int lane = 0; lane < k->n; lane++) {
+        rows[lane] = bias + lane_offset(&p->bias, k, lane);
+        same = same && rows[lane] == rows[0];
+    }
+    if (p->bias.j == 0) {
+        real lanes[AF_NR] = {0};
+        for (int lane = 0; lane < k->n; lane++) lanes[lane] = *rows[lane];
+        for (int j = 0; j < n; j++, s += AF_NR)
+            for (int c = 0; c < k->nv; c++) v_store(s + c * VL, v_add(v_load(s + c * VL), v_load(lanes + c * VL)));
+    } else if (same) {
+        for (int j = 0; j < n; j++, s += AF_NR)
+            for (int c = 0; c < k->nv; c++) v_store(s + c * VL, v_add(v_load(s + c * VL), v_set1(rows[0][j0 + j])));
+    } else {
+        for (int c = 0; c < k->nv; c++)
+            for (int j = 0; j < n; j += VL)
+                bias_square(k->n - c * VL < VL ? k->n - c * VL : VL, n - j < VL ? n - j : VL, rows + c * VL, j0 + j,
+                            s + j * AF_NR + c * VL);
+    }
+}
+
+static void modify_scores(const af_problem *p, const block *k, int64_t j0, int n, real *s)
+{
+    if (p->softcap != 0) softcap_tile(p, k, n, s);
+    if (p->stage <= AF_CAPPED) return;
+    if (p->alibi) alibi_tile(p, k, j0, n, s);
+    if (p->bias.data) bias_tile(p, k, j0, n, s);
+}
+
+#endif

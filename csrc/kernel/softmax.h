@@ -1,0 +1,66 @@
+/* Online softmax on a tile of scores S[n][NR], lane by lane:
+ *
+ *   m' = max(m, max_j S_j)      P_j = exp(S_j - m')      l' = exp(m - m') l + sum_j P_j      O' = exp(m - m') O
+ *
+ * in place, P over S. The maximum moves only when it would grow by more than SLACK (powers of two, so P stays below
+ * 2^SLACK and nothing is lost in floating point): after the first tiles O is almost never rescaled. */
+#ifndef AF_SOFTMAX_H
+#define AF_SOFTMAX_H
+
+enum { SLACK = 8 };
+#define AF_LOG2E ((real)1.4426950408889634)
+#define AF_LN2 ((real)0.6931471805599453)
+
+/* exp of a difference of scores; base2: scores are in units of log 2. */
+AF_INLINE v exp_difference(const bool base2, v x) { return v_exp2(base2 ? x : v_mul(x, v_set1(AF_LOG2E))); }
+
+/* Returns whether a maximum moved; then factor[NR] is what O has to be multiplied by. */
+AF_INLINE bool softmax_tile(const int nv, const bool base2, int n, real *s, real *m, real *l, real *factor)
+{
+    const v slack = v_set1(base2 ? SLACK : SLACK * AF_LN2);
+    v top[AF_NV], sum[AF_NV];
+    AF_UNROLL for (int c = 0; c < nv; c++) {
+        top[c] = v_set1(-AF_INFINITY);
+        sum[c] = v_zero();
+    }
+    for (int j = 0; j < n; j++)
+        AF_UNROLL for (int c = 0; c < nv; c++) top[c] = v_max(v_load(s + j * AF_NR + c * VL), top[c]);
+    bool moved = false;
+    AF_UNROLL for (int c = 0; c < nv; c++) {
+        const v old = v_load(m + c * VL);
+        const vm grows = vm_gt(top[c], v_add(old, slack));
+        top[c] = v_select(grows, top[c], old);
+        moved = moved || vm_word(grows);
+    }
+    if (moved) {
+        AF_UNROLL for (int c = 0; c < nv; c++) {
+            const v x = exp_difference(base2, v_sub(v_load(m + c * VL), top[c]));
+            v_store(factor + c * VL, x);
+            v_store(l + c * VL, v_mul(v_load(l + c * VL), x));
+            v_store(m + c * VL, top[c]);
+        }
+    }
+    for (int j = 0; j < n; j++)
+        AF_UNROLL for (int c = 0; c < nv; c++) {
+            const v x = exp_difference(base2, v_sub(v_load(s + j * AF_NR + c * VL), top[c]));
+            v_store(s + j * AF_NR + c * VL, x);
+            sum[c] = v_add(sum[c], x);
+        }
+    AF_UNROLL for (int c = 0; c < nv; c++) v_store(l + c * VL, v_add(v_load(l + c * VL), sum[c]));
+    return moved;
+}
+
+static bool softmax_step(int nv, bool base2, int n, real *s, real *m, real *l, real *factor)
+{
+    if (nv == 1) return base2 ? softmax_tile(1, true, n, s, m, l, factor) : softmax_tile(1, false, n, s, m, l, factor);
+    if (nv == 2) return base2 ? softmax_tile(2, true, n, s, m, l, factor) : softmax_tile(2, false, n, s, m, l, factor);
+    return base2 ? softmax_tile(AF_NV, true, n, s, m, l, factor) : softmax_tile(AF_NV, false, n, s, m, l, factor);
+}
+
+static void rescale(int nv, int64_t Dv, const real *factor, real *o)
+{
+    for (int64_t d = 0; d < Dv; d++)
+        for (int c = 0; c < nv; c++) v_store(o + d * AF_NR + c * VL, v_mul(v_load(o + d * AF_NR + c * VL), v_load(factor + c * VL)));
+}
+
+#endif

@@ -1,0 +1,79 @@
+/* The register tile that both products of attention are made of:
+ *
+ *   C[rows][NR] = A[rows][k] B[k][NR]        (or += )
+ *
+ *   scores  S = K Q'    rows: keys   k: D       A = K in place, its rows lda apart
+ *   values  O += V' P   rows: Dv     k: keys    A = V' in place, its columns lda apart
+ *
+ * B and C have NR = AF_NV * VL query lanes. AF_MR x nv accumulators stay in registers over the whole of k; every step
+ * loads nv vectors of B and broadcasts one element of each row of A: AF_MR * nv FMAs for AF_MR + nv loads. */
+#ifndef AF_TILE_H
+#define AF_TILE_H
+
+/* mr, nv, by_rows, accumulate are constants wherever this is inlined. */
+AF_INLINE void tile(const int mr, const int nv, const bool by_rows, const bool accumulate, int64_t k, const real *a,
+                    int64_t lda, const real *b, real *c)
+{
+    v acc[AF_MR][AF_NV];
+    AF_UNROLL for (int i = 0; i < mr; i++)
+        AF_UNROLL for (int j = 0; j < nv; j++) acc[i][j] = accumulate ? v_load(c + i * AF_NR + j * VL) : v_zero();
+    for (int64_t p = 0; p < k; p++) {
+        v lanes[AF_NV];
+        AF_UNROLL for (int j = 0; j < nv; j++) lanes[j] = v_load(b + j * VL);
+        AF_UNROLL for (int i = 0; i < mr; i++) {
+            const v x = v_set1(by_rows ? a[i * lda] : a[i]);
+            AF_UNROLL for (int j = 0; j < nv; j++) acc[i][j] = v_fma(x, lanes[j], acc[i][j]);
+        }
+        a += by_rows ? 1 : lda;
+        b += AF_NR;
+    }
+    AF_UNROLL for (int i = 0; i < mr; i++)
+        AF_UNROLL for (int j = 0; j < nv; j++) v_store(c + i * AF_NR + j * VL, acc[i][j]);
+}
+
+/* All rows: whole tiles, then the rest. A rest that need not accumulate repeats rows of the tile before it. */
+AF_INLINE void product(const int nv, const bool by_rows, const bool accumulate, int64_t rows, int64_t k, const real *a,
+                       int64_t lda, const real *b, real *c)
+{
+    const int64_t step = by_rows ? lda : 1;
+    int64_t i = 0;
+    for (; i + AF_MR <= rows; i += AF_MR)
+        tile(AF_MR, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR);
+    if (i == rows) return;
+    if (!accumulate && rows > AF_MR) {
+        i = rows - AF_MR;
+        tile(AF_MR, nv, by_rows, false, k, a + i * step, lda, b, c + i * AF_NR);
+        return;
+    }
+    if (AF_MR > 4 && i + 4 <= rows) {
+        tile(4, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR);
+        i += 4;
+    }
+    if (i + 2 <= rows) {
+        tile(2, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR);
+        i += 2;
+    }
+    if (i < rows) tile(1, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR);
+}
+
+/* S[n][NR] = K[n][D] Qt[D][NR] */
+static void score_product(int nv, int64_t n, int64_t D, const real *key, int64_t ldk, const real *query, real *s)
+{
+    if (nv == 1) product(1, true, false, n, D, key, ldk, query, s);
+    else if (nv == 2) product(2, true, false, n, D, key, ldk, query, s);
+    else product(AF_NV, true, false, n, D, key, ldk, query, s);
+}
+
+/* O[Dv][NR] (+)= V'[Dv][n] P[n][NR] */
+static void value_product(int nv, bool accumulate, int64_t n, int64_t Dv, const real *value, int64_t ldv,
+                          const real *p, real *o)
+{
+    if (nv == 1 && accumulate) product(1, false, true, Dv, n, value, ldv, p, o);
+    else if (nv == 1) product(1, false, false, Dv, n, value, ldv, p, o);
+    else if (nv == 2 && accumulate) product(2, false, true, Dv, n, value, ldv, p, o);
+    else if (nv == 2) product(2, false, false, Dv, n, value, ldv, p, o);
+    else if (accumulate) product(AF_NV, false, true, Dv, n, value, ldv, p, o);
+    else product(AF_NV, false, false, Dv, n, value, ldv, p, o);
+}
+
+#endif

@@ -1,0 +1,71 @@
+/* Scores and weights themselves, [rows][keys], for callers who ask for them.
+ *
+ * Stages: SCORES and CAPPED hold every pair, BIASED has -inf where a key is hidden, WEIGHTS are exp(score - m) / l with
+ * the m and 1 / l that forward or decode left for each row; hidden keys weigh 0. The tile is transposed on its way out. */
+#ifndef AF_WEIGHTS_H
+#define AF_WEIGHTS_H
+
+typedef struct weight_rows {
+    elem *row[AF_NR];
+    real m[AF_NR], inverse[AF_NR], one[AF_NR];
+} weight_rows;
+
+static void tile_to_weights(const af_problem *p, const af_plan *plan, const block *k, const weight_rows *w, int64_t j0,
+                            int n, real *s)
+{
+    for (int j = 0; p->stage == AF_WEIGHTS && j < n; j++)
+        for (int c = 0; c < k->nv; c++) {
+            real *x = s + j * AF_NR + c * VL;
+            v_store(x, exp_difference(plan->base2, v_sub(v_load(x), v_load(w->m + c * VL))));
+        }
+    elem *rows[AF_NR];
+    for (int lane = 0; lane < k->n; lane++) rows[lane] = w->row[lane] + j0;
+    lanes_to_rows(k->n, k->nv, n, s, p->stage == AF_WEIGHTS ? w->inverse : w->one, rows);
+}
+
+static void fill_weights(const block *k, const weight_rows *w, int64_t begin, int64_t end, real x)
+{
+    for (int lane = 0; lane < k->n; lane++) {
+        int64_t j = begin;
+        for (; j + VL <= end; j += VL) e_store(w->row[lane] + j, v_set1(x));
+        if (j < end) e_store_n(w->row[lane] + j, v_set1(x), (int)(end - j));
+    }
+}
+
+static void weights(const af_problem *p, const af_plan *plan, af_unit unit, void *memory)
+{
+    block k;
+    scratch s;
+    weight_rows w;
+    make_block(&k, p, plan, unit);
+    carve(&s, p, plan, memory);
+    for (int lane = 0; lane < AF_NR; lane++) w.m[lane] = w.inverse[lane] = 0, w.one[lane] = 1;
+    for (int lane = 0; lane < k.n; lane++) {
+        const int64_t row = (k.b * p->H + k.head[lane]) * p->Lq + k.query[lane];
+        w.row[lane] = (elem *)p->weights.data + lane_offset(&p->weights, &k, lane);
+        if (!plan->row_max) continue;
+        w.m[lane] = ((const real *)plan->row_max)[row];
+        w.inverse[lane] = ((const real *)plan->row_inverse)[row];
+    }
+    const bool every = p->stage <= AF_CAPPED;
+    const real hidden = p->stage == AF_WEIGHTS ? 0 : -AF_INFINITY;
+    const af_span chunk = af_split((af_span){0, p->Lk}, unit.split, plan->chunk_keys);
+    af_span span = every ? chunk : (af_span){af_max(chunk.begin, k.span.begin), af_min(chunk.end, k.span.end)};
+    if (span.begin >= span.end) span = (af_span){chunk.end, chunk.end};
+    else pack_query(p, plan, &k, s.query);
+    fill_weights(&k, &w, chunk.begin, span.begin, hidden);
+    fill_weights(&k, &w, span.end, chunk.end, hidden);
+    for (int64_t j0 = span.begin; j0 < span.end; j0 += plan->key_block) {
+        const int n = (int)af_min(plan->key_block, span.end - j0);
+        const int seen = every ? SEES_ALL : visible_words(p, &k, j0, n, s.words);
+        if (seen == SEES_NOTHING) {
+            fill_weights(&k, &w, j0, j0 + n, hidden);
+            continue;
+        }
+        score_block(p, &k, &s, j0, n);
+        if (seen == SEES_SOME) hide_scores(&k, n, s.words, s.s);
+        tile_to_weights(p, plan, &k, &w, j0, n, s.s);
+    }
+}
+
+#endif

@@ -1,0 +1,57 @@
+/* The kernel table: what one instruction set offers for one dtype. kernels.c is compiled once per pair and exports
+ * exactly one table; everything else in it is static. */
+#ifndef AF_KERNELS_H
+#define AF_KERNELS_H
+
+#include "attnfast.h"
+#include "plan.h"
+
+#define AF_PASTE_(a, b, c) a##_##b##_##c
+#define AF_PASTE(a, b, c) AF_PASTE_(a, b, c)
+#define AF_TABLE(dtype, isa) AF_PASTE(af_kernels, dtype, isa)
+
+/* CPU features a table needs (see cpu.c). */
+enum { AF_CPU_AVX2 = 1, AF_CPU_AVX512 = 2 };
+
+/* One unit of work: a block of query rows of one (batch row, key/value head), against one stretch of its keys. */
+typedef struct af_unit {
+    int64_t b, hk;
+    int64_t row; /* first row; the rows of a key/value head are r = i * G + g for query i and head hk * G + g */
+    int rows;
+    int64_t split; /* which stretch of the keys that these rows can see */
+} af_unit;
+
+/* Kernels compute and touch the buffers they are given: no allocation, no threads, no globals. */
+struct af_kernels {
+    const char *isa;
+    af_dtype dtype;
+    unsigned needs;
+    int real_size, vl, nr; /* bytes of a real; reals in a vector; query rows in a block */
+    int decode_rows;       /* the most rows that `decode` takes */
+    size_t (*scratch_bytes)(const af_problem *, const af_plan *);
+    /* Attention of one unit. Without splits the result is final, else it goes to `partial`. */
+    void (*forward)(const af_problem *, const af_plan *, af_unit, void *scratch, void *partial);
+    void (*decode)(const af_problem *, const af_plan *, af_unit, void *scratch, void *partial);
+    /* Joins the partial results of all splits of a block, which lie one after the other. */
+    void (*merge)(const af_problem *, const af_plan *, af_unit, void *scratch, const void *partials);
+    /* Writes the scores or weights of one block of rows against one stretch of all keys. */
+    void (*weights)(const af_problem *, const af_plan *, af_unit, void *scratch);
+    const struct af_probe *probe;
+};
+
+/* The pieces one by one, for tests and benchmarks. Reals are passed as void *. */
+typedef struct af_probe {
+    void (*exp2)(const void *x, void *y, int64_t n);
+    void (*tanh)(const void *x, void *y, int64_t n);
+    void (*log2)(const void *x, void *y, int64_t n);
+    /* c[rows][nr] = a[rows][k] * b[k][nr], or += if accumulate; a's rows are lda apart. */
+    void (*tile)(bool accumulate, int64_t rows, int64_t k, const void *a, int64_t lda, const void *b, void *c);
+    /* One online softmax step over n keys by nr queries, in place. */
+    void (*softmax)(void *s, int n, void *m, void *l);
+    /* Floating-point operations done by a loop of independent FMAs in registers. */
+    double (*fma_peak)(int64_t iterations);
+    /* Reads n bytes in order. */
+    double (*read)(const void *data, int64_t n);
+} af_probe;
+
+#endif

@@ -1,0 +1,35 @@
+/* The plan: how a problem is cut into units of work. Pure arithmetic on the problem and the geometry of a kernel
+ * table. Nothing that shapes the arithmetic depends on the thread count, the batch or the number of key/value heads,
+ * so that the same inputs give the same bits however they are computed. */
+#ifndef AF_PLAN_H
+#define AF_PLAN_H
+
+#include "attnfast.h"
+
+typedef struct af_kernels af_kernels;
+
+typedef struct af_plan {
+    const af_kernels *kernels;
+    bool decode;          /* few rows: the kernel that keeps D in the lanes */
+    int64_t group;        /* G = H / Hk query heads share a key/value head */
+    int64_t rows, blocks; /* G * Lq rows for each (batch row, key/value head), in that many blocks */
+    int block_rows;
+    int key_block;                /* keys per score tile, a multiple of 64 */
+    int64_t split_keys, splits;   /* keys per unit, units per block of rows */
+    int64_t chunk_keys, chunks;   /* the same for the pass that writes weights */
+    size_t partial_bytes;         /* one unit's partial result */
+    double query_scale;           /* folded into the query when it is packed */
+    bool base2;                   /* scores are in units of log 2 (plain problems), else of the natural log */
+    bool softmax;                 /* the softmax is wanted: output, lse or weights */
+    double pairs;                 /* an upper estimate of the pairs to visit */
+    void *row_max, *row_inverse;  /* real [B][H][Lq], kept for the pass that writes weights, or NULL */
+} af_plan;
+
+void af_make_plan(af_plan *plan, const af_problem *p, const af_kernels *kernels);
+
+/* The block and split of a unit's number. Later blocks of rows come first: under a causal mask they cost the most. */
+struct af_unit af_plan_unit(const af_plan *plan, const af_problem *p, int64_t index, int64_t splits);
+
+void af_count_pairs(const af_plan *plan, const af_problem *p, int64_t *visible, int64_t *visited);
+
+#endif

@@ -1,0 +1,132 @@
+#include "team.h"
+
+#include <stdatomic.h>
+#include <time.h>
+
+#include "cpu.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#define AF_HAVE_FORK 1
+#endif
+
+/* A stretch of work between two looks at interrupts. */
+static const double STRETCH_SECONDS = 0.05;
+
+static double now(void)
+{
+    struct timespec t;
+    timespec_get(&t, TIME_UTC);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+typedef struct stretch {
+    const af_work *work;
+    _Atomic int64_t *next;
+    double end;
+    int threads;
+} stretch;
+
+static void work_alone(const stretch *s, int thread)
+{
+    const af_work *w = s->work;
+    char *scratch = w->scratch + (size_t)thread * w->scratch_bytes;
+    do {
+        const int64_t first = atomic_fetch_add_explicit(s->next, w->chunk, memory_order_relaxed);
+        if (first >= w->count) return;
+        const int64_t end = w->count - first < w->chunk ? w->count : first + w->chunk;
+        for (int64_t i = first; i < end; i++) w->unit(w->context, i, scratch);
+    } while (now() < s->end);
+}
+
+#ifdef _OPENMP
+static void work_together(const stretch *s)
+{
+#pragma omp parallel num_threads(s->threads)
+    work_alone(s, omp_get_thread_num());
+}
+#endif
+
+#if defined(_OPENMP) && defined(AF_HAVE_FORK)
+/* After fork() the pool of the calling thread's OpenMP runtime has lost its threads and the next region would wait for
+ * them forever (libgomp; whichever library started it). A thread born in the child has a pool of its own. */
+static _Atomic bool in_forked_child;
+
+static void note_fork(void) { atomic_store(&in_forked_child, true); }
+
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, note_fork); }
+
+static void *fresh_thread(void *s)
+{
+    work_together(s);
+    return NULL;
+}
+
+static void work_in_forked_child(stretch *s)
+{
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, fresh_thread, s) == 0) pthread_join(thread, NULL);
+    else work_alone(s, 0);
+}
+#endif
+
+static void run_stretch(stretch *s)
+{
+#ifdef _OPENMP
+    if (s->threads > 1) {
+#ifdef AF_HAVE_FORK
+        if (atomic_load_explicit(&in_forked_child, memory_order_relaxed)) {
+            work_in_forked_child(s);
+            return;
+        }
+#endif
+        work_together(s);
+        return;
+    }
+#endif
+    work_alone(s, 0);
+}
+
+af_status af_run_work(const af_work *work, const af_run *run, int threads)
+{
+    _Atomic int64_t next = 0;
+    for (;;) {
+        stretch s = {.work = work, .next = &next, .end = now() + STRETCH_SECONDS, .threads = threads};
+        run_stretch(&s);
+        if (atomic_load(&next) >= work->count) return AF_OK;
+        if (run->interrupted && run->interrupted()) return AF_INTERRUPTED;
+    }
+}
+
+static int default_threads(void)
+{
+#ifdef _OPENMP
+    const int allowed = omp_get_max_threads(), limit = omp_get_thread_limit(), cpus = af_cpu_count();
+    const int threads = allowed < limit ? allowed : limit;
+    return threads < cpus ? threads : cpus;
+#else
+    return 1;
+#endif
+}
+
+static _Atomic int process_threads;
+static _Thread_local int own_threads;
+
+void af_set_threads(int threads) { atomic_store(&process_threads, threads); }
+
+int af_set_own_threads(int threads)
+{
+    const int old = own_threads;
+    own_threads = threads;
+    return old;
+}
+
+int af_threads(void)
+{
+    if (own_threads) return own_threads;
+    const int threads = atomic_load_explicit(&process_threads, memory_order_relaxed);
+    return threads ? threads : default_threads();
+}
