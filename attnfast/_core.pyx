@@ -256,24 +256,30 @@ cdef class Call:
             self.set_strides(&p.value, self.value)
         return 0
 
+    cdef int join_batch(self, str name, cnp.ndarray a) except -1:
+        cdef int k
+        cdef int64_t n
+        for k in range(self.batch_ndim):
+            n = axis(a, self.batch_ndim - k + 3)
+            if n == 1 or n == self.batch[k]:
+                continue
+            if self.batch[k] != 1:
+                raise ValueError(
+                    f"the batch axes of {name} do not broadcast: {name} {shape_of(a)}, "
+                    f"query {shape_of(self.query)}, key {shape_of(self.key)}"
+                )
+            self.batch[k] = n
+        return 0
+
     cdef int set_batch(self) except -1:
         cdef int k
-        cdef int64_t n, total = 1
+        cdef int64_t total = 1
         for k in range(self.batch_ndim):
             self.batch[k] = 1
-        for name, a in (("query", self.query), ("key", self.key), ("value", self.value)):
-            if a is None:
-                continue
-            for k in range(self.batch_ndim):
-                n = axis(a, self.batch_ndim - k + 3)
-                if n == 1 or n == self.batch[k]:
-                    continue
-                if self.batch[k] != 1:
-                    raise ValueError(
-                        f"the batch axes of {name} do not broadcast: {name} {shape_of(a)}, "
-                        f"query {shape_of(self.query)}, key {shape_of(self.key)}"
-                    )
-                self.batch[k] = n
+        self.join_batch("query", self.query)
+        self.join_batch("key", self.key)
+        if self.value is not None:
+            self.join_batch("value", self.value)
         for k in range(self.batch_ndim):
             if self.batch[k] != 0 and total > AF_FAR // self.batch[k]:
                 raise ValueError("the batch axes have too many elements")
@@ -500,22 +506,34 @@ cdef class Call:
             return (self.p.Lq,)
         return self.batch_shape() + (self.p.H, self.p.Lq)
 
+    cdef cnp.ndarray new_array(self, int64_t last):
+        """An array (..., H, Lq, last) in the dtype of query."""
+        cdef cnp.npy_intp shape[MAX_DIMS]
+        cdef int k
+        for k in range(self.batch_ndim):
+            shape[k] = self.batch[k]
+        if self.ndim > 2:
+            shape[self.ndim - 3] = self.p.H
+        shape[self.ndim - 2] = self.p.Lq
+        shape[self.ndim - 1] = last
+        if self.p.dtype == AF_BF16:
+            return np.empty([shape[k] for k in range(self.ndim)], self.query.dtype)
+        return cnp.PyArray_EMPTY(self.ndim, shape, cnp.PyArray_TYPE(self.query), 0)
+
     cdef cnp.ndarray new_output(self, object query):
         """An output whose memory has the axis order of the caller's query."""
-        cdef int k
-        shape = self.outer_shape() + (self.p.Dv,)
-        dtype = self.query.dtype
-        if not isinstance(query, np.ndarray) or query.ndim != len(shape):
-            return np.empty(shape, dtype)
+        if isinstance(query, np.ndarray) and query.ndim == self.ndim and not falls(query):
+            return self.reordered_output(query)
+        return self.new_array(self.p.Dv)
+
+    cdef cnp.ndarray reordered_output(self, object query):
         strides = query.strides
-        clear = [k for k in range(query.ndim - 1) if strides[k] != 0 and query.shape[k] > 1]
-        by_stride = sorted(clear, key=lambda k: -abs(strides[k]))
-        if by_stride == clear:
-            return np.empty(shape, dtype)
-        order = list(range(query.ndim))
-        for place, k in zip(clear, by_stride):
+        clear = [k for k in range(self.ndim - 1) if strides[k] != 0 and query.shape[k] > 1]
+        order = list(range(self.ndim))
+        for place, k in zip(clear, sorted(clear, key=lambda k: -abs(strides[k]))):
             order[place] = k
-        return np.empty([shape[k] for k in order], dtype).transpose(np.argsort(order))
+        shape = self.outer_shape() + (self.p.Dv,)
+        return np.empty([shape[k] for k in order], self.query.dtype).transpose(np.argsort(order))
 
     cdef cnp.ndarray checked_out(self, object out):
         shape = self.outer_shape() + (self.p.Dv,)
@@ -554,6 +572,20 @@ cdef class Call:
         if status == AF_INTERRUPTED:
             return -1  # the exception is set
         return 0
+
+
+cdef bint falls(cnp.ndarray a):
+    """Whether the strides of the outer axes fall from the first to the last, as in C order."""
+    cdef cnp.npy_intp last = 0, here
+    cdef int k
+    for k in range(cnp.PyArray_NDIM(a) - 1):
+        here = abs(cnp.PyArray_STRIDES(a)[k])
+        if here == 0 or cnp.PyArray_DIMS(a)[k] <= 1:
+            continue
+        if last != 0 and here > last:
+            return False
+        last = here
+    return True
 
 
 cdef int interrupted() noexcept nogil:
@@ -603,7 +635,7 @@ def attention(
         lse = np.empty(call.outer_shape(), np.float64 if call.p.dtype == AF_F64 else np.float32)
         call.p.lse = cnp.PyArray_DATA(lse)
     if want_weights:
-        weights = np.empty(call.outer_shape() + (call.p.Lk,), call.query.dtype)
+        weights = call.new_array(call.p.Lk)
         call.set_strides(&call.p.weights, weights)
     call.run(threads)
     if result is not None and target is not result:
@@ -625,7 +657,7 @@ def attention_weights(
     if call.p.stage == AF_SCORES:
         call.p.softcap = 0
     threads = thread_count(num_threads)
-    weights = np.empty(call.outer_shape() + (call.p.Lk,), call.query.dtype)
+    weights = call.new_array(call.p.Lk)
     call.set_strides(&call.p.weights, weights)
     call.run(threads)
     return weights

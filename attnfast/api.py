@@ -1,4 +1,4 @@
-"""The public functions: signatures, defaults and documentation. Arguments are checked in ``_core``."""
+"""The public functions: signatures, defaults, documentation. ``_core`` checks the arguments."""
 
 from typing import Any, Literal, overload
 
@@ -86,8 +86,8 @@ def attention(
     operations come in the order scale, softcap, bias and ALiBi, masks, softmax with sink, weighted
     sum. Only visible keys cost work: windows, causality and lengths skip blocks of keys.
 
-    ``B`` is batch, ``H`` query heads, ``Hk`` key/value heads, ``Lq`` queries, ``Lk`` keys, ``D`` the
-    head size of query and key, ``Dv`` that of value.
+    ``B`` is batch, ``H`` query heads, ``Hk`` key/value heads, ``Lq`` queries, ``Lk`` keys, ``D``
+    the head size of query and key, ``Dv`` that of value.
 
     Parameters
     ----------
@@ -155,9 +155,9 @@ def attention(
 
     Notes
     -----
-    The algorithm is that of FlashAttention [2]_ with the queries in the vector lanes: scores, softmax
-    and weighted sum go block by block of keys with a running maximum. Arithmetic is float64 for
-    float64 and float32 otherwise. The same inputs give the same bits for any number of threads.
+    The algorithm is that of FlashAttention [2]_ with the queries in the vector lanes: scores,
+    softmax and weighted sum go block by block of keys with a running maximum. Arithmetic is float64
+    for float64 and float32 otherwise. The same inputs give the same bits for any number of threads.
 
     References
     ----------
@@ -230,8 +230,8 @@ def attention_weights(
 
     Parameters
     ----------
-    query, key, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap, \
-alibi_slopes, sink_logits, num_threads
+    query, key, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, \
+softcap, alibi_slopes, sink_logits, num_threads
         As for :func:`attention`.
     stage : {"scores", "capped", "biased", "weights"}
         ``"scores"``: ``scale * q . k`` of every pair. ``"capped"``: after the softcap, every pair.

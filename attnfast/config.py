@@ -51,8 +51,8 @@ def get_num_threads() -> int:
 
     What :func:`num_threads` set in the calling thread; else what :func:`set_num_threads` or the
     environment variable ``ATTNFAST_NUM_THREADS`` set; else the least of what OpenMP allows the
-    calling thread (``OMP_NUM_THREADS``, threadpoolctl), the CPUs the process may run on, and the CPU
-    quota of its control group.
+    calling thread (``OMP_NUM_THREADS``, threadpoolctl), the CPUs the process may run on, and the
+    CPU quota of its control group.
     """
     return _core.get_threads()
 

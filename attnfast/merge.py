@@ -48,7 +48,8 @@ def merge_attention(
     >>> import numpy as np
     >>> from attnfast import attention, merge_attention
     >>> q, k, v = np.random.default_rng(0).standard_normal((3, 8, 50, 32))
-    >>> parts = [attention(q, k[:, s], v[:, s], return_lse=True) for s in (slice(20), slice(20, 50))]
+    >>> halves = slice(20), slice(20, 50)
+    >>> parts = [attention(q, k[:, half], v[:, half], return_lse=True) for half in halves]
     >>> merged = merge_attention([p.output for p in parts], [p.lse for p in parts])
     >>> np.allclose(merged.output, attention(q, k, v), atol=1e-14)
     True
@@ -102,4 +103,4 @@ def _check(outputs: list[Array], lses: list[Array]) -> None:
             f"outputs {outputs[0].shape}, lses {lses[0].shape}"
         )
     if len(lses) != len(outputs):
-        raise ValueError(f"lses must be as many as outputs: {len(outputs)} outputs, {len(lses)} lses")
+        raise ValueError(f"outputs and lses differ in number: {len(outputs)} and {len(lses)}")

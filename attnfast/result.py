@@ -11,9 +11,9 @@ class AttentionResult(NamedTuple):
     output : ndarray
         The attention output, ``(..., H, Lq, Dv)``.
     lse : ndarray or None
-        Natural logarithm of each query's softmax denominator, ``(..., H, Lq)``; None unless asked for.
+        Natural logarithm of each query's softmax denominator, ``(..., H, Lq)``, if asked for.
     weights : ndarray or None
-        The softmax weights, ``(..., H, Lq, Lk)``; None unless asked for.
+        The softmax weights, ``(..., H, Lq, Lk)``, if asked for.
     """
 
     output: Any
@@ -41,7 +41,8 @@ class Plan(NamedTuple):
     isa : str
         Instruction set of the kernels.
     kernel : str
-        ``"forward"`` (queries in the vector lanes), ``"decode"`` (few queries) or ``"none"`` (nothing to do).
+        ``"forward"`` (queries in the vector lanes), ``"decode"`` (few queries) or ``"none"``
+        (nothing to do).
     """
 
     visible_pairs: int

@@ -34,16 +34,16 @@ typedef struct af_problem {
     af_tensor weights; /* [B][H][Lq][Lk], what `stage` says */
     af_stage stage;
 
-    double scale, softcap;     /* softcap 0: none */
-    af_tensor bias;            /* real; j stride 0 or 1 */
-    af_tensor mask;            /* one byte each, non-zero = may attend; j stride 0 or 1 */
-    const double *alibi;       /* slopes, [b * alibi_b + h], or NULL */
+    double scale, softcap; /* softcap 0: none */
+    af_tensor bias;        /* real; j stride 0 or 1 */
+    af_tensor mask;        /* one byte each, non-zero = may attend; j stride 0 or 1 */
+    const double *alibi;   /* slopes, [b * alibi_b + h], or NULL */
     int64_t alibi_b;
-    const double *sink;        /* [H] or NULL */
-    int64_t left, right;       /* key j is inside the window of position p iff p - left <= j <= p + right */
-    const int64_t *q_offset;   /* [B]: position of query 0 on the key axis, or NULL: 0 */
-    const int64_t *q_length;   /* [B] or NULL: Lq */
-    const int64_t *kv_length;  /* [B] or NULL: Lk */
+    const double *sink;       /* [H] or NULL */
+    int64_t left, right;      /* key j is inside the window of position p iff p - left <= j <= p + right */
+    const int64_t *q_offset;  /* [B]: position of query 0 on the key axis, or NULL: 0 */
+    const int64_t *q_length;  /* [B] or NULL: Lq */
+    const int64_t *kv_length; /* [B] or NULL: Lk */
 } af_problem;
 
 /* How to run: at most `threads` threads; `interrupted` (or NULL) is asked between stretches of about 50 ms and a

@@ -23,7 +23,7 @@ static uint64_t enabled_state(void)
 
 unsigned af_cpu_features(void)
 {
-    enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };               /* leaf 1, ecx */
+    enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };                         /* leaf 1, ecx */
     enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17, AVX512BW = 1 << 30 }; /* leaf 7, ebx */
     const uint32_t AVX512VL = (uint32_t)1 << 31;
     uint32_t a, b, c, d;

@@ -29,7 +29,7 @@ typedef real elem;
 #define AF_INFINITY ((real)INFINITY)
 
 #define AF_INLINE static inline __attribute__((always_inline, unused))
-#define AF_UNROLL _Pragma("GCC unroll 32")
+#define UNROLL(i, n) _Pragma("GCC unroll 32") for (int i = 0; i < (n); i++)
 
 #include AF_SIMD_HEADER
 

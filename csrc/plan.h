@@ -14,15 +14,15 @@ typedef struct af_plan {
     int64_t group;        /* G = H / Hk query heads share a key/value head */
     int64_t rows, blocks; /* G * Lq rows for each (batch row, key/value head), in that many blocks */
     int block_rows;
-    int key_block;                /* keys per score tile, a multiple of 64 */
-    int64_t split_keys, splits;   /* keys per unit, units per block of rows */
-    int64_t chunk_keys, chunks;   /* the same for the pass that writes weights */
-    size_t partial_bytes;         /* one unit's partial result */
-    double query_scale;           /* folded into the query when it is packed */
-    bool base2;                   /* scores are in units of log 2 (plain problems), else of the natural log */
-    bool softmax;                 /* the softmax is wanted: output, lse or weights */
-    double pairs;                 /* an upper estimate of the pairs to visit */
-    void *row_max, *row_inverse;  /* real [B][H][Lq], kept for the pass that writes weights, or NULL */
+    int key_block;               /* keys per score tile, a multiple of 64 */
+    int64_t split_keys, splits;  /* keys per unit, units per block of rows */
+    int64_t chunk_keys, chunks;  /* the same for the pass that writes weights */
+    size_t partial_bytes;        /* one unit's partial result */
+    double query_scale;          /* folded into the query when it is packed */
+    bool base2;                  /* scores are in units of log 2 (plain problems), else of the natural log */
+    bool softmax;                /* the softmax is wanted: output, lse or weights */
+    double pairs;                /* an upper estimate of the pairs to visit */
+    void *row_max, *row_inverse; /* real [B][H][Lq], kept for the pass that writes weights, or NULL */
 } af_plan;
 
 void af_make_plan(af_plan *plan, const af_problem *p, const af_kernels *kernels);

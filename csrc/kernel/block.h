@@ -42,23 +42,23 @@ AF_INLINE int64_t lane_offset(const af_tensor *t, const block *k, int lane)
 }
 
 typedef struct scratch {
-    real *query;      /* [D][NR], or [rows][D] in decode */
-    real *s;          /* [key_block][NR], or [rows][key_block] */
-    real *o;          /* [Dv][NR] */
-    real *rows;       /* decode: [rows][Dv] */
-    real *m, *l;      /* [NR] running maximum and sum */
+    real *query;       /* [D][NR], or [rows][D] in decode */
+    real *s;           /* [key_block][NR], or [rows][key_block] */
+    real *o;           /* [Dv][NR] */
+    real *rows;        /* decode: [rows][Dv] */
+    real *m, *l;       /* [NR] running maximum and sum */
     real *key, *value; /* widened 16-bit keys and values */
-    uint64_t *words;  /* [key_block + 1] */
+    uint64_t *words;   /* [key_block + 1] */
 } scratch;
 
 /* Lays the scratch memory out from `base`; returns its end. */
 static char *carve(scratch *s, const af_problem *p, const af_plan *plan, char *base)
 {
     char *end = base;
-#define TAKE(field, count)                                                    \
-    do {                                                                      \
-        (s)->field = (void *)end;                                             \
-        end += ((size_t)(count) * sizeof *(s)->field + 63) & ~(size_t)63;     \
+#define TAKE(field, count)                                                                                             \
+    do {                                                                                                               \
+        (s)->field = (void *)end;                                                                                      \
+        end += ((size_t)(count) * sizeof *(s)->field + 63) & ~(size_t)63;                                              \
     } while (0)
     const int64_t keys = plan->key_block;
     TAKE(query, p->D * AF_NR);

@@ -23,32 +23,34 @@ static void decode_query(const af_problem *p, const af_plan *plan, const block *
 }
 
 /* s[r][j] for nr rows and nk keys, both constants; nk is 1 or AF_DECODE_KEYS. */
-AF_INLINE void dot_tile(const int nr, const int nk, int64_t D, const real *query, const elem *key, int64_t ldk,
-                        real *s, int64_t lds)
+AF_INLINE void dot_tile(const int nr, const int nk, int64_t D, const real *query, const elem *key, int64_t ldk, real *s,
+                        int64_t lds)
 {
     v acc[4][AF_DECODE_KEYS];
-    AF_UNROLL for (int r = 0; r < nr; r++)
-        AF_UNROLL for (int j = 0; j < nk; j++) acc[r][j] = v_zero();
+    UNROLL(r, nr)
+        UNROLL(j, nk) acc[r][j] = v_zero();
     int64_t d = 0;
     for (; d + VL <= D; d += VL) {
         v x[AF_DECODE_KEYS];
-        AF_UNROLL for (int j = 0; j < nk; j++) x[j] = e_load(key + j * ldk + d);
-        AF_UNROLL for (int r = 0; r < nr; r++) {
+        UNROLL(j, nk) x[j] = e_load(key + j * ldk + d);
+        UNROLL(r, nr) {
             const v q = v_load(query + r * D + d);
-            AF_UNROLL for (int j = 0; j < nk; j++) acc[r][j] = v_fma(q, x[j], acc[r][j]);
+            UNROLL(j, nk) acc[r][j] = v_fma(q, x[j], acc[r][j]);
         }
     }
     const int rest = (int)(D - d);
     if (rest) {
-        AF_UNROLL for (int j = 0; j < nk; j++) {
+        UNROLL(j, nk) {
             const v x = e_load_n(key + j * ldk + d, rest);
-            AF_UNROLL for (int r = 0; r < nr; r++) acc[r][j] = v_fma(v_load_n(query + r * D + d, rest), x, acc[r][j]);
+            UNROLL(r, nr) acc[r][j] = v_fma(v_load_n(query + r * D + d, rest), x, acc[r][j]);
         }
     }
-    AF_UNROLL for (int r = 0; r < nr; r++) {
-        if (nk == 4) v_hsum4(acc[r][0], acc[r][1 % AF_DECODE_KEYS], acc[r][2 % AF_DECODE_KEYS], acc[r][3 % AF_DECODE_KEYS], s + r * lds);
+    UNROLL(r, nr) {
+        if (nk == 4)
+            v_hsum4(acc[r][0], acc[r][1 % AF_DECODE_KEYS], acc[r][2 % AF_DECODE_KEYS], acc[r][3 % AF_DECODE_KEYS],
+                    s + r * lds);
         else
-            AF_UNROLL for (int j = 0; j < nk; j++) s[r * lds + j] = v_hsum(acc[r][j]);
+            UNROLL(j, nk) s[r * lds + j] = v_hsum(acc[r][j]);
     }
 }
 
@@ -76,19 +78,18 @@ AF_INLINE void axpy_tile(const int nr, const int nc, const bool whole, int last,
                          const elem *value, int64_t ldv, real *acc, int64_t Dv)
 {
     v sum[4][AF_DECODE_COLUMNS];
-    AF_UNROLL for (int r = 0; r < nr; r++)
-        AF_UNROLL for (int c = 0; c < nc; c++)
-            sum[r][c] = whole ? v_load(acc + r * Dv + c * VL) : v_load_n(acc + r * Dv + c * VL, last);
+    UNROLL(r, nr)
+        UNROLL(c, nc) sum[r][c] = whole ? v_load(acc + r * Dv + c * VL) : v_load_n(acc + r * Dv + c * VL, last);
     for (int j = 0; j < n; j++, value += ldv) {
         v x[AF_DECODE_COLUMNS];
-        AF_UNROLL for (int c = 0; c < nc; c++) x[c] = whole ? e_load(value + c * VL) : e_load_n(value + c * VL, last);
-        AF_UNROLL for (int r = 0; r < nr; r++) {
+        UNROLL(c, nc) x[c] = whole ? e_load(value + c * VL) : e_load_n(value + c * VL, last);
+        UNROLL(r, nr) {
             const v w = v_set1(p[r * ldp + j]);
-            AF_UNROLL for (int c = 0; c < nc; c++) sum[r][c] = v_fma(w, x[c], sum[r][c]);
+            UNROLL(c, nc) sum[r][c] = v_fma(w, x[c], sum[r][c]);
         }
     }
-    AF_UNROLL for (int r = 0; r < nr; r++)
-        AF_UNROLL for (int c = 0; c < nc; c++) {
+    UNROLL(r, nr)
+        UNROLL(c, nc) {
             if (whole) v_store(acc + r * Dv + c * VL, sum[r][c]);
             else v_store_n(acc + r * Dv + c * VL, sum[r][c], last);
         }
@@ -139,8 +140,7 @@ static uint64_t decode_modify(const af_problem *p, const block *k, int r, int64_
         const int here = n - j < VL ? n - j : VL;
         v x = v_load_n(s + j, here);
         if (p->softcap != 0) x = softcap_value(x, v_set1((real)p->softcap));
-        if (p->alibi)
-            x = alibi_value(x, v_set1(lane_slope(p, k, r)), v_sub(v_set1(distance - (real)j), v_load(lane)));
+        if (p->alibi) x = alibi_value(x, v_set1(lane_slope(p, k, r)), v_sub(v_set1(distance - (real)j), v_load(lane)));
         if (bias) x = v_add(x, p->bias.j ? v_load_n(bias + j0 + j, here) : v_set1(bias_at(p, bias, 0)));
         x = v_select(vm_bits(word >> j), x, v_set1(-AF_INFINITY));
         left |= (vm_word(vm_ne(x, v_set1(-AF_INFINITY))) & low_bits(here)) << j;

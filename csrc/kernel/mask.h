@@ -77,7 +77,8 @@ static void hide_scores(const block *k, int n, const uint64_t *words, real *s)
     const v hidden = v_set1(-AF_INFINITY);
     for (int j = 0; j < n; j++, s += AF_NR) {
         if (words[j] == low_bits(k->n)) continue;
-        for (int c = 0; c < k->nv; c++) v_store(s + c * VL, v_select(vm_bits(words[j] >> c * VL), v_load(s + c * VL), hidden));
+        for (int c = 0; c < k->nv; c++)
+            v_store(s + c * VL, v_select(vm_bits(words[j] >> c * VL), v_load(s + c * VL), hidden));
     }
 }
 
@@ -86,8 +87,7 @@ static void words_of_scores(const block *k, int n, const real *s, uint64_t *word
 {
     for (int j = 0; j < n; j++, s += AF_NR) {
         words[j] = 0;
-        for (int c = 0; c < k->nv; c++)
-            words[j] |= vm_word(vm_ne(v_load(s + c * VL), v_set1(-AF_INFINITY))) << c * VL;
+        for (int c = 0; c < k->nv; c++) words[j] |= vm_word(vm_ne(v_load(s + c * VL), v_set1(-AF_INFINITY))) << c * VL;
     }
 }
 

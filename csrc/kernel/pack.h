@@ -12,16 +12,16 @@ static void rows_to_lanes(int n, int nv, int64_t width, const elem *const rows[A
         int64_t c = 0;
         for (; lanes_here == VL && c + VL <= width; c += VL) {
             v x[VL];
-            AF_UNROLL for (int r = 0; r < VL; r++) x[r] = e_load(group[r] + c);
+            UNROLL(r, VL) x[r] = e_load(group[r] + c);
             v_transpose(x);
-            AF_UNROLL for (int r = 0; r < VL; r++) v_store(lanes + (c + r) * AF_NR + j * VL, v_mul(x[r], factor));
+            UNROLL(r, VL) v_store(lanes + (c + r) * AF_NR + j * VL, v_mul(x[r], factor));
         }
         for (; c < width; c += VL) {
             const int here = width - c < VL ? (int)(width - c) : VL;
             v x[VL];
-            AF_UNROLL for (int r = 0; r < VL; r++) x[r] = r < lanes_here ? e_load_n(group[r] + c, here) : v_zero();
+            UNROLL(r, VL) x[r] = r < lanes_here ? e_load_n(group[r] + c, here) : v_zero();
             v_transpose(x);
-            AF_UNROLL for (int r = 0; r < VL; r++)
+            UNROLL(r, VL)
                 if (r < here) v_store(lanes + (c + r) * AF_NR + j * VL, v_mul(x[r], factor));
         }
     }
@@ -37,13 +37,12 @@ static void lanes_to_rows(int n, int nv, int64_t width, const real *lanes, const
         for (int64_t c = 0; c < width; c += VL) {
             const int here = width - c < VL ? (int)(width - c) : VL;
             v x[VL];
-            AF_UNROLL for (int r = 0; r < VL; r++)
-                x[r] = r < here ? v_mul(v_load(lanes + (c + r) * AF_NR + j * VL), scale) : v_zero();
+            UNROLL(r, VL) x[r] = r < here ? v_mul(v_load(lanes + (c + r) * AF_NR + j * VL), scale) : v_zero();
             v_transpose(x);
             if (lanes_here == VL && here == VL) {
-                AF_UNROLL for (int r = 0; r < VL; r++) e_store(group[r] + c, x[r]);
+                UNROLL(r, VL) e_store(group[r] + c, x[r]);
             } else {
-                AF_UNROLL for (int r = 0; r < VL; r++)
+                UNROLL(r, VL)
                     if (r < lanes_here) e_store_n(group[r] + c, x[r], here);
             }
         }

@@ -2,13 +2,13 @@
 #ifndef AF_PROBE_H
 #define AF_PROBE_H
 
-#define PROBE_FUNCTION(name)                                                                          \
-    static void probe_##name(const void *x, void *y, int64_t n)                                       \
-    {                                                                                                 \
-        int64_t i = 0;                                                                                \
-        for (; i + VL <= n; i += VL) v_store((real *)y + i, v_##name(v_load((const real *)x + i)));   \
-        const int rest = (int)(n - i);                                                                \
-        if (rest) v_store_n((real *)y + i, v_##name(v_load_n((const real *)x + i, rest)), rest);      \
+#define PROBE_FUNCTION(name)                                                                                           \
+    static void probe_##name(const void *x, void *y, int64_t n)                                                        \
+    {                                                                                                                  \
+        int64_t i = 0;                                                                                                 \
+        for (; i + VL <= n; i += VL) v_store((real *)y + i, v_##name(v_load((const real *)x + i)));                    \
+        const int rest = (int)(n - i);                                                                                 \
+        if (rest) v_store_n((real *)y + i, v_##name(v_load_n((const real *)x + i, rest)), rest);                       \
     }
 PROBE_FUNCTION(exp2)
 PROBE_FUNCTION(tanh)
@@ -32,14 +32,14 @@ static double probe_fma_peak(int64_t iterations)
 {
     v acc[AF_MR][AF_NV];
     const v x = v_set1((real)0.999), y = v_set1((real)1e-3);
-    AF_UNROLL for (int i = 0; i < AF_MR; i++)
-        AF_UNROLL for (int j = 0; j < AF_NV; j++) acc[i][j] = v_set1((real)(i * AF_NV + j));
+    UNROLL(i, AF_MR)
+        UNROLL(j, AF_NV) acc[i][j] = v_set1((real)(i * AF_NV + j));
     for (int64_t t = 0; t < iterations; t++)
-        AF_UNROLL for (int i = 0; i < AF_MR; i++)
-            AF_UNROLL for (int j = 0; j < AF_NV; j++) acc[i][j] = v_fma(acc[i][j], x, y);
+        UNROLL(i, AF_MR)
+            UNROLL(j, AF_NV) acc[i][j] = v_fma(acc[i][j], x, y);
     v sum = v_zero();
-    AF_UNROLL for (int i = 0; i < AF_MR; i++)
-        AF_UNROLL for (int j = 0; j < AF_NV; j++) sum = v_add(sum, acc[i][j]);
+    UNROLL(i, AF_MR)
+        UNROLL(j, AF_NV) sum = v_add(sum, acc[i][j]);
     const double flops = 2.0 * AF_MR * AF_NV * VL * (double)iterations;
     return v_hsum(sum) == -1 ? 0 : flops; /* the sum is positive; asking keeps the loop */
 }
@@ -48,10 +48,10 @@ static double probe_read(const void *data, int64_t n)
 {
     const real *x = data;
     v sum[8];
-    AF_UNROLL for (int i = 0; i < 8; i++) sum[i] = v_zero();
+    UNROLL(i, 8) sum[i] = v_zero();
     for (int64_t i = 0; i + 8 * VL <= n / (int64_t)sizeof(real); i += 8 * VL)
-        AF_UNROLL for (int c = 0; c < 8; c++) sum[c] = v_add(sum[c], v_load(x + i + c * VL));
-    AF_UNROLL for (int i = 1; i < 8; i++) sum[0] = v_add(sum[0], sum[i]);
+        UNROLL(c, 8) sum[c] = v_add(sum[c], v_load(x + i + c * VL));
+    UNROLL(i, 7) sum[0] = v_add(sum[0], sum[i + 1]);
     return (double)v_hsum(sum[0]);
 }
 

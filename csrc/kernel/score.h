@@ -39,10 +39,9 @@ static void alibi_tile(const af_problem *p, const block *k, int64_t j0, int n, r
 static void bias_square(int lanes, int keys, const real *const rows[VL], int64_t j, real *s)
 {
     v x[VL];
-    AF_UNROLL for (int r = 0; r < VL; r++)
-        x[r] = r >= lanes ? v_zero() : keys == VL ? v_load(rows[r] + j) : v_load_n(rows[r] + j, keys);
+    UNROLL(r, VL) x[r] = r >= lanes ? v_zero() : keys == VL ? v_load(rows[r] + j) : v_load_n(rows[r] + j, keys);
     v_transpose(x);
-    AF_UNROLL for (int r = 0; r < VL; r++)
+    UNROLL(r, VL)
         if (r < keys) v_store(s + r * AF_NR, v_add(v_load(s + r * AF_NR), x[r]));
 }
 

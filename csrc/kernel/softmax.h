@@ -19,21 +19,21 @@ AF_INLINE bool softmax_tile(const int nv, const bool base2, int n, real *s, real
 {
     const v slack = v_set1(base2 ? SLACK : SLACK * AF_LN2);
     v top[AF_NV], sum[AF_NV];
-    AF_UNROLL for (int c = 0; c < nv; c++) {
+    UNROLL(c, nv) {
         top[c] = v_set1(-AF_INFINITY);
         sum[c] = v_zero();
     }
     for (int j = 0; j < n; j++)
-        AF_UNROLL for (int c = 0; c < nv; c++) top[c] = v_max(v_load(s + j * AF_NR + c * VL), top[c]);
+        UNROLL(c, nv) top[c] = v_max(v_load(s + j * AF_NR + c * VL), top[c]);
     bool moved = false;
-    AF_UNROLL for (int c = 0; c < nv; c++) {
+    UNROLL(c, nv) {
         const v old = v_load(m + c * VL);
         const vm grows = vm_gt(top[c], v_add(old, slack));
         top[c] = v_select(grows, top[c], old);
         moved = moved || vm_word(grows);
     }
     if (moved) {
-        AF_UNROLL for (int c = 0; c < nv; c++) {
+        UNROLL(c, nv) {
             const v x = exp_difference(base2, v_sub(v_load(m + c * VL), top[c]));
             v_store(factor + c * VL, x);
             v_store(l + c * VL, v_mul(v_load(l + c * VL), x));
@@ -41,12 +41,12 @@ AF_INLINE bool softmax_tile(const int nv, const bool base2, int n, real *s, real
         }
     }
     for (int j = 0; j < n; j++)
-        AF_UNROLL for (int c = 0; c < nv; c++) {
+        UNROLL(c, nv) {
             const v x = exp_difference(base2, v_sub(v_load(s + j * AF_NR + c * VL), top[c]));
             v_store(s + j * AF_NR + c * VL, x);
             sum[c] = v_add(sum[c], x);
         }
-    AF_UNROLL for (int c = 0; c < nv; c++) v_store(l + c * VL, v_add(v_load(l + c * VL), sum[c]));
+    UNROLL(c, nv) v_store(l + c * VL, v_add(v_load(l + c * VL), sum[c]));
     return moved;
 }
 
@@ -60,7 +60,8 @@ static bool softmax_step(int nv, bool base2, int n, real *s, real *m, real *l, r
 static void rescale(int nv, int64_t Dv, const real *factor, real *o)
 {
     for (int64_t d = 0; d < Dv; d++)
-        for (int c = 0; c < nv; c++) v_store(o + d * AF_NR + c * VL, v_mul(v_load(o + d * AF_NR + c * VL), v_load(factor + c * VL)));
+        for (int c = 0; c < nv; c++)
+            v_store(o + d * AF_NR + c * VL, v_mul(v_load(o + d * AF_NR + c * VL), v_load(factor + c * VL)));
 }
 
 #endif

@@ -15,20 +15,20 @@ AF_INLINE void tile(const int mr, const int nv, const bool by_rows, const bool a
                     int64_t lda, const real *b, real *c)
 {
     v acc[AF_MR][AF_NV];
-    AF_UNROLL for (int i = 0; i < mr; i++)
-        AF_UNROLL for (int j = 0; j < nv; j++) acc[i][j] = accumulate ? v_load(c + i * AF_NR + j * VL) : v_zero();
+    UNROLL(i, mr)
+        UNROLL(j, nv) acc[i][j] = accumulate ? v_load(c + i * AF_NR + j * VL) : v_zero();
     for (int64_t p = 0; p < k; p++) {
         v lanes[AF_NV];
-        AF_UNROLL for (int j = 0; j < nv; j++) lanes[j] = v_load(b + j * VL);
-        AF_UNROLL for (int i = 0; i < mr; i++) {
+        UNROLL(j, nv) lanes[j] = v_load(b + j * VL);
+        UNROLL(i, mr) {
             const v x = v_set1(by_rows ? a[i * lda] : a[i]);
-            AF_UNROLL for (int j = 0; j < nv; j++) acc[i][j] = v_fma(x, lanes[j], acc[i][j]);
+            UNROLL(j, nv) acc[i][j] = v_fma(x, lanes[j], acc[i][j]);
         }
         a += by_rows ? 1 : lda;
         b += AF_NR;
     }
-    AF_UNROLL for (int i = 0; i < mr; i++)
-        AF_UNROLL for (int j = 0; j < nv; j++) v_store(c + i * AF_NR + j * VL, acc[i][j]);
+    UNROLL(i, mr)
+        UNROLL(j, nv) v_store(c + i * AF_NR + j * VL, acc[i][j]);
 }
 
 /* All rows: whole tiles, then the rest. A rest that need not accumulate repeats rows of the tile before it. */
@@ -37,8 +37,7 @@ AF_INLINE void product(const int nv, const bool by_rows, const bool accumulate, 
 {
     const int64_t step = by_rows ? lda : 1;
     int64_t i = 0;
-    for (; i + AF_MR <= rows; i += AF_MR)
-        tile(AF_MR, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR);
+    for (; i + AF_MR <= rows; i += AF_MR) tile(AF_MR, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR);
     if (i == rows) return;
     if (!accumulate && rows > AF_MR) {
         i = rows - AF_MR;
@@ -65,8 +64,8 @@ static void score_product(int nv, int64_t n, int64_t D, const real *key, int64_t
 }
 
 /* O[Dv][NR] (+)= V'[Dv][n] P[n][NR] */
-static void value_product(int nv, bool accumulate, int64_t n, int64_t Dv, const real *value, int64_t ldv,
-                          const real *p, real *o)
+static void value_product(int nv, bool accumulate, int64_t n, int64_t Dv, const real *value, int64_t ldv, const real *p,
+                          real *o)
 {
     if (nv == 1 && accumulate) product(1, false, true, Dv, n, value, ldv, p, o);
     else if (nv == 1) product(1, false, false, Dv, n, value, ldv, p, o);

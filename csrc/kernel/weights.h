@@ -1,7 +1,8 @@
 /* Scores and weights themselves, [rows][keys], for callers who ask for them.
  *
  * Stages: SCORES and CAPPED hold every pair, BIASED has -inf where a key is hidden, WEIGHTS are exp(score - m) / l with
- * the m and 1 / l that forward or decode left for each row; hidden keys weigh 0. The tile is transposed on its way out. */
+ * the m and 1 / l that forward or decode left for each row; hidden keys weigh 0. The tile is transposed on its way out.
+ */
 #ifndef AF_WEIGHTS_H
 #define AF_WEIGHTS_H
 

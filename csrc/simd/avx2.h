@@ -5,10 +5,10 @@
 #include <immintrin.h>
 
 #define AF_NEEDS AF_CPU_AVX2
-#define AF_MR 4            /* tile rows: 4 x 3 accumulators, 3 lane vectors and 1 broadcast of 16 registers */
-#define AF_NV 3            /* tile columns in vectors */
+#define AF_MR 4 /* tile rows: 4 x 3 accumulators, 3 lane vectors and 1 broadcast of 16 registers */
+#define AF_NV 3 /* tile columns in vectors */
 #define AF_EXP2_ZERO (AF_DOUBLE ? -1023 : -127) /* v_scale2 by this gives zero */
-#define AF_DECODE_KEYS 2   /* keys at a time against up to 4 query rows: 8 accumulators */
+#define AF_DECODE_KEYS 2                        /* keys at a time against up to 4 query rows: 8 accumulators */
 #define AF_DECODE_COLUMNS 2
 
 #if AF_DOUBLE
@@ -125,17 +125,17 @@ AF_INLINE void v_hsum4(v a, v b, v c, v d, real *out)
 AF_INLINE void v_transpose(v x[VL])
 {
     v t[8], u[8];
-    AF_UNROLL for (int i = 0; i < 8; i += 2) {
-        t[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
-        t[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+    UNROLL(i, 4) {
+        t[2 * i] = _mm256_unpacklo_ps(x[2 * i], x[2 * i + 1]);
+        t[2 * i + 1] = _mm256_unpackhi_ps(x[2 * i], x[2 * i + 1]);
     }
-    AF_UNROLL for (int i = 0; i < 8; i += 4) {
-        AF_UNROLL for (int c = 0; c < 2; c++) {
-            u[i + 2 * c] = _mm256_shuffle_ps(t[i + c], t[i + 2 + c], 0x44);
-            u[i + 2 * c + 1] = _mm256_shuffle_ps(t[i + c], t[i + 2 + c], 0xee);
+    UNROLL(i, 2) {
+        UNROLL(c, 2) {
+            u[4 * i + 2 * c] = _mm256_shuffle_ps(t[4 * i + c], t[4 * i + 2 + c], 0x44);
+            u[4 * i + 2 * c + 1] = _mm256_shuffle_ps(t[4 * i + c], t[4 * i + 2 + c], 0xee);
         }
     }
-    AF_UNROLL for (int c = 0; c < 4; c++) {
+    UNROLL(c, 4) {
         x[c] = _mm256_permute2f128_ps(u[c], u[4 + c], 0x20);
         x[4 + c] = _mm256_permute2f128_ps(u[c], u[4 + c], 0x31);
     }

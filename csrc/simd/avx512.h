@@ -5,10 +5,10 @@
 #include <immintrin.h>
 
 #define AF_NEEDS AF_CPU_AVX512
-#define AF_MR 8            /* tile rows: 8 x 3 accumulators, 3 lane vectors and 1 broadcast of 32 registers */
-#define AF_NV 3            /* tile columns in vectors */
+#define AF_MR 8 /* tile rows: 8 x 3 accumulators, 3 lane vectors and 1 broadcast of 32 registers */
+#define AF_NV 3 /* tile columns in vectors */
 #define AF_EXP2_ZERO (AF_DOUBLE ? -1200 : -200) /* v_scale2 by this gives zero */
-#define AF_DECODE_KEYS 4   /* keys at a time against up to 4 query rows: 16 accumulators */
+#define AF_DECODE_KEYS 4                        /* keys at a time against up to 4 query rows: 16 accumulators */
 #define AF_DECODE_COLUMNS 4
 
 #if AF_DOUBLE
@@ -66,17 +66,17 @@ AF_INLINE void v_hsum4(v a, v b, v c, v d, real *out)
 AF_INLINE void v_transpose(v x[VL])
 {
     v t[8], u[8];
-    AF_UNROLL for (int i = 0; i < 8; i += 2) {
-        t[i] = _mm512_unpacklo_pd(x[i], x[i + 1]);
-        t[i + 1] = _mm512_unpackhi_pd(x[i], x[i + 1]);
+    UNROLL(i, 4) {
+        t[2 * i] = _mm512_unpacklo_pd(x[2 * i], x[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_pd(x[2 * i], x[2 * i + 1]);
     }
-    AF_UNROLL for (int i = 0; i < 8; i += 4) {
-        u[i] = _mm512_shuffle_f64x2(t[i], t[i + 2], 0x88);
-        u[i + 1] = _mm512_shuffle_f64x2(t[i + 1], t[i + 3], 0x88);
-        u[i + 2] = _mm512_shuffle_f64x2(t[i], t[i + 2], 0xdd);
-        u[i + 3] = _mm512_shuffle_f64x2(t[i + 1], t[i + 3], 0xdd);
+    UNROLL(i, 2) {
+        u[4 * i] = _mm512_shuffle_f64x2(t[4 * i], t[4 * i + 2], 0x88);
+        u[4 * i + 1] = _mm512_shuffle_f64x2(t[4 * i + 1], t[4 * i + 3], 0x88);
+        u[4 * i + 2] = _mm512_shuffle_f64x2(t[4 * i], t[4 * i + 2], 0xdd);
+        u[4 * i + 3] = _mm512_shuffle_f64x2(t[4 * i + 1], t[4 * i + 3], 0xdd);
     }
-    AF_UNROLL for (int i = 0; i < 4; i++) {
+    UNROLL(i, 4) {
         x[i] = _mm512_shuffle_f64x2(u[i], u[i + 4], 0x88);
         x[i + 4] = _mm512_shuffle_f64x2(u[i], u[i + 4], 0xdd);
     }
@@ -94,19 +94,19 @@ AF_INLINE void v_hsum4(v a, v b, v c, v d, real *out)
 AF_INLINE void v_transpose(v x[VL])
 {
     v t[16], u[16];
-    AF_UNROLL for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
-        t[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+    UNROLL(i, 8) {
+        t[2 * i] = _mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]);
     }
     /* u[4 k + c] holds column 4 s + c of rows 4 k .. 4 k + 3 in its 128-bit part s. */
-    AF_UNROLL for (int i = 0; i < 16; i += 4) {
-        AF_UNROLL for (int c = 0; c < 2; c++) {
-            const __m512d a = _mm512_castps_pd(t[i + c]), b = _mm512_castps_pd(t[i + 2 + c]);
-            u[i + 2 * c] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-            u[i + 2 * c + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    UNROLL(i, 4) {
+        UNROLL(c, 2) {
+            const __m512d a = _mm512_castps_pd(t[4 * i + c]), b = _mm512_castps_pd(t[4 * i + 2 + c]);
+            u[4 * i + 2 * c] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            u[4 * i + 2 * c + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
         }
     }
-    AF_UNROLL for (int c = 0; c < 4; c++) {
+    UNROLL(c, 4) {
         const v a = _mm512_shuffle_f32x4(u[c], u[4 + c], 0x88), b = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0x88);
         const v d = _mm512_shuffle_f32x4(u[c], u[4 + c], 0xdd), e = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0xdd);
         x[c] = _mm512_shuffle_f32x4(a, b, 0x88);

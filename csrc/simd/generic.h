@@ -35,26 +35,26 @@ typedef bits_t vm __attribute__((vector_size(16), aligned(sizeof(real)), may_ali
 AF_INLINE v v_set1(real x)
 {
     v y;
-    AF_UNROLL for (int i = 0; i < VL; i++) y[i] = x;
+    UNROLL(i, VL) y[i] = x;
     return y;
 }
 AF_INLINE v v_zero(void) { return v_set1(0); }
 AF_INLINE vm vm_first(int n)
 {
     vm m;
-    AF_UNROLL for (int i = 0; i < VL; i++) m[i] = -(i < n);
+    UNROLL(i, VL) m[i] = -(i < n);
     return m;
 }
 AF_INLINE vm vm_bits(uint64_t bits)
 {
     vm m;
-    AF_UNROLL for (int i = 0; i < VL; i++) m[i] = -(bits_t)(bits >> i & 1);
+    UNROLL(i, VL) m[i] = -(bits_t)(bits >> i & 1);
     return m;
 }
 AF_INLINE uint64_t vm_word(vm m)
 {
     uint64_t word = 0;
-    AF_UNROLL for (int i = 0; i < VL; i++) word |= (uint64_t)(m[i] & 1) << i;
+    UNROLL(i, VL) word |= (uint64_t)(m[i] & 1) << i;
     return word;
 }
 AF_INLINE vm vm_gt(v a, v b) { return (vm)(a > b); }
@@ -86,7 +86,7 @@ AF_INLINE v v_scale2(v a, v n) { return a * (v)(((vm)(n + v_set1(ROUNDER)) + EXP
 AF_INLINE v v_exponent(v a)
 {
     v x;
-    AF_UNROLL for (int i = 0; i < VL; i++) x[i] = (real)((((vm)a)[i] >> MANTISSA_BITS) - EXPONENT_BIAS);
+    UNROLL(i, VL) x[i] = (real)((((vm)a)[i] >> MANTISSA_BITS) - EXPONENT_BIAS);
     return x;
 }
 AF_INLINE v v_mantissa(v a)
@@ -97,13 +97,13 @@ AF_INLINE v v_mantissa(v a)
 AF_INLINE real v_hmax(v a)
 {
     real x = a[0];
-    AF_UNROLL for (int i = 1; i < VL; i++) x = a[i] > x ? a[i] : x;
+    UNROLL(i, VL) x = a[i] > x ? a[i] : x;
     return x;
 }
 AF_INLINE real v_hsum(v a)
 {
-    real x = a[0];
-    AF_UNROLL for (int i = 1; i < VL; i++) x += a[i];
+    real x = 0;
+    UNROLL(i, VL) x += a[i];
     return x;
 }
 AF_INLINE void v_hsum4(v a, v b, v c, v d, real *out)
@@ -115,8 +115,8 @@ AF_INLINE void v_hsum4(v a, v b, v c, v d, real *out)
 }
 AF_INLINE void v_transpose(v x[VL])
 {
-    AF_UNROLL for (int i = 0; i < VL; i++)
-        AF_UNROLL for (int j = 0; j < i; j++) {
+    UNROLL(i, VL)
+        UNROLL(j, i) {
             const real t = x[i][j];
             x[i][j] = x[j][i];
             x[j][i] = t;

@@ -7,17 +7,16 @@
 AF_INLINE v exp2_fraction(v r)
 {
 #if AF_DOUBLE
-    static const real c[] = {0x1.62e42fefa39f2p-1,  0x1.ebfbdff82c596p-3,  0x1.c6b08d70491bbp-5,
-                             0x1.3b2ab6fba2500p-7,  0x1.5d87fe7b6970dp-10, 0x1.43091307a8d4ap-13,
-                             0x1.ffcbef3124659p-17, 0x1.62bfd99f06163p-20, 0x1.b5406b96fdf5cp-24,
-                             0x1.e5fc666450e4dp-28, 0x1.c08f918323219p-32};
+    static const real c[] = {0x1.62e42fefa39f2p-1,  0x1.ebfbdff82c596p-3,  0x1.c6b08d70491bbp-5,  0x1.3b2ab6fba2500p-7,
+                             0x1.5d87fe7b6970dp-10, 0x1.43091307a8d4ap-13, 0x1.ffcbef3124659p-17, 0x1.62bfd99f06163p-20,
+                             0x1.b5406b96fdf5cp-24, 0x1.e5fc666450e4dp-28, 0x1.c08f918323219p-32};
     enum { degree = 11 };
 #else
     static const real c[] = {0x1.62e42ap-1f, 0x1.ebf9bcp-3f, 0x1.c6b752p-5f, 0x1.3cea88p-7f, 0x1.5bba16p-10f};
     enum { degree = 5 };
 #endif
     v y = v_set1(c[degree - 1]);
-    AF_UNROLL for (int i = degree - 2; i >= 0; i--) y = v_fma(y, r, v_set1(c[i]));
+    UNROLL(i, degree - 1) y = v_fma(y, r, v_set1(c[degree - 2 - i]));
     return v_fma(y, r, v_set1(1));
 }
 
@@ -42,7 +41,7 @@ AF_INLINE v expm1_positive(v y)
     const v n = v_round(v_mul(y, v_set1((real)1.4426950408889634)));
     const v r = v_fma(n, v_set1(-lo), v_fma(n, v_set1(-hi), y));
     v q = v_set1(1);
-    AF_UNROLL for (int i = terms; i > 1; i--) q = v_fma(q, v_mul(r, v_set1((real)1 / i)), v_set1(1));
+    UNROLL(i, terms - 1) q = v_fma(q, v_mul(r, v_set1((real)1 / (terms - i))), v_set1(1));
     const v power = v_scale2(v_set1(1), n);
     return v_fma(v_mul(q, r), power, v_sub(power, v_set1(1)));
 }
@@ -67,7 +66,7 @@ AF_INLINE v v_log2(v x)
     n = v_select(high, v_add(n, v_set1(1)), n);
     const v s = v_div(v_sub(m, v_set1(1)), v_add(m, v_set1(1))), s2 = v_mul(s, s);
     v y = v_set1((real)1 / (2 * terms - 1));
-    AF_UNROLL for (int i = terms - 1; i > 0; i--) y = v_fma(y, s2, v_set1((real)1 / (2 * i - 1)));
+    UNROLL(i, terms - 1) y = v_fma(y, s2, v_set1((real)1 / (2 * (terms - 1 - i) - 1)));
     const v value = v_fma(v_mul(s, y), v_set1((real)2.8853900817779268), n);
     const vm finite = vm_gt(v_set1(AF_INFINITY), x);
     return v_select(finite, value, x);

@@ -1,0 +1,80 @@
+from typing import Any
+
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[Any]
+
+DTYPES: tuple[str, ...]
+STAGES: tuple[str, ...]
+
+def attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    mask: ArrayLike | None,
+    bias: ArrayLike | None,
+    is_causal: bool,
+    window_size: Any,
+    q_offset: Any,
+    q_lengths: ArrayLike | None,
+    kv_lengths: ArrayLike | None,
+    scale: float | None,
+    softcap: float | None,
+    alibi_slopes: ArrayLike | None,
+    sink_logits: ArrayLike | None,
+    want_lse: bool,
+    want_weights: bool,
+    out: Array | None,
+    num_threads: int | None,
+) -> tuple[Array, Array | None, Array | None]: ...
+def attention_weights(
+    query: ArrayLike,
+    key: ArrayLike,
+    stage: str,
+    mask: ArrayLike | None,
+    bias: ArrayLike | None,
+    is_causal: bool,
+    window_size: Any,
+    q_offset: Any,
+    q_lengths: ArrayLike | None,
+    kv_lengths: ArrayLike | None,
+    scale: float | None,
+    softcap: float | None,
+    alibi_slopes: ArrayLike | None,
+    sink_logits: ArrayLike | None,
+    num_threads: int | None,
+) -> Array: ...
+def describe(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    mask: ArrayLike | None,
+    bias: ArrayLike | None,
+    is_causal: bool,
+    window_size: Any,
+    q_offset: Any,
+    q_lengths: ArrayLike | None,
+    kv_lengths: ArrayLike | None,
+    scale: float | None,
+    softcap: float | None,
+    alibi_slopes: ArrayLike | None,
+    sink_logits: ArrayLike | None,
+    num_threads: int | None,
+) -> tuple[int, int, int, int, int, int, str, str]: ...
+def set_threads(num_threads: int | None) -> None: ...
+def set_own_threads(num_threads: int) -> int: ...
+def check_threads(num_threads: int) -> int: ...
+def get_threads() -> int: ...
+def available_isas() -> tuple[str, ...]: ...
+def isa_in_use(dtype: str) -> str: ...
+def use_isa(name: str | None) -> None: ...
+def probe_exp2(x: Array) -> Array: ...
+def probe_tanh(x: Array) -> Array: ...
+def probe_log2(x: Array) -> Array: ...
+def probe_tile(a: Array, b: Array, c: Array | None = ...) -> Array: ...
+def query_lanes(dtype: str = ...) -> int: ...
+def measure_fma_peak(num_threads: int, seconds: float, dtype: str = ...) -> float: ...
+def measure_read_bandwidth(num_threads: int, nbytes: int, seconds: float) -> float: ...
+def time_tile(k: int, seconds: float, dtype: str = ...) -> float: ...
+def time_exp2(seconds: float, dtype: str = ...) -> float: ...
+def time_softmax(seconds: float, dtype: str = ...) -> float: ...

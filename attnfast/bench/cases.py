@@ -1,0 +1,215 @@
+"""The named problems of the benchmark, as data.
+
+A case says everything about one attention call except the random numbers in it; `inputs.py`
+draws those. Names are safe in file names and in shell globs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+MaskKind = Literal["none", "keypad", "dense", "bias"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One attention problem.
+
+    Attributes
+    ----------
+    mask : {"none", "keypad", "dense", "bias"}
+        `keypad` is a bool mask ``(B, 1, 1, Lk)`` of random lengths, `dense` a random bool mask
+        ``(Lq, Lk)``, `bias` a random float bias ``(1, H, Lq, Lk)``.
+    window : tuple of int, optional
+        Inclusive ``(left, right)`` bounds beyond the query's own position.
+    at_end : bool
+        The last query stands at the last key (``q_offset="end"``) instead of query 0 at key 0.
+    cold : bool
+        Keys and values come from memory, not from cache: calls rotate over several sets of them,
+        and speed is counted in bytes of keys and values read once.
+    """
+
+    name: str
+    batch: int
+    heads: int
+    kv_heads: int
+    q_len: int
+    k_len: int
+    head_dim: int
+    value_dim: int
+    mask: MaskKind = "none"
+    causal: bool = False
+    window: tuple[int, int] | None = None
+    at_end: bool = False
+    cold: bool = False
+    dtype: str = "float32"
+    quick: bool = False
+
+    @property
+    def shape(self) -> str:
+        """B x H[/Hk] x L x D, with Lq/Lk and D/Dv where they differ."""
+
+        def pair(first: int, second: int) -> str:
+            return f"{first}" if first == second else f"{first}/{second}"
+
+        return "x".join(
+            (
+                f"{self.batch}",
+                pair(self.heads, self.kv_heads),
+                pair(self.q_len, self.k_len),
+                pair(self.head_dim, self.value_dim),
+            )
+        )
+
+    @property
+    def mask_text(self) -> str:
+        """What hides keys apart from the window, in words for a table."""
+        words = [] if self.mask == "none" else [self.mask]
+        if self.causal:
+            words.append("causal, end" if self.at_end else "causal")
+        return " + ".join(words) or "-"
+
+    @property
+    def window_text(self) -> str:
+        """The window for a table."""
+        return f"{self.window[0]},{self.window[1]}" if self.window else "-"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return 8 if self.dtype == "float64" else 4
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the keys and values of one call, each read once."""
+        width = self.head_dim + self.value_dim
+        return self.batch * self.kv_heads * self.k_len * width * self.itemsize
+
+    @property
+    def kv_sets(self) -> int:
+        """How many sets of keys and values the calls rotate over."""
+        return -(-COLD_BYTES // self.kv_bytes) if self.cold else 1
+
+    @property
+    def score_bytes(self) -> int:
+        """Bytes of one (B, H, Lq, Lk) array, which plain implementations allocate."""
+        return self.batch * self.heads * self.q_len * self.k_len * self.itemsize
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes that one process needs for the arrays of this case."""
+        rows = self.batch * self.heads * self.q_len * (self.head_dim + self.value_dim)
+        extra = self.heads * self.q_len * self.k_len * self.itemsize if self.mask == "bias" else 0
+        return rows * self.itemsize + self.kv_bytes * self.kv_sets + extra
+
+    def flops(self, visible_pairs: int) -> int:
+        """Floating-point operations of both products over the visible (batch, query, key) pairs."""
+        return 2 * self.heads * visible_pairs * (self.head_dim + self.value_dim)
+
+
+COLD_BYTES = 256 * 2**20
+
+
+def _self(name: str, size: str, **fields: object) -> Case:
+    """A self-attention case named `name_size`; size is B x H[kvHk] x L x D."""
+    batch, heads, length, width = size.split("x")
+    query_heads, _, kv_heads = heads.partition("kv")
+    return Case(
+        name=f"{name}_{size}",
+        batch=int(batch),
+        heads=int(query_heads),
+        kv_heads=int(kv_heads or query_heads),
+        q_len=int(length),
+        k_len=int(length),
+        head_dim=int(width),
+        value_dim=int(width),
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def _few(name: str, batch: int, heads: str, q_len: int, k_len: int, **fields: object) -> Case:
+    """A few queries at the end of many keys, D = 128."""
+    query_heads, _, kv_heads = heads.partition("kv")
+    return Case(
+        name=f"{name}_b{batch}_{heads}_{k_len}x128",
+        batch=batch,
+        heads=int(query_heads),
+        kv_heads=int(kv_heads),
+        q_len=q_len,
+        k_len=k_len,
+        head_dim=128,
+        value_dim=128,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def _grid() -> tuple[Case, ...]:
+    window, causal_window = (256, 256), (256, 0)
+    cases = [
+        _self("full", "1x12x512x64", quick=True),
+        _self("full", "8x12x128x64", quick=True),
+        _self("full", "32x12x128x64"),
+        _self("full", "8x12x512x64"),
+        _self("full", "1x16x2048x64", quick=True),
+        _self("full", "1x32x2048x128"),
+        _self("full", "1x8x4096x128"),
+        _self("full", "1x8x8192x64"),
+        _self("full", "1x12x500x40"),
+        _self("full", "1x12x512x80", quick=True),
+        _self("float64", "1x16x2048x64", dtype="float64"),
+        _self("causal", "1x16x2048x64", causal=True, quick=True),
+        _self("causal", "1x32x2048x128", causal=True),
+        _self("causal", "1x8x8192x64", causal=True),
+        _self("causal", "1x32kv8x1024x128", causal=True, quick=True),
+        _self("keypad", "8x12x512x64", mask="keypad", quick=True),
+        _self("keypad", "32x12x128x64", mask="keypad"),
+        _self("densebool", "8x12x512x64", mask="dense", quick=True),
+        _self("densebool", "1x16x2048x64", mask="dense"),
+        _self("bias", "8x12x512x64", mask="bias", quick=True),
+    ]
+    for length in (4096, 16384, 65536):
+        size, quick = f"1x8x{length}x64", length == 4096
+        cases.append(_self("window256", size, window=window, quick=quick))
+        cases.append(_self("causalwindow256", size, window=causal_window, causal=True))
+    for heads in ("32kv8", "32kv32"):
+        for batch in (1, 8):
+            for length in (1024, 4096, 16384):
+                quick = (batch, length) == (1, 4096)
+                cases.append(_few("decode", batch, heads, 1, length, cold=True, quick=quick))
+    cases += [
+        _few("fewq16", 1, "32kv8", 16, 4096, causal=True, at_end=True, quick=True),
+        Case("tiny_1x1x1x64_k16", 1, 1, 1, 1, 16, 64, 64, quick=True),
+        _self("tiny", "1x12x16x64", quick=True),
+        _self("tiny", "1x12x64x64", quick=True),
+    ]
+    return tuple(cases)
+
+
+CASES: tuple[Case, ...] = _grid()
+
+
+def select(patterns: Sequence[str] | None, *, quick: bool = False) -> list[Case]:
+    """Choose cases by name or glob, in the order of the grid.
+
+    Parameters
+    ----------
+    patterns : sequence of str, optional
+        Names, globs, or comma-separated lists of both; None is every case.
+    quick : bool
+        Without patterns, only the representative subset.
+
+    Raises
+    ------
+    ValueError
+        When a pattern matches no case.
+    """
+    if patterns is None:
+        return [case for case in CASES if case.quick or not quick]
+    wanted = [part.strip() for text in patterns for part in text.split(",") if part.strip()]
+    for pattern in wanted:
+        if not any(fnmatchcase(case.name, pattern) for case in CASES):
+            raise ValueError(f"no case matches {pattern!r}; `attnfast bench --list` names them all")
+    return [case for case in CASES if any(fnmatchcase(case.name, p) for p in wanted)]

@@ -1,0 +1,123 @@
+"""What the machine and the installation are, for the header of a report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def affinity() -> int:
+    """Number of cores this process may run on."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_quota() -> float | None:
+    """Cores' worth of time that the control group allows, None for no limit."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            group = Path("/sys/fs/cgroup/cpu")
+            limit = (group / "cpu.cfs_quota_us").read_text().strip()
+            period = (group / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    return None if limit in ("max", "-1") else int(limit) / int(period)
+
+
+def available_memory() -> float:
+    """Bytes that can be allocated without swapping; infinite where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024.0
+    except OSError:
+        pass
+    return float("inf")
+
+
+def require_memory(needed: float, what: str, most: float = 8e9) -> None:
+    """Refuse a case that needs more than `most` bytes or 60 % of what is available now.
+
+    Raises
+    ------
+    MemoryError
+        With the reason as it is shown in the report.
+    """
+    if needed > min(most, 0.6 * available_memory()):
+        raise MemoryError(f"{what} would take {needed / 1e9:.1f} GB")
+
+
+def busy_warning() -> str | None:
+    """A sentence when other work is likely to disturb the measurement."""
+    try:
+        load = os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+    cores = os.cpu_count() or 1
+    if load <= 0.5 * cores:
+        return None
+    return f"the machine is busy (load average {load:.1f} on {cores} cores); expect noisy figures"
+
+
+def blas_name() -> str:
+    """The BLAS that NumPy was built with."""
+    config: Any = np.show_config(mode="dicts")
+    blas = config.get("Build Dependencies", {}).get("blas", {})
+    return f"{blas.get('name', 'unknown BLAS')} {blas.get('version', '')}".strip()
+
+
+def openmp_name() -> str:
+    """The OpenMP libraries loaded in this process, where threadpoolctl is there to tell."""
+    if find_spec("threadpoolctl") is None:
+        return "not known (needs threadpoolctl)"
+    from threadpoolctl import threadpool_info
+
+    pools = [pool for pool in threadpool_info() if pool["user_api"] == "openmp"]
+    return ", ".join(Path(pool["filepath"]).name for pool in pools) or "none loaded"
+
+
+def machine_facts() -> dict[str, Any]:
+    """Facts that do not depend on attnfast."""
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count() or 1,
+        "affinity": affinity(),
+        "quota": cpu_quota(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": blas_name(),
+    }
+
+
+def installation_facts() -> dict[str, Any]:
+    """Facts about attnfast in this process: version, instruction sets, OpenMP library."""
+    import attnfast
+
+    row = np.ones((1, 64), np.float32)
+    return {
+        "version": attnfast.__version__,
+        "isas": list(attnfast.available_isas()),
+        "isa": str(attnfast.plan(row, row, row).isa),
+        "openmp": openmp_name(),
+    }

@@ -1,0 +1,77 @@
+"""The contestants: attnfast itself, plain NumPy, and the libraries found installed.
+
+Each module here wraps one of them in a class with the same three members (`Contestant`). They are
+imported only inside their own worker process, so that no two thread pools share a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from ..cases import Case
+from ..inputs import Inputs
+
+OWN, PLAIN = "attnfast", "numpy"
+
+
+class Unsupported(Exception):
+    """A contestant cannot run this case; the message says why."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One way to run a case: a call for each set of keys, and how to read a call's result."""
+
+    calls: list[Callable[[], Any]]
+    output: Callable[[Any], NDArray[Any]]  # -> (B, H, Lq, Dv)
+
+
+class Contestant(Protocol):
+    """What a worker needs of a library; built with the number of threads it may use."""
+
+    version: str
+
+    def variants(self, case: Case, inputs: Inputs) -> dict[str, Callable[[], Prepared]]:
+        """Ways to run the case, by name, each built only when it is tried."""
+        ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a contestant lives, what must be importable, how often it holds the inputs."""
+
+    module: str
+    class_name: str
+    needs: tuple[str, ...]
+    copies: int
+
+
+CONTESTANTS: dict[str, Entry] = {
+    OWN: Entry("own", "Attnfast", (), 1),
+    PLAIN: Entry("plain_numpy", "PlainNumpy", (), 1),
+    "torch": Entry("torch_peer", "Torch", ("torch",), 1),
+    "onnxruntime": Entry("onnxruntime_peer", "OnnxRuntime", ("onnxruntime", "onnx"), 2),
+    "openvino": Entry("openvino_peer", "OpenVino", ("openvino",), 1),
+    "jax": Entry("jax_peer", "Jax", ("jax", "jaxlib"), 2),
+}
+PEERS: tuple[str, ...] = tuple(name for name in CONTESTANTS if name not in (OWN, PLAIN))
+
+
+def installed_peers() -> list[str]:
+    """Peers whose packages can be imported here, without importing them."""
+    return [name for name in PEERS if all(find_spec(need) for need in CONTESTANTS[name].needs)]
+
+
+def build(name: str, threads: int) -> Contestant:
+    """Import and set up a contestant in this process."""
+    entry = CONTESTANTS[name]
+    contestant: Contestant = getattr(import_module(f"{__name__}.{entry.module}"), entry.class_name)(
+        threads
+    )
+    return contestant

@@ -1,0 +1,146 @@
+"""What a run measured, as plain data that goes to JSON and back."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .cases import Case
+
+SCHEMA = 1
+
+
+@dataclass
+class Entry:
+    """One contestant in one case.
+
+    `rounds` holds the median time of a call in each round, `samples` the times of all batches of
+    calls. `note` says why there is no time, or what is odd about it.
+    """
+
+    contestant: str
+    variant: str = ""
+    rounds: list[float] = field(default_factory=list)
+    samples: list[float] = field(default_factory=list)
+    error: float | None = None
+    wrong: bool = False
+    note: str = ""
+
+    @property
+    def median(self) -> float | None:
+        """Seconds of a call: the median over rounds, None when the contestant has no time."""
+        return statistics.median(self.rounds) if self.rounds else None
+
+    def percentile(self, share: float) -> float:
+        """A percentile of all samples, interpolated."""
+        ordered = sorted(self.samples)
+        place = share * (len(ordered) - 1)
+        low = int(place)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+    @property
+    def noise(self) -> float:
+        """Half the spread between p10 and p90, relative to the median."""
+        median = self.median
+        return (self.percentile(0.9) - self.percentile(0.1)) / (2 * median) if median else 0.0
+
+
+@dataclass
+class CaseResult:
+    """All contestants in one case, and the limits measured between them.
+
+    `peak` (GFLOP/s) is the best of the rounds: it is a property of the chip that disturbance only
+    lowers. `bandwidth` (GB/s), measured for cold cases, is the median: it comes and goes.
+    """
+
+    case: Case
+    pairs: int
+    peak: float
+    bandwidth: float | None
+    plain_error: float
+    entries: dict[str, Entry]
+
+    @property
+    def work(self) -> float:
+        """What speed counts: operations over visible pairs, or bytes of keys and values."""
+        return float(self.case.kv_bytes if self.case.cold else self.case.flops(self.pairs))
+
+    @property
+    def limit(self) -> float:
+        """The machine's limit for that work, in the same unit per second."""
+        return 1e9 * (self.bandwidth if self.case.cold and self.bandwidth else self.peak)
+
+    def speed(self, contestant: str) -> float | None:
+        """Work per second, None without a time."""
+        entry = self.entries.get(contestant)
+        return self.work / entry.median if entry and entry.median else None
+
+    def share(self, contestant: str) -> float | None:
+        """Speed as a share of the limit."""
+        speed = self.speed(contestant)
+        return None if speed is None else speed / self.limit
+
+    def times_faster(self, than: str, own: str = "attnfast") -> float | None:
+        """How many times faster `own` is."""
+        fast, slow = self.entries.get(own), self.entries.get(than)
+        if fast is None or slow is None or not fast.median or not slow.median:
+            return None
+        return slow.median / fast.median
+
+
+@dataclass
+class Report:
+    """A whole run."""
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    limits: dict[str, float]
+    contestants: dict[str, str]
+    results: list[CaseResult] = field(default_factory=list)
+    not_run: dict[str, str] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write the run as JSON, with the derived figures beside the measured ones."""
+        data = {"schema": SCHEMA, **asdict(self)}
+        for result, stored in zip(self.results, data["results"], strict=True):
+            for name, entry in stored["entries"].items():
+                entry["median"] = result.entries[name].median
+                entry["speed"] = result.speed(name)
+                entry["share_of_limit"] = result.share(name)
+        path.write_text(json.dumps(data, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            When the file is not a report of this schema.
+        """
+        try:
+            data = json.loads(path.read_text())
+            if data.pop("schema") != SCHEMA:
+                raise ValueError("another schema")
+            data["results"] = [_case_result(stored) for stored in data["results"]]
+            return cls(**data)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} is not a report of this version: {error}") from error
+
+
+DERIVED = ("median", "speed", "share_of_limit")
+
+
+def _case_result(stored: dict[str, Any]) -> CaseResult:
+    case = dict(stored.pop("case"))
+    if case["window"] is not None:
+        case["window"] = tuple(case["window"])
+    entries = {
+        name: Entry(**{key: value for key, value in entry.items() if key not in DERIVED})
+        for name, entry in stored.pop("entries").items()
+    }
+    return CaseResult(case=Case(**case), entries=entries, **stored)

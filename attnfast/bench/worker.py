@@ -1,0 +1,238 @@
+"""A process that holds one contestant and does as it is told over a pipe.
+
+Requests are pickled tuples ``(operation, *arguments)`` on standard input, answers pickled tuples
+``(kind, value)`` on what was standard output. Between requests the process sleeps in a read.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import machine
+from .cases import COLD_BYTES, Case
+from .inputs import Inputs, exact_rows, make_inputs, sample_rows, take_rows, visible_pairs
+from .peers import Contestant, Prepared, Unsupported, build
+
+BATCH_SECONDS = 2e-3  # calls are timed in batches at least this long
+LEAD_SECONDS = 5e-3  # untimed calls before a burst, to wake the threads
+TRIAL_SECONDS = 0.05  # to choose among variants
+SETTLE_SECONDS = 0.2  # at most, for a library's idle threads to stop spinning
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one variant: the largest error of its checked rows, or why it cannot run."""
+
+    variant: str
+    error: float | None
+    right: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Checked rows in higher precision, and how far plain NumPy is from them."""
+
+    rows: NDArray[Any]
+    plain_error: float
+    tolerance: float
+
+
+class Worker:
+    """The operations, one method each."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        self._contestant: Contestant = build(name, threads)
+        self._threads = threads
+        self._case: Case
+        self._inputs: Inputs
+        self._prepared: Prepared | None = None
+        self._next = 0
+        self._batch = 1
+
+    def version(self) -> str:
+        """Version of the library."""
+        return self._contestant.version
+
+    def facts(self) -> dict[str, Any]:
+        """Machine and installation as seen with the contestant loaded."""
+        return {**machine.machine_facts(), **machine.installation_facts()}
+
+    def measure(self, what: str, seconds: float) -> float:
+        """GFLOP/s of the FMA peak of a dtype, or GB/s of reading memory (`"bandwidth"`)."""
+        from attnfast import _core
+
+        if what == "bandwidth":
+            return float(_core.measure_read_bandwidth(self._threads, COLD_BYTES, seconds))
+        return float(_core.measure_fma_peak(self._threads, seconds, what))
+
+    def load(self, case: Case, seed: int) -> None:
+        """Draw the inputs of a case, dropping those of the case before."""
+        self.unload()
+        self._case, self._inputs = case, make_inputs(case, seed)
+
+    def unload(self) -> None:
+        """Give the memory of the current case back."""
+        self._prepared = None
+        self._inputs = Inputs(np.empty(0), [], [], None, None)
+        gc.collect()
+
+    def pairs(self) -> int:
+        """Visible (batch, query, key) triples of the loaded case."""
+        return visible_pairs(self._case, self._inputs)
+
+    def truth(self) -> Truth:
+        """What the loaded case's checked rows should be, and the error a right answer may have.
+
+        The tolerance is ten times the error of the same formula in the case's own precision, plus
+        some units of rounding: computing in a lower precision fails it, another order of sums
+        does not.
+        """
+        sample = sample_rows(self._case)
+        dtype = np.dtype(self._case.dtype)
+        higher = np.longdouble if dtype == np.float64 else np.float64
+        rows = exact_rows(self._case, self._inputs, sample, higher)
+        plain = exact_rows(self._case, self._inputs, sample, dtype.type)
+        plain_error = float(np.max(np.abs(plain - rows)))
+        rounding = 32 * float(np.finfo(dtype).eps) * float(np.max(np.abs(rows)))
+        return Truth(rows, plain_error, 10 * plain_error + rounding)
+
+    def prepare(self, truth: Truth) -> list[Trial]:
+        """Try every variant, check it, and keep the fastest right one for `burst`."""
+        trials: list[Trial] = []
+        best = float("inf")
+        variants = self._contestant.variants(self._case, self._inputs)
+        for name, make in variants.items():
+            try:
+                prepared = make()
+                trial = self._check(name, prepared, truth)
+            except Exception as error:  # a library may raise anything for a case it cannot run
+                trials.append(Trial(name, None, False, _reason(error)))
+                continue
+            trials.append(trial)
+            if trial.right:
+                speed = _seconds_per_call(prepared.calls[0])
+                if speed < best:
+                    best, self._prepared = speed, prepared
+                    trials.insert(0, trials.pop())
+            del prepared
+        self._batch = max(1, round(BATCH_SECONDS / best)) if best else 1
+        self._next = 0
+        return trials
+
+    def _check(self, name: str, prepared: Prepared, truth: Truth) -> Trial:
+        output = prepared.output(prepared.calls[0]())
+        expected = (self._case.batch, self._case.heads, self._case.q_len, self._case.value_dim)
+        if output.shape != expected or output.dtype != np.dtype(self._case.dtype):
+            return Trial(name, None, False, f"returned {output.dtype} {output.shape}")
+        rows = take_rows(output, sample_rows(self._case))
+        error = float(np.max(np.abs(rows - truth.rows)))
+        if error <= truth.tolerance:
+            return Trial(name, error, True)
+        note = f"error {error:.1e}, more than the {truth.tolerance:.1e} of a right result"
+        return Trial(name, error, False, note)
+
+    def burst(self, seconds: float) -> list[float]:
+        """Run for at least `seconds`; the time per call of each batch of calls.
+
+        Answers once the library's threads are asleep, so that they do not disturb the next one.
+        """
+        assert self._prepared is not None
+        times = self._timed(self._prepared.calls, seconds)
+        _settle()
+        return times
+
+    def _timed(self, calls: list[Callable[[], Any]], seconds: float) -> list[float]:
+        times = []
+        if self._batch > 1:
+            lead = time.perf_counter() + LEAD_SECONDS
+            while time.perf_counter() < lead:
+                self._rotate(calls)()
+        start = time.perf_counter()
+        while True:
+            chosen = [self._rotate(calls) for _ in range(self._batch)]
+            before = time.perf_counter()
+            for call in chosen:
+                call()
+            after = time.perf_counter()
+            times.append((after - before) / self._batch)
+            if after - start >= seconds:
+                return times
+
+    def _rotate(self, calls: list[Callable[[], Any]]) -> Callable[[], Any]:
+        self._next = (self._next + 1) % len(calls)
+        return calls[self._next]
+
+
+def _settle() -> None:
+    """Wait until this process uses next to no processor time."""
+    give_up = time.perf_counter() + SETTLE_SECONDS
+    while time.perf_counter() < give_up:
+        before = time.process_time()
+        time.sleep(5e-3)
+        if time.process_time() - before < 1e-3:
+            return
+
+
+def _seconds_per_call(call: Callable[[], Any]) -> float:
+    """The fastest of a few calls, after one that the check has already made."""
+    best, start = float("inf"), time.perf_counter()
+    while time.perf_counter() - start < TRIAL_SECONDS:
+        before = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - before)
+    return best
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, (Unsupported, MemoryError)) and text:
+        return text
+    return f"{type(error).__name__}: {text}"[:200]
+
+
+def serve(requests: BinaryIO, answers: BinaryIO, name: str, threads: int) -> None:
+    """Answer requests until the pipe closes."""
+
+    def answer(kind: str, value: object) -> None:
+        pickle.dump((kind, value), answers, protocol=pickle.HIGHEST_PROTOCOL)
+        answers.flush()
+
+    try:
+        worker = Worker(name, threads)
+    except Exception as error:  # an installed library may still fail to load
+        answer("error", _reason(error))
+        return
+    answer("ok", worker.version())
+    while True:
+        try:
+            operation, *arguments = pickle.load(requests)
+        except EOFError:
+            return
+        gc.disable()
+        try:
+            answer("ok", getattr(worker, operation)(*arguments))
+        except Exception as error:
+            answer("error", _reason(error))
+        finally:
+            gc.enable()
+
+
+def main(name: str, threads: int) -> None:
+    """Entry of the process: standard output becomes the pipe, prints go to standard error."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    try:
+        serve(sys.stdin.buffer, answers, name, threads)
+    except (KeyboardInterrupt, BrokenPipeError):
+        os._exit(1)

@@ -1,0 +1,47 @@
+"""The `attnfast` command."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import attnfast
+from attnfast import bench
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; default ``sys.argv[1:]``.
+
+    Returns
+    -------
+    int
+        Exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog="attnfast", description="Exact attention for NumPy arrays on CPUs."
+    )
+    parser.add_argument("--version", action="version", version=f"attnfast {attnfast.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    info = commands.add_parser("info", help="print the configuration of this installation")
+    info.set_defaults(run=_info)
+    benchmark = commands.add_parser(
+        "bench",
+        help="measure attnfast against plain NumPy and other libraries",
+        description="Measure attnfast against plain NumPy and the libraries found installed, in"
+        " percent of this machine's measured limits.",
+    )
+    bench.add_arguments(benchmark)
+    benchmark.set_defaults(run=bench.run)
+    options = parser.parse_args(argv)
+    status: int = options.run(options)
+    return status
+
+
+def _info(options: argparse.Namespace) -> int:
+    attnfast.show_config()
+    return 0

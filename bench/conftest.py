@@ -1,0 +1,58 @@
+"""Limits measured once, an option for the whole grid, and a table of shares at the end."""
+
+import pytest
+
+import attnfast
+from attnfast import _core
+
+ROWS: list[tuple[str, float, str, float]] = []
+SECONDS = 0.3
+
+
+def pytest_addoption(parser):
+    parser.addoption("--grid", action="store_true", help="all cases, not only the quick ones")
+
+
+@pytest.fixture(scope="session")
+def threads():
+    return attnfast.get_num_threads()
+
+
+@pytest.fixture(scope="session")
+def peak():
+    """GFLOP/s of the FMA loop by (threads, dtype) of the best instruction set."""
+    found: dict[tuple[int, str], float] = {}
+
+    def measure(threads: int, dtype: str = "float32") -> float:
+        key = threads, dtype
+        if key not in found:
+            found[key] = max(_core.measure_fma_peak(threads, SECONDS, dtype) for _ in range(3))
+        return found[key]
+
+    return measure
+
+
+@pytest.fixture(scope="session")
+def bandwidth(threads):
+    """GB/s of reading memory, all threads."""
+    return max(_core.measure_read_bandwidth(threads, 256 * 2**20, SECONDS) for _ in range(3))
+
+
+@pytest.fixture
+def record(request):
+    """Note a rate and what it is a share of, for the table at the end."""
+
+    def note(rate: float, unit: str, limit: float) -> None:
+        assert rate > 0 and limit > 0
+        ROWS.append((request.node.name, rate, unit, rate / limit))
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not ROWS:
+        return
+    terminalreporter.section("share of the measured limits")
+    width = max(len(name) for name, *_ in ROWS)
+    for name, rate, unit, share in ROWS:
+        terminalreporter.write_line(f"{name:<{width}}  {rate:8.2f} {unit:<8}  {100 * share:5.1f} %")

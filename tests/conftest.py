@@ -1,0 +1,37 @@
+"""Every test that reaches a kernel runs once per instruction set that this CPU has."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+import attnfast
+from attnfast import _core
+
+# The same examples in every run: a red test is a defect, never the luck of the draw. To look
+# further, `pytest --hypothesis-profile=explore` draws new ones, ten times as many.
+common = settings(
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+    ],
+)
+settings.register_profile("default", common, derandomize=True, max_examples=100)
+settings.register_profile("explore", common, max_examples=1000)
+settings.load_profile("default")
+
+
+@pytest.fixture(params=attnfast.available_isas())
+def isa(request):
+    """Run the test with this instruction set."""
+    _core.use_isa(request.param)
+    yield request.param
+    _core.use_isa(None)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20170612)

@@ -1,0 +1,227 @@
+"""Hypothesis strategies for whole calls: shapes, dtypes, memory layouts and every option."""
+
+import math
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from hypothesis import strategies as st
+
+import attnfast
+from support import DTYPES, compute_dtype, randn
+
+LAYOUTS = (
+    "contiguous",
+    "swapped axes",
+    "reversed rows",
+    "every other row",
+    "Fortran order",
+    "every other column",
+    "backwards",
+    "misaligned",
+    "big-endian",
+    "read-only",
+)
+# Both sides of every multiple of 8, 16 and 48, where the kernels' tiles end.
+EDGES = [n + i for n in (8, 16, 24, 32, 48, 64, 96, 128, 144) for i in (-1, 0, 1)]
+
+
+class Call:
+    """The arguments of one call of `attention`."""
+
+    def __init__(self, query: Any, key: Any, value: Any, options: dict[str, Any]) -> None:
+        self.query, self.key, self.value, self.options = query, key, value, options
+
+    def run(self, **more: Any) -> Any:
+        return attnfast.attention(self.query, self.key, self.value, **{**self.options, **more})
+
+    def __repr__(self) -> str:
+        def show(x: Any) -> str:
+            if isinstance(x, np.ndarray) and x.size > 8:
+                return f"<{x.dtype} {x.shape} strides {x.strides}>"
+            return repr(x)
+
+        named = [f"{n}={show(getattr(self, n))}" for n in ("query", "key", "value")]
+        named += [f"{n}={show(x)}" for n, x in self.options.items()]
+        return f"Call({', '.join(named)})"
+
+
+def lay_out(a: np.ndarray, layout: str) -> np.ndarray:
+    """The same numbers in memory of another shape; what lies in between is NaN."""
+    if layout == "swapped axes" and a.ndim > 2:
+        return np.ascontiguousarray(a.swapaxes(-3, -2)).swapaxes(-3, -2)
+    if layout == "reversed rows":
+        return np.ascontiguousarray(a[..., ::-1, :])[..., ::-1, :]
+    if layout == "every other row":
+        spread = np.full((*a.shape[:-2], 2 * a.shape[-2] + 1, a.shape[-1]), np.nan, a.dtype)
+        spread[..., 1::2, :] = a
+        return spread[..., 1::2, :]
+    if layout == "Fortran order":
+        return np.asfortranarray(a)
+    if layout == "every other column":
+        spread = np.full((*a.shape[:-1], 2 * a.shape[-1] + 1), np.nan, a.dtype)
+        spread[..., 1::2] = a
+        return spread[..., 1::2]
+    if layout == "backwards":
+        return np.ascontiguousarray(a[..., ::-1])[..., ::-1]
+    if layout == "misaligned":
+        raw = np.empty(a.nbytes + 1, np.uint8)
+        shifted = raw[1:].view(a.dtype).reshape(a.shape)
+        shifted[...] = a
+        return shifted
+    if layout == "big-endian" and a.dtype.kind == "f":
+        return a.astype(a.dtype.newbyteorder(">"))
+    if layout == "read-only":
+        a = a.copy()
+        a.flags.writeable = False
+    return a
+
+
+def _sizes(limit: int) -> st.SearchStrategy[int]:
+    return (
+        st.integers(0, 5)
+        | st.sampled_from([n for n in EDGES if n <= limit])
+        | st.integers(1, limit)
+    )
+
+
+@st.composite
+def calls(draw: Any, dtypes: Any = tuple(DTYPES)) -> Call:
+    """Any legal call whose scores are finite."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    dtype = draw(st.sampled_from(dtypes))
+    batch = draw(st.sampled_from([(), (), (1,), (2,), (3,), (2, 2), (1, 3)]))
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2, 3, 4]))
+    lq, lk = draw(_sizes(150)), draw(_sizes(300))
+    if draw(st.booleans()):
+        lq = min(lq, draw(st.integers(1, 4)))
+        lk += draw(st.sampled_from([0, 512, 1500]))
+    elif draw(st.booleans()):
+        lq = lk = min(lq, lk)
+    d = draw(st.sampled_from([1, 2, 3, 7, 8, 16, 24, 33, 40, 64, 65, 80, 128, 130]))
+    dv = draw(st.sampled_from([d, d, 1, 5, 8, 17, 48, 64, 96]))
+    while math.prod(batch) * kv_heads * group * lq * lk > 300_000:
+        batch, kv_heads, lk = batch[:-1], 1, lk - lk // 3
+    heads = kv_heads * group
+    full = (*batch, heads, lq, lk)
+
+    amplitude = draw(st.sampled_from([0.0, 1.0, 1.0, 3.0, 100.0]))
+    q_batch, k_batch, v_batch = (draw(_thinned(batch)) for _ in range(3))
+    rank2 = batch == () and heads == 1 and draw(st.booleans())
+    query = amplitude * rng.standard_normal((*q_batch, heads, lq, d))
+    key = rng.standard_normal((*k_batch, kv_heads, lk, d))
+    value = draw(st.sampled_from([1e-3, 1.0, 1e3])) * rng.standard_normal(
+        (*v_batch, kv_heads, lk, dv)
+    ) + draw(st.sampled_from([0.0, 0.0, 10.0]))
+    arrays = []
+    for a in (query, key, value):
+        a = a.astype(dtype)
+        if rank2:
+            a = a[0]
+        a = lay_out(a, draw(st.sampled_from(LAYOUTS)))
+        if draw(st.integers(0, 15)) == 0 and a.shape[-2]:
+            a = np.broadcast_to(a[..., :1, :], a.shape)
+        arrays.append(a)
+    batch = np.broadcast_shapes(q_batch, k_batch, v_batch)
+    full = (*batch, heads, lq, lk)[2 if rank2 and not batch else 0 :]
+    options = draw(_options(rng, full, batch, heads, lq, lk, dtype))
+    return Call(*arrays, options)
+
+
+@st.composite
+def _thinned(draw: Any, batch: tuple[int, ...]) -> tuple[int, ...]:
+    """Batch axes of one input: some of length 1, the leading ones perhaps absent."""
+    thin = tuple(1 if draw(st.integers(0, 4)) == 0 else n for n in batch)
+    return thin[1:] if thin and draw(st.integers(0, 9)) == 0 else thin
+
+
+@st.composite
+def _broadcastable(draw: Any, full: tuple[int, ...]) -> tuple[int, ...]:
+    shape = tuple(1 if draw(st.integers(0, 2)) == 0 else n for n in full)
+    return shape[draw(st.sampled_from([0, 0, 0, *range(len(shape) + 1)])) :]
+
+
+@st.composite
+def _options(
+    draw: Any,
+    rng: np.random.Generator,
+    full: tuple[int, ...],
+    batch: tuple[int, ...],
+    heads: int,
+    lq: int,
+    lk: int,
+    dtype: Any,
+) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+
+    def sometimes(name: str, strategy: Any, one_in: int = 3) -> None:
+        if draw(st.integers(1, one_in)) == 1:
+            options[name] = draw(strategy)
+
+    def per_row(low: int, high: int) -> Any:
+        numbers = st.builds(
+            lambda lows: (
+                rng.integers(low, high + 1, batch or (1,))
+                if not lows
+                else np.where(rng.random(batch or (1,)) < 0.5, low, high)
+            ),
+            st.booleans(),
+        )
+        return numbers | st.integers(low, high) if math.prod(batch) == 1 else numbers
+
+    sometimes("is_causal", st.just(True))
+    side = st.sampled_from([None, -1, 0, 1]) | st.integers(0, max(lk, 1))
+    sometimes("window_size", st.integers(0, lk) | st.tuples(side, side))
+    sometimes(
+        "alibi_slopes",
+        st.just(
+            rng.standard_normal((*(batch if draw(st.booleans()) else ()), heads)).astype(np.float32)
+        ),
+        5,
+    )
+    sometimes("q_lengths", per_row(0, lq), 5)
+    sometimes("kv_lengths", per_row(0, lk))
+    offsets = st.integers(-lq - 3, lk + 3)
+    sometimes("q_offset", offsets | st.just("end") | per_row(-lq - 3, lk + 3), 2)
+    if lq != lk and "q_offset" not in options:
+        options["q_offset"] = draw(st.just("end") | offsets)
+    sometimes("scale", st.sampled_from([0.0, 1.0, 0.3, -0.2]), 5)
+    sometimes("softcap", st.sampled_from([0.5, 5.0, 30.0]), 5)
+    sometimes("sink_logits", st.just(draw(st.sampled_from([1, 20])) * randn(rng, heads)), 5)
+    sometimes("mask", _masks(rng, full))
+    sometimes("bias", _biases(rng, full, dtype))
+    sometimes("return_lse", st.just(True), 2)
+    sometimes("return_weights", st.just(True), 4)
+    sometimes("num_threads", st.integers(1, 3), 2)
+    return options
+
+
+@st.composite
+def _masks(draw: Any, rng: np.random.Generator, full: tuple[int, ...]) -> np.ndarray:
+    shape = draw(_broadcastable(full))
+    mask = rng.random(shape) < draw(st.sampled_from([0.0, 0.05, 0.5, 0.95, 1.0]))
+    if mask.ndim > 1 and draw(st.booleans()):
+        mask &= rng.random((*shape[:-1], 1)) < 0.7
+    if draw(st.booleans()):  # padding at the end, and at the start
+        ends = np.sort(rng.integers(0, full[-1] + 1, 2))
+        mask = np.broadcast_to(mask, (*shape[:-1], full[-1])) if shape else mask
+        mask = mask & ((np.arange(full[-1]) >= ends[0]) & (np.arange(full[-1]) < ends[1]))
+    return lay_out(mask, draw(st.sampled_from(LAYOUTS))) if mask.ndim > 1 else mask
+
+
+@st.composite
+def _biases(draw: Any, rng: np.random.Generator, full: tuple[int, ...], dtype: Any) -> np.ndarray:
+    shape = draw(_broadcastable(full))
+    bias_dtype = draw(st.sampled_from([dtype, *DTYPES]))
+    bias = draw(st.sampled_from([0.0, 1.0, 30.0])) * rng.standard_normal(shape)
+    # The most negative number that is finite in the dtype of the bias and in that of the scores.
+    least = max(float(ml_dtypes.finfo(t).min) for t in (bias_dtype, compute_dtype(dtype)))
+    for special in (-np.inf, -1e9, least):
+        if draw(st.integers(0, 3)) == 0:
+            where = rng.random(shape) < draw(st.sampled_from([0.05, 0.5, 1.0]))
+            bias = np.where(where, special, bias)
+        if bias.ndim > 1 and draw(st.integers(0, 5)) == 0:
+            bias = np.where(rng.random((*shape[:-1], 1)) < 0.3, special, bias)
+    with np.errstate(over="ignore"):
+        bias = np.asarray(bias).astype(bias_dtype)
+    return lay_out(bias, draw(st.sampled_from(LAYOUTS))) if bias.ndim > 1 else bias

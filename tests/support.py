@@ -1,0 +1,257 @@
+"""What the tests share: dtypes, inputs, the accuracy criterion, and scripts in a fresh process.
+
+The criterion. With x the exact result (`attnfast.reference` in a wider type) and plain the result
+of plain NumPy attention in the kernels' own precision, a result y is accepted where
+
+    |y - x| <= 2 max_row |plain - x| + rounding.
+
+The first term alone would flake: by luck plain can be exact. `rounding` is therefore the
+first-order bound of the errors that any order of summation must be allowed. A score s_ij carries an
+absolute error of eps * E_ij, where E_ij adds up the magnitudes that were rounded on the way to it
+(the terms of the dot product, the capped score, bias, ALiBi); an error e_ij in the scores moves the
+weights by w_ij (e_ij - sum_k w_ik e_ik); and the sums over keys add a few eps of their absolute
+terms. In float32 this comes to about 1e-6 at unit logits and grows with them, as the error does.
+"""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from attnfast import reference
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+DTYPES = [np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16]
+DTYPE_IDS = [d.name for d in DTYPES]
+POSITION_OPTIONS = ("q_offset", "q_lengths", "kv_lengths")
+SCORE_OPTIONS = (
+    *POSITION_OPTIONS,
+    *("mask", "bias", "is_causal", "window_size", "scale", "softcap", "alibi_slopes"),
+)
+
+
+def compute_dtype(dtype: Any) -> np.dtype:
+    """The dtype in which the library computes for inputs of `dtype`."""
+    return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
+
+
+def truth_dtype(dtype: Any) -> Any:
+    """A type wide enough to call a result in it exact."""
+    return np.longdouble if np.dtype(dtype) == np.float64 else np.float64
+
+
+def randn(rng: np.random.Generator, shape: Any, dtype: Any = np.float32) -> np.ndarray:
+    """Standard normal numbers, rounded to `dtype`."""
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def qkv(
+    rng: np.random.Generator,
+    lq: int,
+    lk: int,
+    d: int = 16,
+    dv: int | None = None,
+    *,
+    heads: int = 2,
+    kv_heads: int | None = None,
+    batch: tuple[int, ...] = (2,),
+    dtype: Any = np.float32,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Random query, key and value of rank len(batch) + 3."""
+    kv_heads = heads if kv_heads is None else kv_heads
+    return (
+        randn(rng, (*batch, heads, lq, d), dtype),
+        randn(rng, (*batch, kv_heads, lk, d), dtype),
+        randn(rng, (*batch, kv_heads, lk, d if dv is None else dv), dtype),
+    )
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Equal shape, dtype and bytes, so that NaN equals NaN and 0 differs from -0."""
+    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def check(actual: Any, query: Any, key: Any, value: Any, **options: Any) -> None:
+    """Assert that a result of `attention` (an array or an AttentionResult) meets the criterion."""
+    output, lse, weights = actual if isinstance(actual, tuple) else (actual, None, None)
+    dtype = np.asarray(query).dtype.newbyteorder("=")
+    for name in ("return_lse", "return_weights", "out", "num_threads"):
+        options.pop(name, None)
+    result = Criterion(query, key, value, **options)
+    result.check_output(output)
+    assert output.dtype == dtype
+    if lse is not None:
+        assert lse.dtype == compute_dtype(dtype)
+        result.check_lse(lse)
+    if weights is not None:
+        assert weights.dtype == dtype
+        result.check_weights(weights)
+
+
+class Criterion:
+    """The exact result of one call and how far a result may be from it."""
+
+    def __init__(self, query: Any, key: Any, value: Any, **options: Any) -> None:
+        query, key, value = same_batch(query, key, value)
+        self.dtype = query.dtype.newbyteorder("=")
+        self.eps = float(np.finfo(compute_dtype(self.dtype)).eps)
+        self.tiny = float(np.finfo(compute_dtype(self.dtype)).tiny)
+        self.truth = truth_dtype(self.dtype)
+        everything = {"return_lse": True, "return_weights": True, **options}
+        self.exact = reference.attention(query, key, value, compute_dtype=self.truth, **everything)
+        self.plain = reference.attention(
+            query, key, value, compute_dtype=compute_dtype(self.dtype), **everything
+        )
+        w = self.exact.weights
+        self.value = _like_weights(value.astype(self.truth), w)
+        self.score_error, self.biased = self._score_error(query, key, options)
+        self.excluded = self.biased == -np.inf
+        # Keys whose weight could matter if every score were off by its error.
+        top = self.biased.max(axis=-1, initial=-np.inf, keepdims=True)
+        self.relevant = ~self.excluded & (self.biased + 2 * self.score_error > top - 40)
+        # Rounding alone decides between the keys of such a row (a bias of -1e9 on all, say): first
+        # order says nothing, only that the output is some mean of the values.
+        self.worst_error = (self.relevant * self.score_error).max(axis=-1, initial=0)
+        self.unresolved = self.worst_error > 0.05
+        self.weighted_error = w * self.score_error
+        self.row_error = self.weighted_error.sum(axis=-1)
+        if options.get("sink_logits") is not None:
+            sink = np.abs(np.asarray(options["sink_logits"], dtype=self.truth))
+            share = np.clip(1 - w.sum(axis=-1), 0, 1)
+            sink = sink[:, None] if w.ndim > 2 else sink
+            self.row_error = self.row_error + 4 * self.eps * share * sink
+        # Sums over keys: the library may add them up in another order than NumPy does.
+        self.sum_error = self.eps * (8 + np.sqrt(w.shape[-1]))
+
+    def _score_error(self, query: Any, key: Any, options: dict[str, Any]) -> tuple[Any, Any]:
+        """eps * E_ij, and the exact biased scores."""
+
+        def stage(name: str, q: Any, k: Any, **kept: Any) -> np.ndarray:
+            return reference.attention_weights(q, k, stage=name, compute_dtype=self.truth, **kept)
+
+        options = {name: options[name] for name in SCORE_OPTIONS if options.get(name) is not None}
+        scale = {"scale": abs(options["scale"])} if "scale" in options else {}
+        terms = stage("scores", np.abs(query), np.abs(key), **scale)
+        capped = np.abs(stage("capped", query, key, **options))
+        # Zero queries leave the bias and ALiBi alone; with equal signs they cannot cancel.
+        added = {name: options[name] for name in POSITION_OPTIONS if name in options}
+        if "bias" in options:
+            added["bias"] = -np.abs(np.asarray(options["bias"]).astype(self.truth))
+        if "alibi_slopes" in options:
+            added["alibi_slopes"] = np.abs(np.asarray(options["alibi_slopes"]).astype(self.truth))
+        added = np.abs(stage("biased", np.zeros_like(query), np.zeros_like(key), **added))
+        error = (2 + np.sqrt(query.shape[-1]) / 4) * terms + 4 * capped + 2 * added
+        biased = stage("biased", query, key, **options)
+        return np.where(biased == -np.inf, 0, self.eps * error), biased
+
+    def _ulp(self, x: Any) -> Any:
+        """Rounding to the output's dtype, subnormal or not."""
+        info = ml_dtypes.finfo(self.dtype)
+        return float(info.eps) * np.abs(x) + float(info.smallest_subnormal)
+
+    def _plain_error(self, plain: Any, exact: Any) -> Any:
+        """The largest error of plain NumPy in each row."""
+        rounded = plain.astype(self.dtype).astype(self.truth)
+        return np.abs(rounded - exact).max(axis=-1, keepdims=True, initial=0)
+
+    def check_biased(self, biased: Any) -> None:
+        """Also for scores that overflow a 16-bit dtype."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            low = (self.biased - self.score_error).astype(self.dtype)
+            high = (self.biased + self.score_error).astype(self.dtype)
+        np.testing.assert_array_equal(biased[self.excluded], -np.inf)
+        assert ((low <= biased) & (biased <= high))[~self.excluded].all()
+
+    def check_output(self, output: Any) -> None:
+        output, exact = np.asarray(output).astype(self.truth), self.exact.output
+        size = np.abs(self.value)
+        rounding = 1.2 * (
+            self.weighted_error @ size
+            + self.row_error[..., None] * np.abs(exact)
+            + self.sum_error * (self.exact.weights @ size)
+            + 4 * self.tiny * size.sum(axis=-2, keepdims=True)
+        )
+        allowed = 2 * self._plain_error(self.plain.output, exact) + rounding + self._ulp(exact)
+        for row in map(tuple, np.argwhere(self.unresolved)):
+            values = self.value[row[:-1]][self.relevant[row]]
+            reach = np.abs(np.concatenate([values, 0 * values[:1]]) - exact[row]).max(axis=0)
+            allowed[row] = np.maximum(allowed[row], reach)
+        allowed = np.where(self.excluded.all(axis=-1)[..., None], 0, allowed)
+        _assert_within(output, exact, allowed, "output")
+
+    def check_lse(self, lse: Any) -> None:
+        lse, exact = np.asarray(lse).astype(self.truth), self.exact.lse
+        empty = exact == -np.inf
+        np.testing.assert_array_equal(lse == -np.inf, empty, "rows with an lse of -inf")
+        lse, exact, plain = (np.where(empty, 0, a) for a in (lse, exact, self.plain.lse))
+        row_error = np.where(self.unresolved, self.worst_error, self.row_error)
+        rounding = 1.2 * row_error + self.sum_error + 4 * self.eps * np.abs(exact)
+        _assert_within(lse, exact, 2 * np.abs(plain - exact) + rounding, "lse")
+
+    def check_weights(self, weights: Any) -> None:
+        weights, exact = np.asarray(weights).astype(self.truth), self.exact.weights
+        row_error = self.row_error[..., None] + self.sum_error
+        rounding = 1.2 * (self.weighted_error + exact * row_error) + 4 * self.tiny
+        allowed = 2 * self._plain_error(self.plain.weights, exact) + rounding + self._ulp(exact)
+        allowed = np.where(self.unresolved[..., None], 1.0, allowed)
+        allowed = np.where(self.excluded, 0, allowed)
+        _assert_within(weights, exact, allowed, "weights")
+
+
+def same_batch(*arrays: Any) -> list[np.ndarray]:
+    """Broadcast the axes before the heads, which the options refer to."""
+    arrays = [np.asarray(a) for a in arrays]
+    rank = max(a.ndim for a in arrays)
+    arrays = [a.reshape((1,) * (rank - a.ndim) + a.shape) for a in arrays]
+    batch = np.broadcast_shapes(*(a.shape[:-3] for a in arrays))
+    return [np.broadcast_to(a, batch + a.shape[-3:]) for a in arrays]
+
+
+def _like_weights(value: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Repeat the value's heads so that weights @ value is the output."""
+    if weights.ndim == 2:
+        return value.reshape(value.shape[-2:])
+    if value.shape[-3]:
+        value = np.repeat(value, weights.shape[-3] // value.shape[-3], axis=-3)
+    return value
+
+
+def _assert_within(actual: np.ndarray, exact: np.ndarray, allowed: Any, name: str) -> None:
+    assert actual.shape == exact.shape, f"{name} has shape {actual.shape}, not {exact.shape}"
+    error = np.abs(actual - exact)
+    wrong = ~(error <= allowed)
+    if wrong.any():
+        with np.errstate(all="ignore"):
+            ratio = np.where(wrong, error / allowed, 0)
+        at = np.unravel_index(np.nanargmax(np.where(np.isnan(ratio), np.inf, ratio)), ratio.shape)
+        raise AssertionError(
+            f"{name}[{', '.join(map(str, at))}] is {actual[at]!r}, exact {exact[at]!r}: error "
+            f"{error[at]:.3g}, allowed {np.broadcast_to(allowed, error.shape)[at]:.3g} "
+            f"({wrong.sum()} of {wrong.size} elements wrong)"
+        )
+
+
+def run_python(code: str, cwd: Any, timeout: float = 60, **environment: str) -> str:
+    """Run a script in a fresh interpreter against the installed package; return what it prints."""
+    done = run_python_raw(code, cwd, timeout, **environment)
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def run_python_raw(
+    code: str, cwd: Any, timeout: float = 60, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Like `run_python`, for scripts that are meant to fail."""
+    return subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", code],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
