@@ -45,12 +45,11 @@ AF_INLINE void dot_tile(const int nr, const int nk, int64_t D, const real *query
             UNROLL(r, nr) acc[r][j] = v_fma(v_load_n(query + r * D + d, rest), x, acc[r][j]);
         }
     }
+    /* One way of adding up whatever nk is: a score has the same bits wherever its key stands in a block. */
     UNROLL(r, nr) {
-        if (nk == 4)
-            v_hsum4(acc[r][0], acc[r][1 % AF_DECODE_KEYS], acc[r][2 % AF_DECODE_KEYS], acc[r][3 % AF_DECODE_KEYS],
-                    s + r * lds);
-        else
-            UNROLL(j, nk) s[r * lds + j] = v_hsum(acc[r][j]);
+        real sum[4];
+        v_hsum4(acc[r][0], acc[r][1 % nk], acc[r][2 % nk], acc[r][3 % nk], sum);
+        UNROLL(j, nk) s[r * lds + j] = sum[j];
     }
 }
 
@@ -73,14 +72,16 @@ static void decode_scores(int rows, int n, int64_t D, const real *query, const e
 }
 
 /* acc[r][d ..] += sum_j p[r][j] V[j][d ..] for nr rows and nc vectors of columns, both constants; the last of the
- * columns has `last` elements. */
-AF_INLINE void axpy_tile(const int nr, const int nc, const bool whole, int last, int n, const real *p, int64_t ldp,
-                         const elem *value, int64_t ldv, real *acc, int64_t Dv)
+ * columns has `last` elements. Carefully (one row): only the keys whose bit is set in `word` enter. */
+AF_INLINE void axpy_tile(const int nr, const int nc, const bool whole, const bool careful, int last, int n,
+                         const real *p, int64_t ldp, uint64_t word, const elem *value, int64_t ldv, real *acc,
+                         int64_t Dv)
 {
     v sum[4][AF_DECODE_COLUMNS];
     UNROLL(r, nr)
-        UNROLL(c, nc) sum[r][c] = whole ? v_load(acc + r * Dv + c * VL) : v_load_n(acc + r * Dv + c * VL, last);
+        UNROLL(c, nc) sum[r][c] = v_zero();
     for (int j = 0; j < n; j++, value += ldv) {
+        if (careful && !(word >> j & 1)) continue;
         v x[AF_DECODE_COLUMNS];
         UNROLL(c, nc) x[c] = whole ? e_load(value + c * VL) : e_load_n(value + c * VL, last);
         UNROLL(r, nr) {
@@ -90,47 +91,46 @@ AF_INLINE void axpy_tile(const int nr, const int nc, const bool whole, int last,
     }
     UNROLL(r, nr)
         UNROLL(c, nc) {
-            if (whole) v_store(acc + r * Dv + c * VL, sum[r][c]);
-            else v_store_n(acc + r * Dv + c * VL, sum[r][c], last);
+            real *to = acc + r * Dv + c * VL;
+            if (whole) v_store(to, v_add(v_load(to), sum[r][c]));
+            else v_store_n(to, v_add(v_load_n(to, last), sum[r][c]), last);
         }
 }
 
-AF_INLINE void axpy_rows(const int nr, int n, const real *p, int64_t ldp, const elem *value, int64_t ldv, real *acc,
-                         int64_t Dv)
+AF_INLINE void axpy_rows(const int nr, const bool careful, int n, const real *p, int64_t ldp, uint64_t word,
+                         const elem *value, int64_t ldv, real *acc, int64_t Dv)
 {
+    enum { COLUMNS = AF_DECODE_COLUMNS * VL };
     int64_t d = 0;
-    for (; d + AF_DECODE_COLUMNS * VL <= Dv; d += AF_DECODE_COLUMNS * VL)
-        axpy_tile(nr, AF_DECODE_COLUMNS, true, 0, n, p, ldp, value + d, ldv, acc + d, Dv);
-    for (; d + VL <= Dv; d += VL) axpy_tile(nr, 1, true, 0, n, p, ldp, value + d, ldv, acc + d, Dv);
-    if (d < Dv) axpy_tile(nr, 1, false, (int)(Dv - d), n, p, ldp, value + d, ldv, acc + d, Dv);
+    for (; d + COLUMNS <= Dv; d += COLUMNS)
+        axpy_tile(nr, AF_DECODE_COLUMNS, true, careful, 0, n, p, ldp, word, value + d, ldv, acc + d, Dv);
+    for (; d + VL <= Dv; d += VL) axpy_tile(nr, 1, true, careful, 0, n, p, ldp, word, value + d, ldv, acc + d, Dv);
+    if (d < Dv) axpy_tile(nr, 1, false, careful, (int)(Dv - d), n, p, ldp, word, value + d, ldv, acc + d, Dv);
 }
 
 static void decode_values(int rows, int n, const real *p, int64_t ldp, const elem *value, int64_t ldv, real *acc,
                           int64_t Dv)
 {
-    for (; rows >= 4; rows -= 4, p += 4 * ldp, acc += 4 * Dv) axpy_rows(4, n, p, ldp, value, ldv, acc, Dv);
-    if (rows == 3) axpy_rows(3, n, p, ldp, value, ldv, acc, Dv);
-    else if (rows == 2) axpy_rows(2, n, p, ldp, value, ldv, acc, Dv);
-    else if (rows == 1) axpy_rows(1, n, p, ldp, value, ldv, acc, Dv);
+    for (; rows >= 4; rows -= 4, p += 4 * ldp, acc += 4 * Dv) axpy_rows(4, false, n, p, ldp, 0, value, ldv, acc, Dv);
+    if (rows == 3) axpy_rows(3, false, n, p, ldp, 0, value, ldv, acc, Dv);
+    else if (rows == 2) axpy_rows(2, false, n, p, ldp, 0, value, ldv, acc, Dv);
+    else if (rows == 1) axpy_rows(1, false, n, p, ldp, 0, value, ldv, acc, Dv);
 }
 
 /* The same, leaving out the (row, key) pairs whose score was -inf. */
 static void decode_values_carefully(int rows, int n, const real *p, int64_t ldp, const uint64_t *words,
                                     const elem *value, int64_t ldv, real *acc, int64_t Dv)
 {
-    for (int r = 0; r < rows; r++)
-        for (int j = 0; j < n; j++)
-            if (words[r] >> j & 1) axpy_rows(1, 1, p + r * ldp + j, ldp, value + j * ldv, ldv, acc + r * Dv, Dv);
+    for (int r = 0; r < rows; r++) axpy_rows(1, true, n, p + r * ldp, ldp, words[r], value, ldv, acc + r * Dv, Dv);
 }
-
-static real bias_at(const af_problem *p, const real *row, int64_t j) { return row[j * p->bias.j]; }
 
 /* Modifiers and masks on one row of scores, s[0 .. n), n <= 64. Returns the keys whose score is not -inf. */
 static uint64_t decode_modify(const af_problem *p, const block *k, int r, int64_t j0, int n, real *s)
 {
-    const af_span seen = k->visible[r];
+    const bool every = p->stage <= AF_CAPPED;
+    const af_span seen = every ? (af_span){0, p->Lk} : k->visible[r];
     uint64_t word = low_bits(seen.end - j0) & ~low_bits(seen.begin - j0) & low_bits(n), left = 0;
-    if (p->mask.data && word)
+    if (p->mask.data && word && !every)
         word &= dense_word(&p->mask, (const uint8_t *)p->mask.data + lane_offset(&p->mask, k, r), j0, n);
     const real *bias = p->bias.data ? (const real *)p->bias.data + lane_offset(&p->bias, k, r) : NULL;
     const real distance = (real)(af_position(p, k->b, k->query[r]) - j0);
@@ -140,8 +140,9 @@ static uint64_t decode_modify(const af_problem *p, const block *k, int r, int64_
         const int here = n - j < VL ? n - j : VL;
         v x = v_load_n(s + j, here);
         if (p->softcap != 0) x = softcap_value(x, v_set1((real)p->softcap));
-        if (p->alibi) x = alibi_value(x, v_set1(lane_slope(p, k, r)), v_sub(v_set1(distance - (real)j), v_load(lane)));
-        if (bias) x = v_add(x, p->bias.j ? v_load_n(bias + j0 + j, here) : v_set1(bias_at(p, bias, 0)));
+        if (p->alibi && !every)
+            x = alibi_value(x, v_set1(lane_slope(p, k, r)), v_sub(v_set1(distance - (real)j), v_load(lane)));
+        if (bias && !every) x = bias_value(x, p->bias.j ? v_load_n(bias + j0 + j, here) : v_set1(*bias));
         x = v_select(vm_bits(word >> j), x, v_set1(-AF_INFINITY));
         left |= (vm_word(vm_ne(x, v_set1(-AF_INFINITY))) & low_bits(here)) << j;
         v_store_n(s + j, x, here);

@@ -23,12 +23,12 @@ static void careful_values(const block *k, int n, int64_t Dv, const real *value,
 {
     for (int64_t d = 0; d < Dv; d++)
         for (int c = 0; c < k->nv; c++) {
-            v sum = v_load(o + d * AF_NR + c * VL);
+            v sum = v_zero();
             for (int j = 0; j < n; j++) {
                 const v more = v_fma(v_set1(value[j * ldv + d]), v_load(p + j * AF_NR + c * VL), sum);
                 sum = v_select(vm_bits(words[j] >> c * VL), more, sum);
             }
-            v_store(o + d * AF_NR + c * VL, sum);
+            v_store(o + d * AF_NR + c * VL, v_add(v_load(o + d * AF_NR + c * VL), sum));
         }
 }
 

@@ -7,6 +7,12 @@
 #define AF_SCORE_H
 
 AF_INLINE v softcap_value(v s, v softcap) { return v_mul(softcap, v_tanh(s)); }
+/* A bias of -inf hides the key, whatever its score is. */
+AF_INLINE v bias_value(v s, v bias)
+{
+    const v hidden = v_set1(-AF_INFINITY);
+    return v_select(vm_ne(bias, hidden), v_add(s, bias), hidden);
+}
 AF_INLINE v alibi_value(v s, v slope, v distance) { return v_sub(s, v_mul(slope, v_abs(distance))); }
 
 AF_INLINE real lane_slope(const af_problem *p, const block *k, int lane)
@@ -42,7 +48,7 @@ static void bias_square(int lanes, int keys, const real *const rows[VL], int64_t
     UNROLL(r, VL) x[r] = r >= lanes ? v_zero() : keys == VL ? v_load(rows[r] + j) : v_load_n(rows[r] + j, keys);
     v_transpose(x);
     UNROLL(r, VL)
-        if (r < keys) v_store(s + r * AF_NR, v_add(v_load(s + r * AF_NR), x[r]));
+        if (r < keys) v_store(s + r * AF_NR, bias_value(v_load(s + r * AF_NR), x[r]));
 }
 
 static void bias_tile(const af_problem *p, const block *k, int64_t j0, int n, real *s)
@@ -57,10 +63,11 @@ static void bias_tile(const af_problem *p, const block *k, int64_t j0, int n, re
         real lanes[AF_NR] = {0};
         for (int lane = 0; lane < k->n; lane++) lanes[lane] = *rows[lane];
         for (int j = 0; j < n; j++, s += AF_NR)
-            for (int c = 0; c < k->nv; c++) v_store(s + c * VL, v_add(v_load(s + c * VL), v_load(lanes + c * VL)));
+            for (int c = 0; c < k->nv; c++) v_store(s + c * VL, bias_value(v_load(s + c * VL), v_load(lanes + c * VL)));
     } else if (same) {
         for (int j = 0; j < n; j++, s += AF_NR)
-            for (int c = 0; c < k->nv; c++) v_store(s + c * VL, v_add(v_load(s + c * VL), v_set1(rows[0][j0 + j])));
+            for (int c = 0; c < k->nv; c++)
+                v_store(s + c * VL, bias_value(v_load(s + c * VL), v_set1(rows[0][j0 + j])));
     } else {
         for (int c = 0; c < k->nv; c++)
             for (int j = 0; j < n; j += VL)

@@ -6,7 +6,8 @@
  *   values  O += V' P   rows: Dv     k: keys    A = V' in place, its columns lda apart
  *
  * B and C have NR = AF_NV * VL query lanes. AF_MR x nv accumulators stay in registers over the whole of k; every step
- * loads nv vectors of B and broadcasts one element of each row of A: AF_MR * nv FMAs for AF_MR + nv loads. */
+ * loads nv vectors of B and broadcasts one element of each row of A: AF_MR * nv FMAs for AF_MR + nv loads. They start
+ * at zero and C is added at the end: a long sum over many blocks of keys is made of short ones, which rounds less. */
 #ifndef AF_TILE_H
 #define AF_TILE_H
 
@@ -16,7 +17,7 @@ AF_INLINE void tile(const int mr, const int nv, const bool by_rows, const bool a
 {
     v acc[AF_MR][AF_NV];
     UNROLL(i, mr)
-        UNROLL(j, nv) acc[i][j] = accumulate ? v_load(c + i * AF_NR + j * VL) : v_zero();
+        UNROLL(j, nv) acc[i][j] = v_zero();
     for (int64_t p = 0; p < k; p++) {
         v lanes[AF_NV];
         UNROLL(j, nv) lanes[j] = v_load(b + j * VL);
@@ -28,7 +29,10 @@ AF_INLINE void tile(const int mr, const int nv, const bool by_rows, const bool a
         b += AF_NR;
     }
     UNROLL(i, mr)
-        UNROLL(j, nv) v_store(c + i * AF_NR + j * VL, acc[i][j]);
+        UNROLL(j, nv) {
+            real *to = c + i * AF_NR + j * VL;
+            v_store(to, accumulate ? v_add(v_load(to), acc[i][j]) : acc[i][j]);
+        }
 }
 
 /* All rows: whole tiles, then the rest. A rest that need not accumulate repeats rows of the tile before it. */

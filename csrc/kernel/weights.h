@@ -33,6 +33,30 @@ static void fill_weights(const block *k, const weight_rows *w, int64_t begin, in
     }
 }
 
+/* The few rows of a decode plan, whose scores are computed as decode.h does: m and 1 / l fit no others. */
+static void decode_weights(const af_problem *p, const af_plan *plan, const block *k, const scratch *s,
+                           const weight_rows *w, af_span span)
+{
+    const int64_t lds = plan->key_block;
+    decode_query(p, plan, k, s->query);
+    for (int64_t j0 = span.begin; j0 < span.end; j0 += lds) {
+        const int n = (int)af_min(lds, span.end - j0);
+        const elem *key = (const elem *)p->key.data + af_offset(&p->key, k->b, k->hk, j0);
+        decode_scores(k->n, n, p->D, s->query, key, p->key.i, s->s, lds);
+        for (int r = 0; r < k->n; r++) {
+            real *row = s->s + r * lds;
+            decode_modify(p, k, r, j0, n, row);
+            for (int j = 0; j < n; j += VL) {
+                const int here = n - j < VL ? n - j : VL;
+                v x = v_load_n(row + j, here);
+                if (p->stage == AF_WEIGHTS)
+                    x = v_mul(exp_difference(plan->base2, v_sub(x, v_set1(w->m[r]))), v_set1(w->inverse[r]));
+                e_store_n(w->row[r] + j0 + j, x, here);
+            }
+        }
+    }
+}
+
 static void weights(const af_problem *p, const af_plan *plan, af_unit unit, void *memory)
 {
     block k;
@@ -53,9 +77,14 @@ static void weights(const af_problem *p, const af_plan *plan, af_unit unit, void
     const af_span chunk = af_split((af_span){0, p->Lk}, unit.split, plan->chunk_keys);
     af_span span = every ? chunk : (af_span){af_max(chunk.begin, k.span.begin), af_min(chunk.end, k.span.end)};
     if (span.begin >= span.end) span = (af_span){chunk.end, chunk.end};
-    else pack_query(p, plan, &k, s.query);
     fill_weights(&k, &w, chunk.begin, span.begin, hidden);
     fill_weights(&k, &w, span.end, chunk.end, hidden);
+    if (span.begin == span.end) return;
+    if (plan->decode) {
+        decode_weights(p, plan, &k, &s, &w, span);
+        return;
+    }
+    pack_query(p, plan, &k, s.query);
     for (int64_t j0 = span.begin; j0 < span.end; j0 += plan->key_block) {
         const int n = (int)af_min(plan->key_block, span.end - j0);
         const int seen = every ? SEES_ALL : visible_words(p, &k, j0, n, s.words);
