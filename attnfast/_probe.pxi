@@ -156,12 +156,12 @@ def time_exp2(double seconds, str dtype="float32"):
 def time_softmax(double seconds, str dtype="float32"):
     """Billions of scores a second through one online softmax step on a tile of 128 keys, one thread."""
     cdef const af_kernels *t = table(dtype)
-    cdef cnp.ndarray s = np.zeros((128, t.nr), dtype), m = np.zeros(t.nr, dtype), l = np.zeros(t.nr, dtype)
+    cdef cnp.ndarray s = np.zeros((128, t.nr), dtype), m = np.zeros(t.nr, dtype), total = np.zeros(t.nr, dtype)
 
     def step(which):
         cdef void *x = cnp.PyArray_DATA(s)
         cdef void *y = cnp.PyArray_DATA(m)
-        cdef void *z = cnp.PyArray_DATA(l)
+        cdef void *z = cnp.PyArray_DATA(total)
         cdef int i
         with nogil:
             for i in range(100):

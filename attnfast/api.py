@@ -1,6 +1,6 @@
 """The public functions: signatures, defaults, documentation. ``_core`` checks the arguments."""
 
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -12,27 +12,33 @@ Stage = Literal["scores", "capped", "biased", "weights"]
 Window = int | tuple[int | None, int | None] | None
 
 
+class Options(TypedDict, total=False):
+    """Keywords of :func:`attention` that do not change what kind of result it returns."""
+
+    mask: ArrayLike | None
+    bias: ArrayLike | None
+    is_causal: bool
+    window_size: Window
+    q_offset: ArrayLike | Literal["end"] | None
+    q_lengths: ArrayLike | None
+    kv_lengths: ArrayLike | None
+    scale: float | None
+    softcap: float | None
+    alibi_slopes: ArrayLike | None
+    sink_logits: ArrayLike | None
+    out: Array | None
+    num_threads: int | None
+
+
 @overload
 def attention(
     query: ArrayLike,
     key: ArrayLike,
     value: ArrayLike,
     *,
-    mask: ArrayLike | None = ...,
-    bias: ArrayLike | None = ...,
-    is_causal: bool = ...,
-    window_size: Window = ...,
-    q_offset: ArrayLike | Literal["end"] | None = ...,
-    q_lengths: ArrayLike | None = ...,
-    kv_lengths: ArrayLike | None = ...,
-    scale: float | None = ...,
-    softcap: float | None = ...,
-    alibi_slopes: ArrayLike | None = ...,
-    sink_logits: ArrayLike | None = ...,
     return_lse: Literal[False] = ...,
     return_weights: Literal[False] = ...,
-    out: Array | None = ...,
-    num_threads: int | None = ...,
+    **options: Unpack[Options],
 ) -> Array: ...
 @overload
 def attention(
@@ -40,21 +46,19 @@ def attention(
     key: ArrayLike,
     value: ArrayLike,
     *,
-    mask: ArrayLike | None = ...,
-    bias: ArrayLike | None = ...,
-    is_causal: bool = ...,
-    window_size: Window = ...,
-    q_offset: ArrayLike | Literal["end"] | None = ...,
-    q_lengths: ArrayLike | None = ...,
-    kv_lengths: ArrayLike | None = ...,
-    scale: float | None = ...,
-    softcap: float | None = ...,
-    alibi_slopes: ArrayLike | None = ...,
-    sink_logits: ArrayLike | None = ...,
-    return_lse: bool,
+    return_lse: Literal[True],
     return_weights: bool = ...,
-    out: Array | None = ...,
-    num_threads: int | None = ...,
+    **options: Unpack[Options],
+) -> AttentionResult: ...
+@overload
+def attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    return_lse: bool = ...,
+    return_weights: Literal[True],
+    **options: Unpack[Options],
 ) -> AttentionResult: ...
 def attention(
     query: ArrayLike,

@@ -1,7 +1,4 @@
-"""Print what this machine can do at most: FMA loops and reads, by instruction set and threads.
-
-    python bench/peak.py
-"""
+"""Print what this machine can do at most: FMA loops and reads, by instruction set and threads."""
 
 import statistics
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """attnfast over the cases of `attnfast bench`, for pytest-benchmark's own comparisons.
 
-    pytest bench/test_cases.py --benchmark-autosave
-    pytest bench/test_cases.py --benchmark-compare
+`pytest bench/test_cases.py --benchmark-autosave` stores a run, `--benchmark-compare` compares with
+the last one stored; `--grid` runs all cases.
 """
 
 from itertools import cycle

@@ -15,8 +15,10 @@ typedef enum af_status { AF_OK, AF_NO_MEMORY, AF_INTERRUPTED } af_status;
 /* What the `weights` array receives: the scores at one of the stages of the computation, or the softmax weights. */
 typedef enum af_stage { AF_SCORES, AF_CAPPED, AF_BIASED, AF_WEIGHTS } af_stage;
 
-/* Distances and positions beyond this are as good as infinite; sums of three still fit in 64 bits. */
+/* A window bound of AF_FAR is no bound. Positions stay below AF_MAX_POSITION, so that position - AF_FAR is before every
+ * key and sums fit in 64 bits. */
 #define AF_FAR ((int64_t)1 << 60)
+#define AF_MAX_POSITION ((int64_t)1 << 58)
 
 /* Element (b, h, i, j) is data[(batch ? batch[b] : b * stride_b) + h * stride_h + i * stride_i + j * stride_j]. */
 typedef struct af_tensor {

@@ -293,7 +293,7 @@ def main() -> None:
     add("--attention", choices=ATTENTION, default="attnfast", help="which of the two answers")
     add("--top", type=int, default=3, metavar="N", help="matches to print for each query")
     add("--max-length", type=int, default=256, metavar="N", help="tokens of a passage, 3 to 512")
-    add("--limit", type=int, default=200, metavar="N", help="passages, spread evenly; 0 = all")
+    add("--limit", type=int, default=100, metavar="N", help="passages, spread evenly; 0 = all")
     options = parser.parse_args()
     longest = options.max_length
     if not 3 <= longest <= 512 or options.top < 1 or options.limit < 0:

@@ -33,5 +33,22 @@ def isa(request):
 
 
 @pytest.fixture
+def each_isa():
+    """Calls a function once per instruction set, for tests that ask much of the reference."""
+
+    def run(function):
+        for name in attnfast.available_isas():
+            _core.use_isa(name)
+            try:
+                function()
+            except AssertionError as error:
+                error.add_note(f"instruction set {name}")
+                raise
+
+    yield run
+    _core.use_isa(None)
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(20170612)

@@ -77,31 +77,21 @@ def same_bits(a: Any, b: Any) -> bool:
 
 def check(actual: Any, query: Any, key: Any, value: Any, **options: Any) -> None:
     """Assert that a result of `attention` (an array or an AttentionResult) meets the criterion."""
-    output, lse, weights = actual if isinstance(actual, tuple) else (actual, None, None)
-    dtype = np.asarray(query).dtype.newbyteorder("=")
-    for name in ("return_lse", "return_weights", "out", "num_threads"):
-        options.pop(name, None)
-    result = Criterion(query, key, value, **options)
-    result.check_output(output)
-    assert output.dtype == dtype
-    if lse is not None:
-        assert lse.dtype == compute_dtype(dtype)
-        result.check_lse(lse)
-    if weights is not None:
-        assert weights.dtype == dtype
-        result.check_weights(weights)
+    Criterion(query, key, value, **options).check(actual)
 
 
 class Criterion:
     """The exact result of one call and how far a result may be from it."""
 
     def __init__(self, query: Any, key: Any, value: Any, **options: Any) -> None:
+        for name in ("return_lse", "return_weights", "out", "num_threads"):
+            options.pop(name, None)
         query, key, value = same_batch(query, key, value)
         self.dtype = query.dtype.newbyteorder("=")
         self.eps = float(np.finfo(compute_dtype(self.dtype)).eps)
         self.tiny = float(np.finfo(compute_dtype(self.dtype)).tiny)
         self.truth = truth_dtype(self.dtype)
-        everything = {"return_lse": True, "return_weights": True, **options}
+        everything = {**options, "return_lse": True, "return_weights": True}
         self.exact = reference.attention(query, key, value, compute_dtype=self.truth, **everything)
         self.plain = reference.attention(
             query, key, value, compute_dtype=compute_dtype(self.dtype), **everything
@@ -157,6 +147,18 @@ class Criterion:
         """The largest error of plain NumPy in each row."""
         rounded = plain.astype(self.dtype).astype(self.truth)
         return np.abs(rounded - exact).max(axis=-1, keepdims=True, initial=0)
+
+    def check(self, result: Any) -> None:
+        """Judge an output or an AttentionResult."""
+        output, lse, weights = result if isinstance(result, tuple) else (result, None, None)
+        assert output.dtype == self.dtype
+        self.check_output(output)
+        if lse is not None:
+            assert lse.dtype == compute_dtype(self.dtype)
+            self.check_lse(lse)
+        if weights is not None:
+            assert weights.dtype == self.dtype
+            self.check_weights(weights)
 
     def check_biased(self, biased: Any) -> None:
         """Also for scores that overflow a 16-bit dtype."""

@@ -1,4 +1,4 @@
-"""`attnfast bench`: its cases are counted right, wrong answers get no time, reports survive JSON."""
+"""`attnfast bench`: work is counted right, wrong answers get no time, reports survive JSON."""
 
 import math
 import os
@@ -28,6 +28,7 @@ from attnfast.bench.peers.plain_numpy import plain_attention
 from attnfast.bench.processes import WorkerFailed, WorkerProcess
 from attnfast.bench.report import format_entry, row
 from attnfast.bench.results import CaseResult, Entry, Report
+from attnfast.bench.runner import Runner, Settings
 from attnfast.bench.worker import Worker
 from attnfast.cli import main
 
@@ -171,7 +172,8 @@ def test_a_run_prints_header_rows_and_totals(finished_run):
 
 def test_a_run_measures_what_it_says(finished_run):
     report = Report.load(finished_run[1])
-    assert [result.case.name for result in report.results] == ["tiny_1x1x1x64_k16", "tiny_1x12x16x64"]
+    names = [result.case.name for result in report.results]
+    assert names == ["tiny_1x1x1x64_k16", "tiny_1x12x16x64"]
     assert report.settings["threads"] == 1 and report.not_run == {}
     for result in report.results:
         own, plain = result.entries["attnfast"], result.entries["numpy"]
@@ -216,10 +218,13 @@ def test_comparison_speaks_of_differences_only_beyond_the_noise(finished_run):
 
 
 def test_compare_option_prints_the_comparison(finished_run, capsys):
-    options = ["--cases", "tiny_1x1x1x64_k16", "--compare", str(finished_run[1]), *QUICK_OPTIONS]
-    assert main(["bench", *options]) == 0
+    best, last = attnfast.available_isas()[0], attnfast.available_isas()[-1]
+    options = ["--cases", "tiny_1x1x1x64_k16", "--isa", last, "--compare", str(finished_run[1])]
+    assert main(["bench", *options, *QUICK_OPTIONS]) == 0
     printed = capsys.readouterr().out
+    assert f"{last} of {best}" in printed
     assert "against run.json" in printed
+    assert (f"careful: instruction set was {best}, is {last}" in printed) == (best != last)
     assert any("noise" in line and "tiny_1x1x1x64_k16" in line for line in printed.splitlines())
 
 
@@ -285,8 +290,8 @@ def half_precision(query, key, value):
 
 
 def other_order(query, key, value):
-    back = (..., slice(None, None, -1), slice(None))
-    return plain_attention(query, np.ascontiguousarray(key[back]), np.ascontiguousarray(value[back]))
+    key, value = (np.ascontiguousarray(array[:, :, ::-1]) for array in (key, value))
+    return plain_attention(query, key, value)
 
 
 def no_numbers(query, key, value):
@@ -306,7 +311,8 @@ def trials(case, **functions):
 
 def test_wrong_answers_get_no_time():
     case = replace(SMALL[0], q_len=64, k_len=64)
-    worker, found = trials(case, half_precision=half_precision, no_numbers=no_numbers, refuses=refuses)
+    wrong = {"half": half_precision, "no_numbers": no_numbers, "refuses": refuses}
+    worker, found = trials(case, **wrong)
     assert [trial.right for trial in found] == [False, False, False]
     assert "more than" in found[0].note and "not today" in found[2].note
     assert worker._prepared is None
@@ -370,6 +376,21 @@ def test_a_worker_that_does_not_answer_is_given_up():
             worker.receive(0.5)
     finally:
         worker.close()
+
+
+def test_a_run_goes_on_after_a_worker_died():
+    chosen = select(["tiny_1x1x1x64_k16,tiny_1x12x16x64"])
+    results = []
+    with Runner(Settings(threads=1, rounds=1, burst=0.01)) as runner:
+
+        def finished(result):
+            results.append(result)
+            runner._workers["numpy"]._process.kill()
+            runner._workers["numpy"]._process.wait()
+
+        runner.run(chosen, runner.new_report(), progress.Lines(2), finished)
+    assert [result.case for result in results] == chosen
+    assert all(result.entries["numpy"].rounds for result in results)
 
 
 def test_time_limit_leaves_the_rest_unrun(monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from .runner import Runner, Settings
 
 QUICK_SECONDS = 45.0  # no case is begun later; leaves room for the last one within a minute
 QUICK_PATIENCE = 1.5
+INTERRUPTED = 130
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
@@ -88,18 +90,20 @@ def run(options: argparse.Namespace) -> int:
     if warning := busy_warning():
         print(f"warning: {warning}", file=sys.stderr)
     interrupted = False
+    report = rows = None
     try:
         with Runner(settings) as runner:
             report = runner.new_report()
             print("\n".join(header_lines(report)), end="\n\n", flush=True)
             rows = make_rows(report, cases)
-            try:
-                with make_progress(len(cases)) as progress:
-                    runner.run(cases, report, progress, rows.add)
-            except KeyboardInterrupt:
-                interrupted = True
+            with make_progress(len(cases)) as progress:
+                runner.run(cases, report, progress, rows.add)
     except WorkerFailed as error:
         return _fail(error)
+    except KeyboardInterrupt:
+        interrupted = True  # what is finished is still worth printing
+        if report is None or rows is None:
+            return INTERRUPTED
     rows.finish()
     _print_block(note_lines(report))
     _print_block(total_lines(report))
@@ -109,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
         report.save(options.json)
     if interrupted:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 1 if any(r.entries["attnfast"].wrong for r in report.results) else 0
 
 
@@ -136,7 +140,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         rounds=options.rounds or (3 if options.quick else 5),
         burst=options.burst,
         patience=patience,
-        time_limit=QUICK_SECONDS if options.quick else None,
+        time_limit=QUICK_SECONDS if options.quick else math.inf,
         isa=options.isa,
         seed=options.seed,
         peers=tuple(peers),

@@ -125,7 +125,9 @@ def take_rows(output: NDArray[Any], sample: Sample) -> NDArray[Any]:
     return np.concatenate([output[b, h, rows] for b, h, rows in sample])
 
 
-def exact_rows(case: Case, inputs: Inputs, sample: Sample, dtype: type = np.float64) -> NDArray[Any]:
+def exact_rows(
+    case: Case, inputs: Inputs, sample: Sample, dtype: type = np.float64
+) -> NDArray[Any]:
     """Attention of the sampled rows over the first set of keys, computed plainly in `dtype`."""
     first, stop = key_range(case)
     keys = np.arange(case.k_len)
@@ -134,7 +136,8 @@ def exact_rows(case: Case, inputs: Inputs, sample: Sample, dtype: type = np.floa
     for b, h, rows in sample:
         key = inputs.keys[0][b, h // group].astype(dtype)
         value = inputs.values[0][b, h // group].astype(dtype)
-        scores = inputs.query[b, h, rows].astype(dtype) @ key.T * dtype(1 / math.sqrt(case.head_dim))
+        query = inputs.query[b, h, rows].astype(dtype)
+        scores = query @ key.T * dtype(1 / math.sqrt(case.head_dim))
         if inputs.bias is not None:
             scores += inputs.bias[0, h, rows]
         seen = (keys >= first[rows, None]) & (keys < stop[rows, None])

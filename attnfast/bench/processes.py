@@ -32,7 +32,7 @@ class WorkerProcess:
     def __init__(self, name: str, threads: int, isa: str | None = None) -> None:
         self.name = name
         self.version = ""
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-c", _BOOT, json.dumps(sys.path), name, str(threads)],
             stdin=subprocess.PIPE,

@@ -183,8 +183,10 @@ class Table:
 
         heads = columns(self._report)
         table = RichTable(box=None, header_style="bold", pad_edge=False)
-        for head in ("case", "median\n[dim]\\[p10 p90] n[/dim]", "speed"):
-            table.add_column(head)
+        names = [result.case.name for result in self._report.results]
+        table.add_column("case", min_width=max(map(len, names), default=0))
+        table.add_column("median\n[dim]\\[p10 p90] n[/dim]", no_wrap=True)
+        table.add_column("speed", no_wrap=True)
         for head in heads[8:]:
             table.add_column(head.replace(" ", "\n", 1), justify="right")
         for cells in self._rows:

@@ -53,8 +53,9 @@ class Entry:
 class CaseResult:
     """All contestants in one case, and the limits measured between them.
 
-    `peak` (GFLOP/s) is the best of the rounds: it is a property of the chip that disturbance only
-    lowers. `bandwidth` (GB/s), measured for cold cases, is the median: it comes and goes.
+    `peak` (GFLOP/s) is the best so far in the run, measured again in every round: a property of the
+    chip that disturbance only lowers. `bandwidth` (GB/s), measured for cold cases, is the median of
+    the rounds: on a shared machine it comes and goes.
     """
 
     case: Case

@@ -3,7 +3,7 @@
 #define AF_MATH_H
 
 /* 2^r for |r| <= 1/2 as 1 + r q(r), so that 2^0 is exactly 1. Coefficients: minimax relative error with the constant
- * fixed at 1 (Lawson's iteration for degree 5, Remez for degree 11). Error of v_exp2: 1.3 ulp. */
+ * fixed at 1 (Lawson's iteration for degree 5, Remez for degree 11). Error of v_exp2: 2.3 ulp (float), 1.2 ulp (double). */
 AF_INLINE v exp2_fraction(v r)
 {
 #if AF_DOUBLE
@@ -46,7 +46,7 @@ AF_INLINE v expm1_positive(v y)
     return v_fma(v_mul(q, r), power, v_sub(power, v_set1(1)));
 }
 
-/* tanh x = e / (e + 2), e = exp(2 |x|) - 1, with the sign of x. */
+/* tanh x = e / (e + 2), e = exp(2 |x|) - 1, with the sign of x. Error: 2.7 ulp. */
 AF_INLINE v v_tanh(v x)
 {
     const v y = v_min(v_set1(32), v_abs(x));

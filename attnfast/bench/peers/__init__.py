@@ -6,7 +6,7 @@ imported only inside their own worker process, so that no two thread pools share
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -28,7 +28,7 @@ class Unsupported(Exception):
 class Prepared:
     """One way to run a case: a call for each set of keys, and how to read a call's result."""
 
-    calls: list[Callable[[], Any]]
+    calls: Sequence[Callable[[], Any]]
     output: Callable[[Any], NDArray[Any]]  # -> (B, H, Lq, Dv)
 
 
@@ -57,7 +57,7 @@ CONTESTANTS: dict[str, Entry] = {
     PLAIN: Entry("plain_numpy", "PlainNumpy", (), 1),
     "torch": Entry("torch_peer", "Torch", ("torch",), 1),
     "onnxruntime": Entry("onnxruntime_peer", "OnnxRuntime", ("onnxruntime", "onnx"), 2),
-    "openvino": Entry("openvino_peer", "OpenVino", ("openvino",), 1),
+    "openvino": Entry("openvino_peer", "OpenVino", ("openvino",), 2),
     "jax": Entry("jax_peer", "Jax", ("jax", "jaxlib"), 2),
 }
 PEERS: tuple[str, ...] = tuple(name for name in CONTESTANTS if name not in (OWN, PLAIN))

@@ -40,7 +40,7 @@ def _prepare(case: Case, inputs: Inputs) -> Prepared:
         options["mask"] = jnp.asarray(mask.reshape((1,) * (4 - mask.ndim) + mask.shape))
     if inputs.bias is not None:
         options["bias"] = jnp.asarray(inputs.bias)
-    attend = jax.jit(partial(jax.nn.dot_product_attention, implementation="xla"), static_argnames="is_causal")
+    attend = jax.jit(jax.nn.dot_product_attention, static_argnames="is_causal")
 
     def rows_first(array: Any) -> Any:
         return jnp.asarray(np.ascontiguousarray(array.swapaxes(1, 2)))

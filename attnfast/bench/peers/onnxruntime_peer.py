@@ -63,7 +63,7 @@ class OnnxRuntime:
         settings = {"is_causal": int(top_left)}
         if case.dtype == "float64":
             settings["softmax_precision"] = onnx.TensorProto.DOUBLE
-        node = self._node("Attention", names, sets[0], **settings)
+        node = self._node("Attention", names, sets[0], settings)
         shape = (case.batch, case.heads, case.q_len, case.value_dim)
         return Prepared([_bind(node, feed, {"Y": shape}) for feed in sets], _first_output)
 
@@ -80,7 +80,7 @@ class OnnxRuntime:
         names = ("query", "key", "value", "", "key_padding_mask", "attention_bias"), ("output",)
         sets = [{**feeds, "key": _heads_last(k), "value": _heads_last(v)} for k, v in _kv(inputs)]
         settings = {"num_heads": case.heads, "unidirectional": int(top_left)}
-        node = self._node("MultiHeadAttention", names, sets[0], OWN_DOMAIN, **settings)
+        node = self._node("MultiHeadAttention", names, sets[0], settings, OWN_DOMAIN)
         shape = (case.batch, case.q_len, case.heads * case.value_dim)
         calls = [_bind(node, feed, {"output": shape}) for feed in sets]
         return Prepared(calls, partial(_heads_first, case))
@@ -114,7 +114,7 @@ class OnnxRuntime:
         }
         if not case.causal and case.q_len > 1:
             settings["causal"] = 0  # not known to older releases, which then lack this variant
-        node = self._node("GroupQueryAttention", names, sets[0], OWN_DOMAIN, **settings)
+        node = self._node("GroupQueryAttention", names, sets[0], settings, OWN_DOMAIN)
         shape = (case.batch, case.q_len, case.heads * case.value_dim)
         shared = {"present_key": "past_key", "present_value": "past_value"}
         calls = [_bind(node, feed, {"output": shape}, shared) for feed in sets]
@@ -125,23 +125,22 @@ class OnnxRuntime:
         operator: str,
         names: tuple[tuple[str, ...], tuple[str, ...]],
         feeds: Feeds,
+        attributes: dict[str, int],
         domain: str = "",
-        **attributes: int,
     ) -> onnxruntime.InferenceSession:
         """A session over the one operator, typed for `feeds`; inputs not fed are left out."""
         used = [name if name in feeds else "" for name in names[0]]
         while not used[-1]:
             used.pop()
+        node = helper.make_node(operator, used, names[1], domain=domain)
+        node.attribute.extend(helper.make_attribute(*pair) for pair in attributes.items())
         dtype = helper.np_dtype_to_tensor_dtype
+        typed = helper.make_tensor_value_info
         graph = helper.make_graph(
-            [helper.make_node(operator, used, names[1], domain=domain, **attributes)],
+            [node],
             operator,
-            [
-                helper.make_tensor_value_info(n, dtype(feeds[n].dtype), feeds[n].shape)
-                for n in used
-                if n
-            ],
-            [helper.make_tensor_value_info(n, dtype(feeds[used[0]].dtype), None) for n in names[1]],
+            [typed(n, dtype(feeds[n].dtype), feeds[n].shape) for n in used if n],
+            [typed(n, dtype(feeds[used[0]].dtype), None) for n in names[1]],
         )
         opsets = [helper.make_opsetid("", STANDARD_OPSET), helper.make_opsetid(OWN_DOMAIN, 1)]
         model: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=10)

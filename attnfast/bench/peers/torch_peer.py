@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -25,7 +26,7 @@ class Torch:
     def variants(self, case: Case, inputs: Inputs) -> dict[str, Callable[[], Prepared]]:
         """`is_causal` where it means what the case means, else one mask that says it all."""
         top_left = case.causal and case.window is None and not case.at_end and case.mask == "none"
-        options: dict[str, object] = {"is_causal": top_left}
+        options: dict[str, Any] = {"is_causal": top_left}
         if not top_left:
             if case.window is not None or case.at_end:  # a float mask is made from the bool one
                 pairs = case.q_len * case.k_len

@@ -1,0 +1,128 @@
+# From what callers pass to what C may read: arrays of legal dtype and strides, plain numbers. Included by _core.pyx.
+
+cdef int dtype_of(cnp.ndarray a) except -2:
+    """The af_dtype of an array, or -1."""
+    global bfloat16_number
+    cdef int number = cnp.PyArray_TYPE(a)
+    if number == cnp.NPY_FLOAT:
+        return AF_F32
+    if number == cnp.NPY_DOUBLE:
+        return AF_F64
+    if number == cnp.NPY_FLOAT16:
+        return AF_F16
+    if number == bfloat16_number:
+        return AF_BF16
+    if number > 255 and a.dtype.name == "bfloat16" and a.dtype.itemsize == 2:
+        bfloat16_number = number
+        return AF_BF16
+    return -1
+
+
+cdef bint has_legal_strides(cnp.ndarray a):
+    """Whether C may use the array as it lies: native, aligned, whole strides, the last one 1."""
+    cdef int k, nd = cnp.PyArray_NDIM(a)
+    cdef cnp.npy_intp size = cnp.PyArray_ITEMSIZE(a)
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(a)
+    cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(a)
+    if not cnp.PyArray_ISBEHAVED_RO(a):
+        return False
+    for k in range(nd):
+        if shape[k] > 1 and strides[k] % size != 0:
+            return False
+    return nd == 0 or shape[nd - 1] <= 1 or strides[nd - 1] == size
+
+
+cdef cnp.ndarray as_array(object x, str name):
+    """Any array-like as an ndarray, refusing what would be silently misread."""
+    if type(x) is np.ndarray:
+        return x
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; pass its .data here and the mask as mask=")
+    if type(x).__module__.split(".")[0] == "dask":
+        raise TypeError(f"{name} is a dask array; map the call over its blocks, or compute it first")
+    try:
+        a = np.asarray(x)
+    except ValueError as error:
+        raise ValueError(f"{name} is not a regular array: {error}") from None
+    if a.dtype == object:
+        raise TypeError(f"{name} must be an array of numbers, got {type(x).__name__}")
+    return a
+
+
+cdef cnp.ndarray operand(object x, str name, int *dtype):
+    """Query, key or value: one of the four dtypes, legal strides; copied where that is needed."""
+    cdef cnp.ndarray a = as_array(x, name)
+    dtype[0] = dtype_of(a)
+    if dtype[0] < 0:
+        raise TypeError(
+            f"{name} has dtype {a.dtype}; attnfast computes in float32, float64, float16 and bfloat16: "
+            f"write {name}.astype(np.float32)"
+        )
+    if cnp.PyArray_NDIM(a) < 2:
+        raise ValueError(f"{name} must have at least 2 axes (length, head size), got shape {shape_of(a)}")
+    if not has_legal_strides(a):
+        a = np.array(a, dtype=a.dtype.newbyteorder("="), order="C", copy=True, subok=False)
+    return a
+
+
+cdef tuple shape_of(cnp.ndarray a):
+    return (<object>a).shape
+
+
+cdef int64_t axis(cnp.ndarray a, int k):
+    """Length of the k-th axis from the end; 1 beyond the first."""
+    cdef int nd = cnp.PyArray_NDIM(a)
+    return cnp.PyArray_DIMS(a)[nd - k] if k <= nd else 1
+
+
+cdef double real_number(object x, str name) except? -1.0:
+    if type(x) is float:
+        return x
+    scalar_array = isinstance(x, np.ndarray) and x.ndim == 0 and x.dtype.kind in "fiu"
+    if isinstance(x, (bool, np.bool_)) or not (isinstance(x, numbers.Real) or scalar_array):
+        raise TypeError(f"{name} must be a real number, got {type(x).__name__}")
+    try:
+        return float(x)
+    except OverflowError:
+        return float("inf") if x > 0 else float("-inf")
+
+
+cdef object whole_number(object x, str name):
+    if isinstance(x, (bool, np.bool_)) or not isinstance(x, numbers.Integral):
+        raise TypeError(f"{name} must be an int, got {type(x).__name__}")
+    return int(x)
+
+
+cdef bint flag(object x, str name) except -1:
+    if x is True or x is False:
+        return x
+    if isinstance(x, np.bool_):
+        return bool(x)
+    raise TypeError(f"{name} must be True or False, got {type(x).__name__}")
+
+
+cdef cnp.ndarray real_array(object x, str name):
+    cdef cnp.ndarray a = as_array(x, name)
+    if dtype_of(a) < 0 and a.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must be real numbers, got {a.dtype}")
+    return np.ascontiguousarray(a, dtype=np.float64)
+
+
+cdef cnp.ndarray narrow(cnp.ndarray a):
+    """float64 to float32 where finite values stay finite: -inf excludes a key, a large value does not."""
+    limit = np.finfo(np.float32).max
+    return np.where(np.isinf(a), a, np.clip(a, -limit, limit)).astype(np.float32)
+
+
+cdef bint falls(cnp.ndarray a):
+    """Whether the strides of the outer axes fall from the first to the last, as in C order."""
+    cdef cnp.npy_intp last = 0, here
+    cdef int k
+    for k in range(cnp.PyArray_NDIM(a) - 1):
+        here = abs(cnp.PyArray_STRIDES(a)[k])
+        if here == 0 or cnp.PyArray_DIMS(a)[k] <= 1:
+            continue
+        if last != 0 and here > last:
+            return False
+        last = here
+    return True
