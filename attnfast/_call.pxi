@@ -308,8 +308,8 @@ cdef class Call:
             if self.positioned and self.p.Lq != self.p.Lk:
                 raise ValueError(
                     f"q_offset must be given when is_causal, window_size or alibi_slopes need positions and the "
-                    f"lengths differ (Lq = {self.p.Lq}, Lk = {self.p.Lk}): q_offset=0 lines up the first query with the first "
-                    f"key, q_offset=\"end\" the last query with the last key"
+                    f"lengths differ (Lq = {self.p.Lq}, Lk = {self.p.Lk}): q_offset=0 lines up the first query with "
+                    f"the first key, q_offset=\"end\" the last query with the last key"
                 )
             return 0
         if isinstance(q_offset, str):

@@ -226,7 +226,7 @@ def _softmax(
 
 def _weighted_sum(weights: Array, counts: Array, value: Array) -> Array:
     """sum_j weight[i, j] * value[j] over the pairs that count, whatever the other values hold."""
-    finite: Array = np.isfinite(value).all(axis=-1)
+    finite = np.asarray(np.isfinite(value).all(axis=-1))
     output = weights @ np.where(finite[..., None], value, value.dtype.type(0))
     # 0 * NaN is NaN, so keys that hold NaN or inf are added one by one, where they count.
     for j in np.flatnonzero(~finite.all(axis=tuple(range(finite.ndim - 1)))):

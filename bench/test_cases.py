@@ -7,13 +7,13 @@ the last one stored; `--grid` runs all cases.
 from itertools import cycle
 
 import attnfast
-from attnfast.bench.cases import CASES
+from attnfast.bench.cases import select
 from attnfast.bench.inputs import make_inputs, visible_pairs
 from attnfast.bench.peers.own import call_options
 
 
 def pytest_generate_tests(metafunc):
-    cases = [case for case in CASES if case.quick or metafunc.config.getoption("grid")]
+    cases = select(None, quick=not metafunc.config.getoption("grid"))
     metafunc.parametrize("case", cases, ids=lambda case: case.name)
 
 

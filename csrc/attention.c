@@ -13,8 +13,9 @@
 static const double PARALLEL_FLOPS = 4e6;
 static const double PARALLEL_BYTES = 1e6;
 
-/* A thread takes units worth about this much at a time. */
-static const double CHUNK_FLOPS = 1e6;
+/* A thread takes units worth about this much at a time, so that neighbouring blocks of rows, which read the same keys,
+ * are its own. */
+static const double CHUNK_FLOPS = 2e7;
 
 /* Partial results that may be waiting to be joined, per thread. */
 static const size_t PARTIAL_BYTES = (size_t)1 << 20;
@@ -54,10 +55,10 @@ static size_t round_to_lines(size_t n) { return (n + LINE - 1) / LINE * LINE; }
 
 static char *align_to_line(void *p) { return (char *)(((uintptr_t)p + LINE - 1) & ~(uintptr_t)(LINE - 1)); }
 
-static int64_t chunk_of(double flops, int64_t units, int threads)
+static int64_t chunk_of(double flops, int64_t units)
 {
     const int64_t by_work = (int64_t)(CHUNK_FLOPS / (flops / (double)units + 1));
-    return af_max(1, af_min(by_work, units / (8 * (int64_t)threads)));
+    return af_max(1, by_work);
 }
 
 static double flops_of(const af_problem *p, const af_plan *plan)
@@ -91,7 +92,7 @@ static af_status compute(const af_problem *p, const af_plan *plan, const af_run 
     af_work work = {.context = &j, .scratch = memory, .scratch_bytes = scratch_bytes};
     if (plan->softmax) {
         work.unit = attention_unit;
-        work.chunk = chunk_of(flops_of(p, plan), blocks * plan->splits, threads);
+        work.chunk = chunk_of(flops_of(p, plan), blocks * plan->splits);
         for (j.first_block = 0; j.first_block < blocks; j.first_block += wave) {
             const int64_t here = af_min(wave, blocks - j.first_block);
             for (int64_t i = 0; plan->splits > 1 && i < here; i++) atomic_store(&remaining[i], (int)plan->splits);
@@ -103,7 +104,7 @@ static af_status compute(const af_problem *p, const af_plan *plan, const af_run 
     if (!p->weights.data) return AF_OK;
     work.unit = weights_unit;
     work.count = blocks * plan->chunks;
-    work.chunk = chunk_of(flops_of(p, plan), work.count, threads);
+    work.chunk = chunk_of(flops_of(p, plan), work.count);
     return af_run_work(&work, run, threads);
 }
 

@@ -13,14 +13,6 @@
 /* CPU features a table needs (see cpu.c). */
 enum { AF_CPU_AVX2 = 1, AF_CPU_AVX512 = 2 };
 
-/* One unit of work: a block of query rows of one (batch row, key/value head), against one stretch of its keys. */
-typedef struct af_unit {
-    int64_t b, hk;
-    int64_t row; /* first row; the rows of a key/value head are r = i * G + g for query i and head hk * G + g */
-    int rows;
-    int64_t split; /* which stretch of the keys that these rows can see */
-} af_unit;
-
 /* Kernels compute and touch the buffers they are given: no allocation, no threads, no globals. */
 struct af_kernels {
     const char *isa;

@@ -8,6 +8,14 @@
 
 typedef struct af_kernels af_kernels;
 
+/* One unit of work: a block of query rows of one (batch row, key/value head), against one stretch of its keys. */
+typedef struct af_unit {
+    int64_t b, hk;
+    int64_t row; /* first row; the rows of a key/value head are r = i * G + g for query i and head hk * G + g */
+    int rows;
+    int64_t split; /* which stretch of the keys that these rows can see */
+} af_unit;
+
 typedef struct af_plan {
     const af_kernels *kernels;
     bool decode;          /* few rows: the kernel that keeps D in the lanes */
@@ -28,8 +36,23 @@ typedef struct af_plan {
 void af_make_plan(af_plan *plan, const af_problem *p, const af_kernels *kernels);
 
 /* The block and split of a unit's number. Later blocks of rows come first: under a causal mask they cost the most. */
-struct af_unit af_plan_unit(const af_plan *plan, const af_problem *p, int64_t index, int64_t splits);
+af_unit af_plan_unit(const af_plan *plan, const af_problem *problem, int64_t index, int64_t splits);
 
-void af_count_pairs(const af_plan *plan, const af_problem *p, int64_t *visible, int64_t *visited);
+/* Moves on to the block of rows that is numbered next; false after the last. */
+static inline bool af_next_block(const af_plan *plan, const af_problem *problem, af_unit *unit)
+{
+    if (unit->row > 0) {
+        unit->row -= plan->block_rows;
+        unit->rows = plan->block_rows;
+        return true;
+    }
+    unit->row = (plan->blocks - 1) * plan->block_rows;
+    unit->rows = (int)(plan->rows - unit->row);
+    if (++unit->hk < problem->Hk) return true;
+    unit->hk = 0;
+    return ++unit->b < problem->B;
+}
+
+void af_count_pairs(const af_plan *plan, const af_problem *problem, int64_t *visible, int64_t *visited);
 
 #endif

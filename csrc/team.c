@@ -35,9 +35,11 @@ static void work_alone(const stretch *s, int thread)
     const af_work *w = s->work;
     char *scratch = w->scratch + (size_t)thread * w->scratch_bytes;
     do {
-        const int64_t first = atomic_fetch_add_explicit(s->next, w->chunk, memory_order_relaxed);
+        const int64_t share = (w->count - atomic_load_explicit(s->next, memory_order_relaxed)) / (4 * s->threads);
+        const int64_t take = share < 1 ? 1 : share < w->chunk ? share : w->chunk; /* ever less towards the end */
+        const int64_t first = atomic_fetch_add_explicit(s->next, take, memory_order_relaxed);
         if (first >= w->count) return;
-        const int64_t end = w->count - first < w->chunk ? w->count : first + w->chunk;
+        const int64_t end = w->count - first < take ? w->count : first + take;
         for (int64_t i = first; i < end; i++) w->unit(w->context, i, scratch);
     } while (now() < s->end);
 }

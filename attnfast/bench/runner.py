@@ -27,7 +27,6 @@ LIMIT_SECONDS = 0.05
 START_TIMEOUT = 120.0
 CALL_TIMEOUT = 300.0
 MEMORY_SHARE = 0.7
-CASE_SHARE = 1.25  # of an equal part of the time that is left: most cases need less
 OUT_OF_TIME = "the time limit was reached"
 
 
@@ -36,8 +35,8 @@ class Settings:
     """How a run is made.
 
     `patience` is how many seconds of bursts a slow contestant gets in one case beyond its first;
-    `time_limit` is shared out among the cases: late ones lose rounds and peers, and those not begun
-    by the end are listed as not run.
+    `time_limit` is shared out among the cases: a slow one loses rounds, and those not begun by the
+    end are listed as not run.
     """
 
     threads: int
@@ -121,7 +120,7 @@ class Runner:
             if left <= 0:
                 report.not_run[case.name] = OUT_OF_TIME
                 continue
-            self._case_end = time.monotonic() + CASE_SHARE * left / (len(cases) - number)
+            self._case_end = time.monotonic() + left / (len(cases) - number)
 
             def tell(share: float, text: str, number: int = number, case: Case = case) -> None:
                 progress.step(number + share, f"{case.name}: {text}")
@@ -143,7 +142,7 @@ class Runner:
         truth: Truth = self._workers[base].call("truth", timeout=CALL_TIMEOUT)
         pairs = int(self._workers[base].call("pairs", timeout=CALL_TIMEOUT))
         for name in list(active):
-            if name not in (OWN, PLAIN) and time.monotonic() > self._case_end:
+            if name not in (OWN, PLAIN) and time.monotonic() > self._end:
                 entries[name].note = OUT_OF_TIME
                 active.remove(name)
                 continue

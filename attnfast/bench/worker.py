@@ -25,7 +25,7 @@ from .peers import Contestant, Prepared, Unsupported, build
 
 BATCH_SECONDS = 2e-3  # calls are timed in batches at least this long
 LEAD_SECONDS = 5e-3  # untimed calls before a burst, to wake the threads
-TRIAL_SECONDS = 0.05  # to choose among variants; a slower first call is trial enough
+TRIAL_SECONDS = 0.03  # to choose among variants; a slower first call is trial enough
 SETTLE_SECONDS = 0.2  # at most, for a library's idle threads to stop spinning
 
 

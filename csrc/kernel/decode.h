@@ -54,21 +54,23 @@ AF_INLINE void dot_tile(const int nr, const int nk, int64_t D, const real *query
 }
 
 AF_INLINE void dot_rows(const int nr, int n, int64_t D, const real *query, const elem *key, int64_t ldk, real *s,
-                        int64_t lds)
+                        int64_t lds, const ahead *next)
 {
     int j = 0;
-    for (; j + AF_DECODE_KEYS <= n; j += AF_DECODE_KEYS)
+    for (; j + AF_DECODE_KEYS <= n; j += AF_DECODE_KEYS) {
+        fetch_ahead(next, j, AF_DECODE_KEYS);
         dot_tile(nr, AF_DECODE_KEYS, D, query, key + j * ldk, ldk, s + j, lds);
+    }
     for (; j < n; j++) dot_tile(nr, 1, D, query, key + j * ldk, ldk, s + j, lds);
 }
 
 static void decode_scores(int rows, int n, int64_t D, const real *query, const elem *key, int64_t ldk, real *s,
-                          int64_t lds)
+                          int64_t lds, const ahead *next)
 {
-    for (; rows >= 4; rows -= 4, query += 4 * D, s += 4 * lds) dot_rows(4, n, D, query, key, ldk, s, lds);
-    if (rows == 3) dot_rows(3, n, D, query, key, ldk, s, lds);
-    else if (rows == 2) dot_rows(2, n, D, query, key, ldk, s, lds);
-    else if (rows == 1) dot_rows(1, n, D, query, key, ldk, s, lds);
+    for (; rows >= 4; rows -= 4, query += 4 * D, s += 4 * lds) dot_rows(4, n, D, query, key, ldk, s, lds, next);
+    if (rows == 3) dot_rows(3, n, D, query, key, ldk, s, lds, next);
+    else if (rows == 2) dot_rows(2, n, D, query, key, ldk, s, lds, next);
+    else if (rows == 1) dot_rows(1, n, D, query, key, ldk, s, lds, next);
 }
 
 /* acc[r][d ..] += sum_j p[r][j] V[j][d ..] for nr rows and nc vectors of columns, both constants; the last of the
@@ -185,7 +187,8 @@ static void decode_keys(const af_problem *p, const af_plan *plan, const block *k
     for (int64_t j0 = k->span.begin; j0 < k->span.end; j0 += plan->key_block) {
         const int n = (int)af_min(plan->key_block, k->span.end - j0);
         const elem *key = (const elem *)p->key.data + af_offset(&p->key, k->b, k->hk, j0);
-        decode_scores(k->n, n, p->D, s->query, key, p->key.i, s->s, lds);
+        const ahead next = values_and_next_keys(p, plan, k, j0, n);
+        decode_scores(k->n, n, p->D, s->query, key, p->key.i, s->s, lds, &next);
         uint64_t words[DECODE_ROWS], any = 0;
         for (int r = 0; r < k->n; r++) any |= words[r] = decode_modify(p, k, r, j0, n, s->s + r * lds);
         if (!any) continue;

@@ -17,6 +17,34 @@ static void pack_query(const af_problem *p, const af_plan *plan, const block *k,
     rows_to_lanes(k->n, k->nv, p->D, rows, (real)plan->query_scale, query);
 }
 
+/* Rows at the edges of a unit's work: the queries of the unit that comes after it, and its own outputs. */
+typedef struct edges {
+    const elem *query[AF_NR];
+    elem *output[AF_NR];
+    int queries, outputs;
+} edges;
+
+static void find_edges(edges *e, const af_problem *p, const af_plan *plan, const block *k, af_unit unit)
+{
+    e->outputs = p->value.data && plan->splits == 1 ? k->n : 0;
+    for (int lane = 0; lane < e->outputs; lane++)
+        e->output[lane] = (elem *)p->output.data + lane_offset(&p->output, k, lane);
+    e->queries = 0;
+    if (!af_next_block(plan, p, &unit)) return;
+    for (; e->queries < unit.rows; e->queries++) {
+        const int64_t row = unit.row + e->queries, head = unit.hk * plan->group + row % plan->group;
+        e->query[e->queries] = (const elem *)p->query.data + af_offset(&p->query, unit.b, head, row / plan->group);
+    }
+}
+
+static void fetch_edges(ahead *a, const edges *e)
+{
+    a->query = e->query;
+    a->queries = e->queries;
+    a->output = e->output;
+    a->outputs = e->outputs;
+}
+
 /* O[d][lane] += P[j][lane] V[j][d] for the lanes that see key j, and no other. */
 static void careful_values(const block *k, int n, int64_t Dv, const real *value, int64_t ldv, const uint64_t *words,
                            const real *p, real *o)
@@ -46,17 +74,34 @@ static bool finite_output(const block *k, int64_t Dv, const real *o)
     return !(bad & low_bits(k->n));
 }
 
+/* The values of this block of keys, wanted after its scores, and the keys of the next. */
+static ahead values_and_next_keys(const af_problem *p, const af_plan *plan, const block *k, int64_t j0, int n)
+{
+    const int64_t next = j0 + plan->key_block, last = k->span.end;
+    ahead a = {.value_stride = p->value.i, .key_stride = p->key.i, .D = p->D, .Dv = p->Dv};
+    if (p->value.data) {
+        a.value = (const elem *)p->value.data + af_offset(&p->value, k->b, k->hk, j0);
+        a.values = n;
+    }
+    if (next < last) {
+        a.key = (const elem *)p->key.data + af_offset(&p->key, k->b, k->hk, next);
+        a.keys = af_min(plan->key_block, last - next);
+    }
+    return a;
+}
+
 /* Scores of one block of keys after modifiers; the block is at least partly visible. */
-static void score_block(const af_problem *p, const block *k, const scratch *s, int64_t j0, int n)
+static void score_block(const af_problem *p, const block *k, const scratch *s, int64_t j0, int n, const ahead *next)
 {
     const elem *key = (const elem *)p->key.data + af_offset(&p->key, k->b, k->hk, j0);
     int64_t ldk;
     const real *rows = real_rows(key, p->key.i, n, p->D, s->key, &ldk);
-    score_product(k->nv, n, p->D, rows, ldk, s->query, s->s);
+    score_product(k->nv, n, p->D, rows, ldk, s->query, s->s, next);
     modify_scores(p, k, j0, n, s->s);
 }
 
-static void run_keys(const af_problem *p, const af_plan *plan, const block *k, const scratch *s, bool careful)
+static void run_keys(const af_problem *p, const af_plan *plan, const block *k, const scratch *s, const edges *edge,
+                     bool careful)
 {
     real factor[AF_NR];
     bool first = true;
@@ -65,7 +110,9 @@ static void run_keys(const af_problem *p, const af_plan *plan, const block *k, c
         const int n = (int)af_min(plan->key_block, k->span.end - j0);
         const int seen = visible_words(p, k, j0, n, s->words);
         if (seen == SEES_NOTHING) continue;
-        score_block(p, k, s, j0, n);
+        ahead next = values_and_next_keys(p, plan, k, j0, n);
+        if (first) fetch_edges(&next, edge);
+        score_block(p, k, s, j0, n, &next);
         if (seen == SEES_SOME) hide_scores(k, n, s->words, s->s);
         if (careful) words_of_scores(k, n, s->s, s->words);
         const bool moved = softmax_step(k->nv, plan->base2, n, s->s, s->m, s->l, factor);
@@ -93,8 +140,10 @@ static void forward(const af_problem *p, const af_plan *plan, af_unit unit, void
     carve(&s, p, plan, memory);
     k.span = af_split(k.span, unit.split, plan->split_keys);
     if (k.span.begin < k.span.end) pack_query(p, plan, &k, s.query);
-    run_keys(p, plan, &k, &s, false);
-    if (p->value.data && k.hides && !finite_output(&k, p->Dv, s.o)) run_keys(p, plan, &k, &s, true);
+    edges edge;
+    find_edges(&edge, p, plan, &k, unit);
+    run_keys(p, plan, &k, &s, &edge, false);
+    if (p->value.data && k.hides && !finite_output(&k, p->Dv, s.o)) run_keys(p, plan, &k, &s, &edge, true);
     if (plan->splits > 1) save_partial(p, &s, partial);
     else finish(p, plan, &k, &s);
 }

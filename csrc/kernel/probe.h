@@ -18,7 +18,7 @@ PROBE_FUNCTION(log2)
 static void probe_tile(bool accumulate, int64_t rows, int64_t k, const void *a, int64_t lda, const void *b, void *c)
 {
     if (accumulate) value_product(AF_NV, true, k, rows, a, lda, b, c);
-    else score_product(AF_NV, rows, k, a, lda, b, c);
+    else score_product(AF_NV, rows, k, a, lda, b, c, &(ahead){0});
 }
 
 static void probe_softmax(void *s, int n, void *m, void *l)

@@ -11,6 +11,8 @@
 #ifndef AF_TILE_H
 #define AF_TILE_H
 
+#include "ahead.h"
+
 /* mr, nv, by_rows, accumulate are constants wherever this is inlined. */
 AF_INLINE void tile(const int mr, const int nv, const bool by_rows, const bool accumulate, int64_t k, const real *a,
                     int64_t lda, const real *b, real *c)
@@ -37,11 +39,14 @@ AF_INLINE void tile(const int mr, const int nv, const bool by_rows, const bool a
 
 /* All rows: whole tiles, then the rest. A rest that need not accumulate repeats rows of the tile before it. */
 AF_INLINE void product(const int nv, const bool by_rows, const bool accumulate, int64_t rows, int64_t k, const real *a,
-                       int64_t lda, const real *b, real *c)
+                       int64_t lda, const real *b, real *c, const ahead *next)
 {
     const int64_t step = by_rows ? lda : 1;
     int64_t i = 0;
-    for (; i + AF_MR <= rows; i += AF_MR) tile(AF_MR, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR);
+    for (; i + AF_MR <= rows; i += AF_MR) {
+        if (by_rows) fetch_ahead(next, i, AF_MR);
+        tile(AF_MR, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR);
+    }
     if (i == rows) return;
     if (!accumulate && rows > AF_MR) {
         i = rows - AF_MR;
@@ -60,23 +65,24 @@ AF_INLINE void product(const int nv, const bool by_rows, const bool accumulate, 
 }
 
 /* S[n][NR] = K[n][D] Qt[D][NR] */
-static void score_product(int nv, int64_t n, int64_t D, const real *key, int64_t ldk, const real *query, real *s)
+static void score_product(int nv, int64_t n, int64_t D, const real *key, int64_t ldk, const real *query, real *s,
+                          const ahead *next)
 {
-    if (nv == 1) product(1, true, false, n, D, key, ldk, query, s);
-    else if (nv == 2) product(2, true, false, n, D, key, ldk, query, s);
-    else product(AF_NV, true, false, n, D, key, ldk, query, s);
+    if (nv == 1) product(1, true, false, n, D, key, ldk, query, s, next);
+    else if (nv == 2) product(2, true, false, n, D, key, ldk, query, s, next);
+    else product(AF_NV, true, false, n, D, key, ldk, query, s, next);
 }
 
 /* O[Dv][NR] (+)= V'[Dv][n] P[n][NR] */
 static void value_product(int nv, bool accumulate, int64_t n, int64_t Dv, const real *value, int64_t ldv, const real *p,
                           real *o)
 {
-    if (nv == 1 && accumulate) product(1, false, true, Dv, n, value, ldv, p, o);
-    else if (nv == 1) product(1, false, false, Dv, n, value, ldv, p, o);
-    else if (nv == 2 && accumulate) product(2, false, true, Dv, n, value, ldv, p, o);
-    else if (nv == 2) product(2, false, false, Dv, n, value, ldv, p, o);
-    else if (accumulate) product(AF_NV, false, true, Dv, n, value, ldv, p, o);
-    else product(AF_NV, false, false, Dv, n, value, ldv, p, o);
+    if (nv == 1 && accumulate) product(1, false, true, Dv, n, value, ldv, p, o, NULL);
+    else if (nv == 1) product(1, false, false, Dv, n, value, ldv, p, o, NULL);
+    else if (nv == 2 && accumulate) product(2, false, true, Dv, n, value, ldv, p, o, NULL);
+    else if (nv == 2) product(2, false, false, Dv, n, value, ldv, p, o, NULL);
+    else if (accumulate) product(AF_NV, false, true, Dv, n, value, ldv, p, o, NULL);
+    else product(AF_NV, false, false, Dv, n, value, ldv, p, o, NULL);
 }
 
 #endif

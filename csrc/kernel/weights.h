@@ -42,7 +42,8 @@ static void decode_weights(const af_problem *p, const af_plan *plan, const block
     for (int64_t j0 = span.begin; j0 < span.end; j0 += lds) {
         const int n = (int)af_min(lds, span.end - j0);
         const elem *key = (const elem *)p->key.data + af_offset(&p->key, k->b, k->hk, j0);
-        decode_scores(k->n, n, p->D, s->query, key, p->key.i, s->s, lds);
+        const ahead next = values_and_next_keys(p, plan, k, j0, n);
+        decode_scores(k->n, n, p->D, s->query, key, p->key.i, s->s, lds, &next);
         for (int r = 0; r < k->n; r++) {
             real *row = s->s + r * lds;
             decode_modify(p, k, r, j0, n, row);
@@ -92,7 +93,8 @@ static void weights(const af_problem *p, const af_plan *plan, af_unit unit, void
             fill_weights(&k, &w, j0, j0 + n, hidden);
             continue;
         }
-        score_block(p, &k, &s, j0, n);
+        const ahead next = {.D = p->D};
+        score_block(p, &k, &s, j0, n, &next);
         if (seen == SEES_SOME) hide_scores(&k, n, s.words, s.s);
         tile_to_weights(p, plan, &k, &w, j0, n, s.s);
     }
