@@ -105,7 +105,7 @@ cdef cnp.ndarray real_array(object x, str name):
     cdef cnp.ndarray a = as_array(x, name)
     if dtype_of(a) < 0 and a.dtype.kind not in "fiu":
         raise TypeError(f"{name} must be real numbers, got {a.dtype}")
-    return np.ascontiguousarray(a, dtype=np.float64)
+    return np.asarray(a, dtype=np.float64, order="C")
 
 
 cdef cnp.ndarray narrow(cnp.ndarray a):

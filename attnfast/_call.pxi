@@ -41,14 +41,14 @@ cdef class Call:
 
     # ---- operands ----
 
-    cdef int set_operands(self, object query, object key, object value) except -1:
+    cdef int set_operands(self, object query, object key, object value, bint has_value) except -1:
         cdef int dq, dk, dv
         self.keep = []
         self.query = operand(query, "query", &dq)
         self.key = operand(key, "key", &dk)
-        self.value = None if value is None else operand(value, "value", &dv)
+        self.value = operand(value, "value", &dv) if has_value else None
         self.check_dtype("key", self.key, dq, dk)
-        if value is not None:
+        if has_value:
             self.check_dtype("value", self.value, dq, dv)
         self.p.dtype = <af_dtype>dq
         self.p.stage = AF_WEIGHTS

@@ -22,8 +22,8 @@ def attention(
     softcap: float | None,
     alibi_slopes: ArrayLike | None,
     sink_logits: ArrayLike | None,
-    want_lse: bool,
-    want_weights: bool,
+    return_lse: bool,
+    return_weights: bool,
     out: Array | None,
     num_threads: int | None,
 ) -> tuple[Array, Array | None, Array | None]: ...

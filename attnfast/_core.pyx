@@ -79,15 +79,17 @@ include "_probe.pxi"
 
 def attention(
     query, key, value, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
-    alibi_slopes, sink_logits, bint want_lse, bint want_weights, out, num_threads,
+    alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads,
 ):
     """Output, lse, weights; the latter two None where they are not wanted."""
     cdef Call call = Call.__new__(Call)
     cdef cnp.ndarray result = None, target, lse = None, weights = None
+    cdef bint want_lse, want_weights
     cdef int threads
-    call.set_operands(query, key, value)
+    call.set_operands(query, key, value, True)
     call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
                      alibi_slopes, sink_logits)
+    want_lse, want_weights = flag(return_lse, "return_lse"), flag(return_weights, "return_weights")
     threads = thread_count(num_threads)
     if out is not None:
         result = call.checked_out(out)
@@ -112,7 +114,7 @@ def attention_weights(
     cdef Call call = Call.__new__(Call)
     cdef cnp.ndarray weights
     cdef int threads
-    call.set_operands(query, key, None)
+    call.set_operands(query, key, None, False)
     call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
                      alibi_slopes, sink_logits)
     call.p.stage = <af_stage><int>STAGES.index(stage)
@@ -132,7 +134,7 @@ def describe(
     cdef Call call = Call.__new__(Call)
     cdef af_report report
     cdef int threads
-    call.set_operands(query, key, value)
+    call.set_operands(query, key, value, True)
     call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
                      alibi_slopes, sink_logits)
     threads = thread_count(num_threads)

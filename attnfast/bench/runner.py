@@ -237,6 +237,9 @@ class Runner:
             for name in active[first:] + active[:first]:
                 if spent[name] > self._settings.patience and name != OWN:
                     continue
+                if name not in (OWN, PLAIN) and time.monotonic() > self._end:
+                    entries[name].note = entries[name].note or OUT_OF_TIME
+                    continue
                 tell(0.2 + 0.8 * turn / self._settings.rounds, f"round {turn + 1}, {name}")
                 before = time.monotonic()
                 times = self._ask(name, entries[name], "burst", self._settings.burst)
