@@ -72,11 +72,11 @@ def test_nothing_to_do(empty):
 
 
 def test_the_plan_does_not_touch_the_arrays():
-    """Not even their pages: these would take 8 TB."""
-    x = np.lib.stride_tricks.as_strided(zeros(64), (1, 1, 2**35, 64), (0, 0, 0, 4))
+    """Not even their pages: these would take 512 GB."""
+    x = np.lib.stride_tricks.as_strided(zeros(64), (1, 1, 2**31, 64), (0, 0, 0, 4))
     few = x[:, :, :1]
     plan = attnfast.plan(few, x, x)
-    assert plan.visible_pairs == 2**35 and plan.flops == 4 * 64 * 2**35
+    assert plan.visible_pairs == 2**31 and plan.flops == 4 * 64 * 2**31
 
 
 def test_causal_visits_half():

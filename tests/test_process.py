@@ -1,6 +1,7 @@
 """Life in a process: fork, Ctrl-C, the GIL, the host's settings, stacks, memory and sizes.
 
-Every script runs in an interpreter of its own, so that nothing here disturbs pytest or is hidden by it.
+Every script runs in an interpreter of its own, so that nothing here disturbs pytest or is hidden by
+it.
 """
 
 import os
@@ -109,55 +110,77 @@ for a, b in zip(results, expected):
         run_python(self.SCRIPT + run, tmp_path)
 
 
+# Seconds of work on any machine. Where keys are many, all of them lie at the same place.
+LONG_CALLS = {
+    "prefill": """
+x = qkv(16, 16384, 64)
+call = lambda: attnfast.attention(*x)
+""",
+    "one thread": """
+x = qkv(16, 16384, 64)
+call = lambda: attnfast.attention(*x, num_threads=1)
+""",
+    "float64": """
+x = qkv(8, 16384, 64, dtype=float)
+call = lambda: attnfast.attention(*x)
+""",
+    "float16": """
+x = qkv(16, 16384, 64, dtype="e")
+call = lambda: attnfast.attention(*x)
+""",
+    "modifiers": """
+x = qkv(8, 16384, 64)
+bias = np.zeros((1, 16384), np.float32)
+call = lambda: attnfast.attention(*x, bias=bias, mask=bias == 0, softcap=5.0)
+""",
+    "one block of queries": """
+q, k, v = qkv(40, 64)
+k = np.broadcast_to(k[:1], (2**26, 64))
+call = lambda: attnfast.attention(q, k, k)
+""",
+    "decode": """
+q, k, v = qkv(1, 64)
+k = np.broadcast_to(k, (2**30, 64))
+call = lambda: attnfast.attention(q, k, k)
+""",
+    "weights": """
+q, k, v = qkv(8, 12000, 512)
+call = lambda: attnfast.attention_weights(q, k)
+""",
+}
+
+
 @POSIX
 class TestSignals:
-    # Seconds of work on any machine, in memory of no size: all keys lie at the same place.
-    LONG = {
-        "prefill": "x = qkv(16, 16384, 64); call = lambda: attnfast.attention(*x)",
-        "one thread": "x = qkv(16, 16384, 64)\\n"
-        "call = lambda: attnfast.attention(*x, num_threads=1)",
-        "float64": "x = qkv(8, 16384, 64, dtype=float); call = lambda: attnfast.attention(*x)",
-        "float16": "x = qkv(16, 16384, 64, dtype='e'); call = lambda: attnfast.attention(*x)",
-        "few queries": "q, k, v = qkv(40, 64); wide = np.broadcast_to(k[:1], (2**25, 64))\\n"
-        "call = lambda: attnfast.attention(q, wide, wide)",
-        "decode": "q, k, v = qkv(1, 64); wide = np.broadcast_to(k, (2**29, 64))\\n"
-        "call = lambda: attnfast.attention(q, wide, wide)",
-        "additive": "q, k, v = qkv(1, 16, 8192, 64)\\nbias = np.zeros((1, 8192), np.float32)\\n"
-        "call = lambda: attnfast.attention(*(np.repeat(a, 4, 0) for a in (q, k, v)), bias=bias,"
-        " mask=bias == 0, softcap=5.0)",
-    }
-
     @EACH_ISA
-    @pytest.mark.parametrize("kind", LONG)
+    @pytest.mark.parametrize("kind", LONG_CALLS)
     def test_ctrl_c(self, kind, isa, tmp_path):
-        script = f"""
-{self.LONG[kind].replace(chr(92) + "n", chr(10))}
+        script = """
 small = qkv(2, 100, 32)
 expected = attnfast.attention(*small).tobytes()
-sent = []
+sent, latencies = [], []
+
 def press():
     sent.append(time.perf_counter())
     os.kill(os.getpid(), signal.SIGINT)
-latencies = []
+
 for attempt in range(3):
     threading.Timer(0.15, press).start()
     start = time.perf_counter()
     try:
         call()
+        raise SystemExit(f"not interrupted in {time.perf_counter() - start:.2f} s")
     except KeyboardInterrupt:
-        caught = time.perf_counter()
-        latencies.append(caught - sent[-1])
-        assert attnfast.attention(*small).tobytes() == expected
-    else:
-        raise SystemExit(f"not interrupted in {{time.perf_counter() - start:.2f}} s")
+        latencies.append(time.perf_counter() - sent[-1])
+    assert attnfast.attention(*small).tobytes() == expected
 print(sorted(latencies)[1])
 """
-        latency = float(run_python(START + script, tmp_path, ATTNFAST_ISA=isa))
-        assert latency < 0.3
+        printed = run_python(START + LONG_CALLS[kind] + script, tmp_path, ATTNFAST_ISA=isa)
+        assert float(printed) < 0.3
 
     def test_handlers_run_while_a_call_lasts(self, tmp_path):
         script = """
-x = qkv(16, 8192, 64)
+x = qkv(8, 8192, 64)
 expected = attnfast.attention(*x).tobytes()
 times = []
 signal.signal(signal.SIGALRM, lambda *_: times.append(time.perf_counter()))
@@ -177,10 +200,10 @@ assert gaps.max() < 0.4, gaps
         script = """
 class Stop(Exception): pass
 def handler(*_): raise Stop
-signal.signal(signal.SIGALRM, handler)
-signal.setitimer(signal.ITIMER_REAL, 0.1)
 x = qkv(16, 16384, 64)
 out = np.empty_like(x[0])
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.1)
 try:
     attnfast.attention(*x, out=out)
 except Stop:
@@ -367,15 +390,14 @@ expected = attnfast.attention(q, k, v).tobytes()
 lines = open("/proc/self/status").read().splitlines()
 size = next(int(line.split()[1]) for line in lines if line.startswith("VmSize")) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**20, -1))
-for option in ({"return_weights": True}, {}):
-    try:
-        attnfast.attention(q, k, v, num_threads=2, **option)
-    except MemoryError:
-        print("MemoryError")
+try:
+    attnfast.attention(q, k, v, num_threads=2, return_weights=True)
+except MemoryError:
+    print("MemoryError")
 resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
 assert attnfast.attention(q, k, v).tobytes() == expected
 """
-    assert run_python(START + script, tmp_path).split() == ["MemoryError"] * 2
+    assert run_python(START + script, tmp_path) == "MemoryError\n"
 
 
 SIZES = """
@@ -385,7 +407,7 @@ from numpy.lib.stride_tricks import as_strided
 def zeros(shape, dtype=np.float32):
     # Costs no memory until it is written, and only what is written.
     n = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
     return np.frombuffer(mmap.mmap(-1, n, flags=flags), dtype).reshape(shape)
 
 def same(a, b):
@@ -459,8 +481,6 @@ for lq in (1, 60):
     same(last.lse, np.sqrt(8) + np.log(10 + np.arange(lq)[::-1]))
     far = attnfast.attention(q, k, k, return_lse=True, window_size=3, q_offset=2**62)
     assert not far.output.any() and np.isneginf(far.lse).all()
-    plan = attnfast.plan(q, k, k)
-    assert plan.visible_pairs == lq * lk
 """,
     "queries": """
 lq = 2**24 + 3
@@ -474,16 +494,14 @@ assert output.shape == (1, lq, 1)
 same(output[:, -70:], attnfast.attention(q[:, -70:], k, v))
 same(output[:, :-70], 1)
 """,
-    "slopes of a long distance": """
-k = as_strided(np.ones((1, 8), np.float32), (2**31 + 10, 8), (0, 4))
-q = np.ones((1, 8), np.float32)
-options = {"alibi_slopes": [1e-9], "q_offset": 0, "window_size": (-1, -1)}
-mask = zeros((1, 2**31 + 10), bool)
-mask[0, -1] = True
-options["window_size"] = (5 - 2**31 + 2**31, -1)
-biased = attnfast.attention(q, k[-9:], k[-9:], q_offset=9 - 2**31, alibi_slopes=[1e-9],
-                            return_lse=True)
-same(biased.lse, np.sqrt(8) + np.log(9) - 2.147483648)
+    "distances": """
+k = np.ones((9, 8), np.float32)
+for lq in (1, 60):
+    q = np.ones((lq, 8), np.float32)
+    result = attnfast.attention(q, k, k, q_offset=-(2**32), alibi_slopes=[1e-9], return_lse=True)
+    same(result.lse, np.sqrt(8) + np.log(9) - 2**32 * 1e-9)
+    biased = attnfast.attention_weights(q, k, q_offset=2**40, alibi_slopes=[1e-12], stage="biased")
+    same(biased, np.sqrt(8) - 2**40 * 1e-12)
 """,
 }
 
@@ -492,6 +510,7 @@ same(biased.lse, np.sqrt(8) + np.log(9) - 2.147483648)
 @pytest.mark.skipif(sys.maxsize < 2**32, reason="needs a 64-bit process")
 @pytest.mark.parametrize("what", HUGE)
 def test_more_than_two_to_the_31(what, tmp_path):
-    loop = "for isa in attnfast.available_isas():\n    attnfast._core.use_isa(isa)\n"
+    isas = attnfast.available_isas()[: 1 if what == "queries" else None]  # it takes 5 s
+    loop = f"for isa in {isas}:\n    attnfast._core.use_isa(isa)\n"
     body = "\n".join("    " + line for line in HUGE[what].splitlines())
     run_python(START + SIZES + loop + body, tmp_path, timeout=120)

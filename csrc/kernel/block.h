@@ -11,6 +11,8 @@ typedef struct block {
     af_span span;  /* keys that any row sees */
     af_span inner; /* keys that every row sees */
     bool hides;    /* something in span may be hidden from some row */
+    int v0, v1;    /* vectors of lanes in use, see take_keys */
+    af_span vector_span[AF_NV];
     af_span visible[AF_NR];
     int64_t query[AF_NR], head[AF_NR];
 } block;
@@ -20,11 +22,13 @@ static void make_block(block *k, const af_problem *p, const af_plan *plan, af_un
     int64_t i = unit.row / plan->group, g = unit.row % plan->group;
     *k = (block){.n = unit.rows, .nv = (unit.rows + VL - 1) / VL, .b = unit.b, .hk = unit.hk};
     k->inner = (af_span){0, p->Lk};
+    k->v1 = k->nv;
     for (int lane = 0; lane < unit.rows; lane++) {
         const af_span seen = lane > 0 && g > 0 ? k->visible[lane - 1] : af_visible_keys(p, unit.b, i);
         k->visible[lane] = seen;
         k->query[lane] = i;
         k->head[lane] = unit.hk * plan->group + g;
+        k->vector_span[lane / VL] = af_join(k->vector_span[lane / VL], seen);
         k->span = af_join(k->span, seen);
         k->inner = (af_span){af_max(k->inner.begin, seen.begin), af_min(k->inner.end, seen.end)};
         if (++g == plan->group) {
@@ -33,6 +37,27 @@ static void make_block(block *k, const af_problem *p, const af_plan *plan, af_un
         }
     }
     k->hides = p->mask.data || p->bias.data || k->inner.begin > k->span.begin || k->inner.end < k->span.end;
+}
+
+/* The next keys to do together, from j on and at most `most`: returns how many, and puts the vectors of lanes that see
+ * any of them into use. Where rows see shifted intervals (causal, windows) the tile's corners are cut off in steps, so
+ * that a vector does not go through keys that none of its lanes sees. */
+static int take_keys(block *k, int64_t j, int64_t most)
+{
+    enum { LEAST = 16 };
+    int64_t end = af_min(k->span.end, j + most);
+    for (int c = 0; c < k->nv; c++) {
+        const af_span s = k->vector_span[c];
+        if (s.begin >= j + LEAST && s.begin < end) end = s.begin;
+        if (s.end >= j + LEAST && s.end < end) end = s.end;
+    }
+    k->v0 = k->v1 = 0;
+    for (int c = 0; c < k->nv; c++) {
+        if (k->vector_span[c].begin >= end || k->vector_span[c].end <= j) continue;
+        if (k->v1 == 0) k->v0 = c;
+        k->v1 = c + 1;
+    }
+    return (int)(end - j);
 }
 
 /* First element of a row of a tensor that has one row for every query of every head. */

@@ -50,7 +50,7 @@ static void careful_values(const block *k, int n, int64_t Dv, const real *value,
                            const real *p, real *o)
 {
     for (int64_t d = 0; d < Dv; d++)
-        for (int c = 0; c < k->nv; c++) {
+        for (int c = k->v0; c < k->v1; c++) {
             v sum = v_zero();
             for (int j = 0; j < n; j++) {
                 const v more = v_fma(v_set1(value[j * ldv + d]), v_load(p + j * AF_NR + c * VL), sum);
@@ -77,7 +77,7 @@ static bool finite_output(const block *k, int64_t Dv, const real *o)
 /* The values of this block of keys, wanted after its scores, and the keys of the next. */
 static ahead values_and_next_keys(const af_problem *p, const af_plan *plan, const block *k, int64_t j0, int n)
 {
-    const int64_t next = j0 + plan->key_block, last = k->span.end;
+    const int64_t next = j0 + n, last = k->span.end;
     ahead a = {.value_stride = p->value.i, .key_stride = p->key.i, .D = p->D, .Dv = p->Dv};
     if (p->value.data) {
         a.value = (const elem *)p->value.data + af_offset(&p->value, k->b, k->hk, j0);
@@ -96,40 +96,51 @@ static void score_block(const af_problem *p, const block *k, const scratch *s, i
     const elem *key = (const elem *)p->key.data + af_offset(&p->key, k->b, k->hk, j0);
     int64_t ldk;
     const real *rows = real_rows(key, p->key.i, n, p->D, s->key, &ldk);
-    score_product(k->nv, n, p->D, rows, ldk, s->query, s->s, next);
+    score_product(k->v1 - k->v0, n, p->D, rows, ldk, s->query + k->v0 * VL, s->s + k->v0 * VL, next);
     modify_scores(p, k, j0, n, s->s);
 }
 
-static void run_keys(const af_problem *p, const af_plan *plan, const block *k, const scratch *s, const edges *edge,
+/* O += V' P for one block of keys. */
+static void value_block(const af_problem *p, const block *k, const scratch *s, int64_t j0, int n, bool accumulate,
+                        bool careful)
+{
+    const elem *value = (const elem *)p->value.data + af_offset(&p->value, k->b, k->hk, j0);
+    int64_t ldv;
+    const real *rows = real_rows(value, p->value.i, n, p->Dv, s->value, &ldv);
+    if (careful) careful_values(k, n, p->Dv, rows, ldv, s->words, s->s, s->o);
+    else value_product(k->v1 - k->v0, accumulate, n, p->Dv, rows, ldv, s->s + k->v0 * VL, s->o + k->v0 * VL);
+}
+
+static void run_keys(const af_problem *p, const af_plan *plan, block *k, const scratch *s, const edges *edge,
                      bool careful)
 {
     real factor[AF_NR];
-    bool first = true;
+    bool first = true, empty = true; /* no block done yet, nothing in O yet */
     reset_state(s);
-    for (int64_t j0 = k->span.begin; j0 < k->span.end; j0 += plan->key_block) {
-        const int n = (int)af_min(plan->key_block, k->span.end - j0);
-        const int seen = visible_words(p, k, j0, n, s->words);
+    for (int64_t j0 = k->span.begin, n; j0 < k->span.end; j0 += n) {
+        n = take_keys(k, j0, plan->key_block);
+        const int seen = visible_words(p, k, j0, (int)n, s->words);
         if (seen == SEES_NOTHING) continue;
-        ahead next = values_and_next_keys(p, plan, k, j0, n);
+        ahead next = values_and_next_keys(p, plan, k, j0, (int)n);
         if (first) fetch_edges(&next, edge);
-        score_block(p, k, s, j0, n, &next);
-        if (seen == SEES_SOME) hide_scores(k, n, s->words, s->s);
-        if (careful) words_of_scores(k, n, s->s, s->words);
-        const bool moved = softmax_step(k->nv, plan->base2, n, s->s, s->m, s->l, factor);
-        if (!p->value.data) continue;
-        if (moved && !first) rescale(k->nv, p->Dv, factor, s->o);
-        const elem *value = (const elem *)p->value.data + af_offset(&p->value, k->b, k->hk, j0);
-        int64_t ldv;
-        const real *rows = real_rows(value, p->value.i, n, p->Dv, s->value, &ldv);
-        if (careful) {
-            if (first) zero_output(s, p->Dv);
-            careful_values(k, n, p->Dv, rows, ldv, s->words, s->s, s->o);
-        } else {
-            value_product(k->nv, !first, n, p->Dv, rows, ldv, s->s, s->o);
-        }
         first = false;
+        score_block(p, k, s, j0, (int)n, &next);
+        if (seen == SEES_SOME) hide_scores(k, (int)n, s->words, s->s);
+        if (careful) words_of_scores(k, (int)n, s->s, s->words);
+        const int at = k->v0 * VL, nv = k->v1 - k->v0;
+        const bool moved = softmax_step(nv, plan->base2, (int)n, s->s + at, s->m + at, s->l + at, factor);
+        if (!p->value.data) continue;
+        if (empty && (careful || nv < k->nv)) {
+            zero_output(s, p->Dv);
+            empty = false;
+        }
+        if (moved && !empty) rescale(nv, p->Dv, factor, s->o + at);
+        value_block(p, k, s, j0, (int)n, !empty, careful);
+        empty = false;
     }
-    if (first && p->value.data) zero_output(s, p->Dv);
+    if (empty && p->value.data) zero_output(s, p->Dv);
+    k->v0 = 0;
+    k->v1 = k->nv;
 }
 
 static void forward(const af_problem *p, const af_plan *plan, af_unit unit, void *memory, void *partial)

@@ -55,6 +55,8 @@ static void hide_by_mask(const af_problem *p, const block *k, int64_t j0, int n,
     }
 }
 
+static uint64_t used_lanes(const block *k) { return low_bits(af_min(k->n, k->v1 * VL)) & ~low_bits(k->v0 * VL); }
+
 enum { SEES_NOTHING, SEES_SOME, SEES_ALL };
 
 /* Fills words for the keys [j0, j0 + n) where that is needed, and says how much of the block is visible. */
@@ -64,20 +66,22 @@ static int visible_words(const af_problem *p, const block *k, int64_t j0, int n,
     if (inside && !p->mask.data) return SEES_ALL;
     hide_by_position(k, j0, n, words);
     if (p->mask.data) hide_by_mask(p, k, j0, n, words);
-    uint64_t any = 0, all = low_bits(k->n);
+    const uint64_t lanes = used_lanes(k);
+    uint64_t any = 0, all = lanes;
     for (int j = 0; j < n; j++) {
         any |= words[j];
         all &= words[j];
     }
-    return any == 0 ? SEES_NOTHING : all == low_bits(k->n) ? SEES_ALL : SEES_SOME;
+    return (any & lanes) == 0 ? SEES_NOTHING : all == lanes ? SEES_ALL : SEES_SOME;
 }
 
 static void hide_scores(const block *k, int n, const uint64_t *words, real *s)
 {
     const v hidden = v_set1(-AF_INFINITY);
+    const uint64_t lanes = used_lanes(k);
     for (int j = 0; j < n; j++, s += AF_NR) {
-        if (words[j] == low_bits(k->n)) continue;
-        for (int c = 0; c < k->nv; c++)
+        if ((words[j] & lanes) == lanes) continue;
+        for (int c = k->v0; c < k->v1; c++)
             v_store(s + c * VL, v_select(vm_bits(words[j] >> c * VL), v_load(s + c * VL), hidden));
     }
 }
@@ -87,7 +91,8 @@ static void words_of_scores(const block *k, int n, const real *s, uint64_t *word
 {
     for (int j = 0; j < n; j++, s += AF_NR) {
         words[j] = 0;
-        for (int c = 0; c < k->nv; c++) words[j] |= vm_word(vm_ne(v_load(s + c * VL), v_set1(-AF_INFINITY))) << c * VL;
+        for (int c = k->v0; c < k->v1; c++)
+            words[j] |= vm_word(vm_ne(v_load(s + c * VL), v_set1(-AF_INFINITY))) << c * VL;
     }
 }
 

@@ -24,7 +24,7 @@ static void softcap_tile(const af_problem *p, const block *k, int n, real *s)
 {
     const v softcap = v_set1((real)p->softcap);
     for (int j = 0; j < n; j++, s += AF_NR)
-        for (int c = 0; c < k->nv; c++) v_store(s + c * VL, softcap_value(v_load(s + c * VL), softcap));
+        for (int c = k->v0; c < k->v1; c++) v_store(s + c * VL, softcap_value(v_load(s + c * VL), softcap));
 }
 
 static void alibi_tile(const af_problem *p, const block *k, int64_t j0, int n, real *s)
@@ -35,7 +35,7 @@ static void alibi_tile(const af_problem *p, const block *k, int64_t j0, int n, r
         position[lane] = (real)(af_position(p, k->b, k->query[lane]) - j0);
     }
     for (int j = 0; j < n; j++, s += AF_NR)
-        for (int c = 0; c < k->nv; c++) {
+        for (int c = k->v0; c < k->v1; c++) {
             const v distance = v_sub(v_load(position + c * VL), v_set1((real)j));
             v_store(s + c * VL, alibi_value(v_load(s + c * VL), v_load(slope + c * VL), distance));
         }
@@ -63,13 +63,14 @@ static void bias_tile(const af_problem *p, const block *k, int64_t j0, int n, re
         real lanes[AF_NR] = {0};
         for (int lane = 0; lane < k->n; lane++) lanes[lane] = *rows[lane];
         for (int j = 0; j < n; j++, s += AF_NR)
-            for (int c = 0; c < k->nv; c++) v_store(s + c * VL, bias_value(v_load(s + c * VL), v_load(lanes + c * VL)));
+            for (int c = k->v0; c < k->v1; c++)
+                v_store(s + c * VL, bias_value(v_load(s + c * VL), v_load(lanes + c * VL)));
     } else if (same) {
         for (int j = 0; j < n; j++, s += AF_NR)
-            for (int c = 0; c < k->nv; c++)
+            for (int c = k->v0; c < k->v1; c++)
                 v_store(s + c * VL, bias_value(v_load(s + c * VL), v_set1(rows[0][j0 + j])));
     } else {
-        for (int c = 0; c < k->nv; c++)
+        for (int c = k->v0; c < k->v1; c++)
             for (int j = 0; j < n; j += VL)
                 bias_square(k->n - c * VL < VL ? k->n - c * VL : VL, n - j < VL ? n - j : VL, rows + c * VL, j0 + j,
                             s + j * AF_NR + c * VL);
