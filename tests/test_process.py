@@ -133,18 +133,19 @@ x = qkv(8, 16384, 64)
 bias = np.zeros((1, 16384), np.float32)
 call = lambda: attnfast.attention(*x, bias=bias, mask=bias == 0, softcap=5.0)
 """,
-    "one block of queries": """
-q, k, v = qkv(40, 64)
-k = np.broadcast_to(k[:1], (2**26, 64))
+    "few queries": """
+q, k, v = qkv(64, 40, 64)
+k = np.broadcast_to(k[:, :1], (64, 2**20, 64))
 call = lambda: attnfast.attention(q, k, k)
 """,
     "decode": """
-q, k, v = qkv(1, 64)
-k = np.broadcast_to(k, (2**30, 64))
+q, k, v = qkv(4096, 1, 64)
+k = np.broadcast_to(k, (4096, 2**17, 64))
 call = lambda: attnfast.attention(q, k, k)
 """,
     "weights": """
-q, k, v = qkv(8, 12000, 512)
+q, k, v = qkv(1, 8192, 512)
+q, k = np.broadcast_to(q, (16, 8192, 512)), np.broadcast_to(k, (16, 8192, 512))
 call = lambda: attnfast.attention_weights(q, k)
 """,
 }

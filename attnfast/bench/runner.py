@@ -238,7 +238,8 @@ class Runner:
                 if spent[name] > self._settings.patience and name != OWN:
                     continue
                 if name not in (OWN, PLAIN) and time.monotonic() > self._end:
-                    entries[name].note = entries[name].note or OUT_OF_TIME
+                    if not entries[name].rounds:
+                        entries[name].note = OUT_OF_TIME
                     continue
                 tell(0.2 + 0.8 * turn / self._settings.rounds, f"round {turn + 1}, {name}")
                 before = time.monotonic()
