@@ -1,4 +1,4 @@
-"""csrc/simd/math.h: exp2, tanh, log2 against float64 (float32) and long double (float64), in ulp."""
+"""csrc/simd/math.h: exp2, tanh, log2 against the next wider type, in ulp."""
 
 import numpy as np
 import pytest

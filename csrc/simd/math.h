@@ -3,7 +3,8 @@
 #define AF_MATH_H
 
 /* 2^r for |r| <= 1/2 as 1 + r q(r), so that 2^0 is exactly 1. Coefficients: minimax relative error with the constant
- * fixed at 1 (Lawson's iteration for degree 5, Remez for degree 11). Error of v_exp2: 2.3 ulp (float), 1.2 ulp (double). */
+ * fixed at 1 (Lawson's iteration for degree 5, Remez for degree 11). Error of v_exp2: 2.3 ulp in float, 1.2
+ * ulp in double. */
 AF_INLINE v exp2_fraction(v r)
 {
 #if AF_DOUBLE
