@@ -61,8 +61,24 @@ cdef cnp.ndarray operand(object x, str name, int *dtype):
     if cnp.PyArray_NDIM(a) < 2:
         raise ValueError(f"{name} must have at least 2 axes (length, head size), got shape {shape_of(a)}")
     if not has_legal_strides(a):
+        shape, a = shape_of(a), without_repeats(a, 1)
         a = np.array(a, dtype=a.dtype.newbyteorder("="), order="C", copy=True, subok=False)
+        a = np.broadcast_to(a, shape)
     return a
+
+
+cdef cnp.ndarray without_repeats(cnp.ndarray a, int kept):
+    """Axes that repeat themselves (stride 0) cut to length 1, so that a copy costs no more than what is there; the
+    last `kept` axes stay."""
+    cdef int k, nd = cnp.PyArray_NDIM(a)
+    cdef bint repeats = False
+    for k in range(nd - kept):
+        repeats = repeats or (cnp.PyArray_STRIDES(a)[k] == 0 and cnp.PyArray_DIMS(a)[k] > 1)
+    if not repeats:
+        return a
+    strides, shape = (<object>a).strides, shape_of(a)
+    cut = [slice(0, 1) if k < nd - kept and strides[k] == 0 and shape[k] > 1 else slice(None) for k in range(nd)]
+    return a[tuple(cut)]
 
 
 cdef tuple shape_of(cnp.ndarray a):
@@ -79,7 +95,7 @@ cdef double real_number(object x, str name) except? -1.0:
     if type(x) is float:
         return x
     scalar_array = isinstance(x, np.ndarray) and x.ndim == 0 and x.dtype.kind in "fiu"
-    if isinstance(x, (bool, np.bool_)) or not (isinstance(x, numbers.Real) or scalar_array):
+    if isinstance(x, (bool, np.bool_, np.timedelta64)) or not (isinstance(x, numbers.Real) or scalar_array):
         raise TypeError(f"{name} must be a real number, got {type(x).__name__}")
     try:
         return float(x)
@@ -88,7 +104,7 @@ cdef double real_number(object x, str name) except? -1.0:
 
 
 cdef object whole_number(object x, str name):
-    if isinstance(x, (bool, np.bool_)) or not isinstance(x, numbers.Integral):
+    if isinstance(x, (bool, np.bool_, np.timedelta64)) or not isinstance(x, numbers.Integral):
         raise TypeError(f"{name} must be an int, got {type(x).__name__}")
     return int(x)
 

@@ -16,8 +16,9 @@ cdef int64_t window_bound(object x) except? -2:
 
 
 cdef int thread_count(object num_threads) except -1:
+    """0: the default, which C looks up where it matters."""
     if num_threads is None:
-        return af_threads()
+        return 0
     n = whole_number(num_threads, "num_threads")
     if n < 1:
         raise ValueError(f"num_threads must be at least 1, got {n}")
@@ -206,8 +207,6 @@ cdef class Call:
             if wanted == -1 or (n != 1 and n != wanted):
                 full = self.batch_shape() + (self.p.H, self.p.Lq, self.p.Lk)
                 raise ValueError(f"{name} has shape {shape_of(a)}, which does not broadcast to {full}")
-        if nd and axis(a, 1) > 1 and cnp.PyArray_STRIDES(a)[nd - 1] == 0 and cnp.PyArray_ISBEHAVED_RO(a):
-            a = a[..., :1]  # already broadcast along the keys
         if not has_legal_strides(a):
             a = np.array(a, dtype=a.dtype.newbyteorder("="), order="C", copy=True)
         self.keep.append(a)
@@ -215,7 +214,7 @@ cdef class Call:
         return 0
 
     cdef int set_mask(self, object mask) except -1:
-        cdef cnp.ndarray a = as_array(mask, "mask")
+        cdef cnp.ndarray a = without_repeats(as_array(mask, "mask"), 0)
         if cnp.PyArray_TYPE(a) != cnp.NPY_BOOL:
             if a.dtype.kind in "iu":
                 advice = "write mask != 0 (True = may attend)"
@@ -225,7 +224,7 @@ cdef class Call:
         return self.set_pairs(&self.p.mask, a, "mask")
 
     cdef int set_bias(self, object bias) except -1:
-        cdef cnp.ndarray a = as_array(bias, "bias")
+        cdef cnp.ndarray a = without_repeats(as_array(bias, "bias"), 0)
         cdef int dtype = dtype_of(a), wanted = AF_F64 if self.p.dtype == AF_F64 else AF_F32
         if dtype < 0:
             advice = "a boolean mask goes to mask=" if a.dtype.kind == "b" else "write bias.astype(np.float32)"
@@ -256,18 +255,27 @@ cdef class Call:
     cdef int set_alibi(self, object alibi_slopes) except -1:
         cdef cnp.ndarray a = real_array(alibi_slopes, "alibi_slopes")
         heads, full = (self.p.H,), self.batch_shape() + (self.p.H,)
-        if shape_of(a) != heads and shape_of(a) != full:
+        if shape_of(a) != heads and shape_of(a) != full and shape_of(a) != (self.p.B, self.p.H):
             raise ValueError(f"alibi_slopes must have shape {heads} or {full}, got {shape_of(a)}")
+        a = self.within_reals(a)
         self.p.alibi_b = self.p.H if cnp.PyArray_NDIM(a) > 1 else 0
         self.keep.append(a)
         self.p.alibi = <const double *>cnp.PyArray_DATA(a)
         self.positioned = True
         return 0
 
+    cdef cnp.ndarray within_reals(self, cnp.ndarray a):
+        """Finite values stay finite in what C computes in."""
+        if self.p.dtype == AF_F64:
+            return a
+        limit = np.finfo(np.float32).max
+        return np.where(np.isinf(a), a, np.clip(a, -limit, limit))
+
     cdef int set_sink(self, object sink_logits) except -1:
         cdef cnp.ndarray a = real_array(sink_logits, "sink_logits")
         if shape_of(a) != (self.p.H,):
             raise ValueError(f"sink_logits must have shape {(self.p.H,)}, got {shape_of(a)}")
+        a = self.within_reals(a)
         self.keep.append(a)
         self.p.sink = <const double *>cnp.PyArray_DATA(a)
         return 0
@@ -275,17 +283,17 @@ cdef class Call:
     cdef cnp.ndarray whole_rows(self, object x, str name, bint one_for_all):
         """One whole number for each batch row."""
         shape = self.batch_shape()
-        if isinstance(x, numbers.Integral) and not isinstance(x, (bool, np.bool_)):
+        if isinstance(x, numbers.Integral) and not isinstance(x, (bool, np.bool_, np.timedelta64)):
             x = np.array(position(x))
         cdef cnp.ndarray a = as_array(x, name)
-        if a.dtype.kind not in "iu":
+        if a.dtype.kind not in "iu" and a.size:
             raise TypeError(f"{name} must be integers, got {a.dtype}")
         if a.dtype.kind == "u":
-            a = np.asarray(np.minimum(a, AF_MAX_POSITION))
+            a = np.asarray(np.minimum(a.astype(np.uint64), np.uint64(AF_MAX_POSITION)))
         a = np.asarray(np.clip(a.astype(np.int64), -AF_MAX_POSITION, AF_MAX_POSITION))
         if shape_of(a) == () and (one_for_all or self.p.B == 1):
             return np.full(self.p.B, a, np.int64)
-        if shape_of(a) != shape and not (shape == () and shape_of(a) == (1,)):
+        if shape_of(a) != shape and shape_of(a) != (self.p.B,):
             raise ValueError(f"{name} must have one entry for each batch row, shape {shape}, got {shape_of(a)}")
         return np.ascontiguousarray(a.ravel())
 
@@ -336,6 +344,8 @@ cdef class Call:
             self.p.softcap = real_number(softcap, "softcap")
             if not (isfinite(self.p.softcap) and self.p.softcap > 0):
                 raise ValueError(f"softcap must be finite and above 0, got {self.p.softcap}")
+            limit = 1e300 if self.p.dtype == AF_F64 else 1e30  # its inverse has to be a real too
+            self.p.softcap = max(1 / limit, min(limit, self.p.softcap))
         return 0
 
     # ---- results ----
@@ -386,9 +396,13 @@ cdef class Call:
             raise ValueError(f"out must have shape {shape}, got {out.shape}")
         if not out.flags.writeable:
             raise ValueError("out is read-only")
-        for n, stride in zip(out.shape, out.strides):
-            if n > 1 and stride == 0 and out.size:
-                raise ValueError("out has elements that share memory (a stride of 0)")
+        if isinstance(out, np.ma.MaskedArray):
+            raise TypeError("out is a masked array; pass its .data")
+        extent = out.itemsize
+        for stride, n in sorted((abs(s), n) for n, s in zip(out.shape, out.strides) if n > 1):
+            if stride < extent and out.size:
+                raise ValueError(f"out has elements that share memory: shape {out.shape}, strides {out.strides}")
+            extent += stride * (n - 1)
         return a
 
     cdef bint can_write(self, cnp.ndarray out):

@@ -59,6 +59,9 @@ def describe(
     softcap: float | None,
     alibi_slopes: ArrayLike | None,
     sink_logits: ArrayLike | None,
+    return_lse: bool,
+    return_weights: bool,
+    out: Array | None,
     num_threads: int | None,
 ) -> tuple[int, int, int, int, int, int, str, str]: ...
 def set_threads(num_threads: int | None) -> None: ...

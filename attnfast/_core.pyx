@@ -6,7 +6,6 @@ Legality is decided here and nowhere else. A call goes through ``Call``: operand
 then each option in the order of the signature, then memory for the results. Nothing is written before the last check.
 """
 
-from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport isfinite, sqrt
 from libc.stdint cimport int64_t
 cimport numpy as cnp
@@ -17,6 +16,9 @@ import os
 import numpy as np
 
 cnp.import_array()
+
+cdef extern from "Python.h":
+    int PyErr_CheckSignals()  # Cython's own declaration turns the exception into a warning here
 
 cdef extern from "attnfast.h" nogil:
     ctypedef enum af_dtype:
@@ -129,14 +131,21 @@ def attention_weights(
 
 def describe(
     query, key, value, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
-    alibi_slopes, sink_logits, num_threads,
+    alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads,
 ):
     cdef Call call = Call.__new__(Call)
     cdef af_report report
+    cdef bint want_weights
     cdef int threads
     call.set_operands(query, key, value, True)
     call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
                      alibi_slopes, sink_logits)
+    flag(return_lse, "return_lse")
+    want_weights = flag(return_weights, "return_weights")
+    if out is not None:
+        call.checked_out(out)
+    if want_weights:
+        call.p.weights.data = &call.p  # wanted; not touched
     threads = thread_count(num_threads)
     with nogil:
         af_describe(&call.p, threads, &report)

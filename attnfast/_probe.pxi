@@ -55,6 +55,8 @@ def probe_tile(a, b, c=None):
     cdef cnp.ndarray x = np.ascontiguousarray(a), y = np.ascontiguousarray(b), z
     cdef const af_kernels *t = table(x.dtype.name)
     cdef int64_t k = x.shape[0] if c is not None else x.shape[1], rows = x.shape[1] if c is not None else x.shape[0]
+    if c is not None and np.shape(c) != (rows, t.nr):
+        raise ValueError(f"c must have shape {(rows, t.nr)}")
     if y.dtype != x.dtype or (<object>y).shape != (k, t.nr):
         raise ValueError(f"b must have shape {(k, t.nr)} and the dtype of a")
     z = np.zeros((rows, t.nr), x.dtype) if c is None else np.array(c, x.dtype, order="C")
@@ -69,6 +71,8 @@ def query_lanes(str dtype="float32"):
 
 def _rate(step, double seconds, int num_threads=1):
     """Sum over threads of what step(which thread) does a second, all of them at the same time."""
+    if num_threads < 1:
+        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
     rates = [0.0] * num_threads
     barrier = threading.Barrier(num_threads)
 
@@ -105,7 +109,7 @@ def measure_fma_peak(int num_threads, double seconds, str dtype="float32"):
 def measure_read_bandwidth(int num_threads, int64_t nbytes, double seconds):
     """GB/s of reading nbytes in order, each thread its own share."""
     cdef const af_kernels *t = table("float32")
-    cdef int64_t share = max(4096, nbytes // num_threads)
+    cdef int64_t share = max(4096, nbytes // max(1, num_threads))
     arrays = [np.ones(share // 4, np.float32) for _ in range(num_threads)]
 
     def step(which):

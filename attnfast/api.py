@@ -263,7 +263,7 @@ softcap, alibi_slopes, sink_logits, num_threads
            [0.27, 0.73, 0.  ],
            [0.21, 0.21, 0.58]], dtype=float32)
     """
-    if stage not in _core.STAGES:
+    if not isinstance(stage, str) or stage not in _core.STAGES:
         raise ValueError(f"stage must be one of {', '.join(_core.STAGES)}, got {stage!r}")
     return _core.attention_weights(
         query,
@@ -300,6 +300,9 @@ def plan(
     softcap: float | None = None,
     alibi_slopes: ArrayLike | None = None,
     sink_logits: ArrayLike | None = None,
+    return_lse: bool = False,
+    return_weights: bool = False,
+    out: Array | None = None,
     num_threads: int | None = None,
 ) -> Plan:
     """What the same call to :func:`attention` would do, without doing it.
@@ -307,9 +310,9 @@ def plan(
     Parameters
     ----------
     query, key, value, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, \
-softcap, alibi_slopes, sink_logits, num_threads
-        As for :func:`attention`. Of the three arrays only shape, strides and dtype matter; a
-        `mask` is read.
+softcap, alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads
+        As for :func:`attention`. Of `query`, `key`, `value` and `bias` only shape, strides and dtype
+        matter: a pair that a bias of ``-inf`` hides counts as visible. A `mask` is read.
 
     Returns
     -------
@@ -346,6 +349,9 @@ softcap, alibi_slopes, sink_logits, num_threads
             softcap,
             alibi_slopes,
             sink_logits,
+            return_lse,
+            return_weights,
+            out,
             num_threads,
         )
     )

@@ -58,10 +58,10 @@ def merge_attention(
     _check(output_parts, lse_parts)
     dtype = output_parts[0].dtype
     real = np.float64 if dtype == np.float64 else np.float32
-    lse_stack = np.stack([part.astype(real) for part in lse_parts])
-    top = lse_stack.max(axis=0)
-    top[top == -np.inf] = 0  # nothing seen: every weight becomes exp(-inf)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        lse_stack = np.stack([part.astype(real) for part in lse_parts])
+        top = lse_stack.max(axis=0)
+        top = np.where(top == -np.inf, 0, top)  # nothing seen: every weight becomes exp(-inf)
         weights = np.exp(lse_stack - top)
         total = weights.sum(axis=0)
         lse = top + np.log(total)

@@ -1,4 +1,5 @@
 /* The driver: table -> plan -> scratch -> units of work on a team of threads. */
+#include <assert.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
@@ -16,6 +17,9 @@ static const double PARALLEL_BYTES = 1e6;
 /* A thread takes units worth about this much at a time, so that neighbouring blocks of rows, which read the same keys,
  * are its own. */
 static const double CHUNK_FLOPS = 2e7;
+
+/* What a score costs besides the products. */
+enum { SOFTMAX_FLOPS = 16 };
 
 /* Partial results that may be waiting to be joined, per thread. */
 static const size_t PARTIAL_BYTES = (size_t)1 << 20;
@@ -63,14 +67,16 @@ static int64_t chunk_of(double flops, int64_t units)
 
 static double flops_of(const af_problem *p, const af_plan *plan)
 {
-    return 2 * plan->pairs * (double)(p->D + (p->value.data ? p->Dv : 0));
+    return 2 * plan->pairs * (double)(p->D + (p->value.data ? p->Dv : 0) + SOFTMAX_FLOPS);
 }
 
 static int team_size(const af_problem *p, const af_plan *plan, int64_t units, int threads)
 {
-    const double bytes = (double)p->B * (double)p->Hk * (double)p->Lk * (double)(p->D + p->Dv) * 4;
+    const double size = p->dtype == AF_F64 ? 8 : p->dtype == AF_F32 ? 4 : 2;
+    const double bytes = (double)p->B * (double)p->Hk * (double)p->Lk * (double)(p->D + p->Dv) * size;
     const bool small = flops_of(p, plan) < PARALLEL_FLOPS && (!plan->decode || bytes < PARALLEL_BYTES);
-    return small ? 1 : (int)af_min(threads, units);
+    if (small) return 1;
+    return (int)af_min(threads ? threads : af_threads(), units);
 }
 
 /* Blocks of rows whose splits may be in flight together. */
@@ -82,7 +88,7 @@ static int64_t wave_of(const af_plan *plan, int64_t blocks, int threads)
     return af_min(blocks, af_max(1, fit));
 }
 
-static af_status compute(const af_problem *p, const af_plan *plan, const af_run *run, int threads, char *memory,
+static af_status compute(const af_problem *p, const af_plan *plan, af_watch *watch, int threads, char *memory,
                          size_t scratch_bytes, int64_t wave)
 {
     const int64_t blocks = p->B * p->Hk * plan->blocks;
@@ -97,7 +103,7 @@ static af_status compute(const af_problem *p, const af_plan *plan, const af_run 
             const int64_t here = af_min(wave, blocks - j.first_block);
             for (int64_t i = 0; plan->splits > 1 && i < here; i++) atomic_store(&remaining[i], (int)plan->splits);
             work.count = here * plan->splits;
-            const af_status status = af_run_work(&work, run, threads);
+            const af_status status = af_run_work(&work, watch, threads);
             if (status != AF_OK) return status;
         }
     }
@@ -105,11 +111,11 @@ static af_status compute(const af_problem *p, const af_plan *plan, const af_run 
     work.unit = weights_unit;
     work.count = blocks * plan->chunks;
     work.chunk = chunk_of(flops_of(p, plan), work.count);
-    return af_run_work(&work, run, threads);
+    return af_run_work(&work, watch, threads);
 }
 
-/* A plan whose pass over the weights has what it needs: query lanes, and the maximum and sum of each row. */
-static af_status with_weights(const af_problem *p, af_plan *plan, void **stats)
+/* Memory for the maximum and sum of each row, if a pass over the weights is to come. */
+static af_status keep_row_sums(const af_problem *p, af_plan *plan, void **stats)
 {
     *stats = NULL;
     if (!p->weights.data || p->stage != AF_WEIGHTS) return AF_OK;
@@ -124,21 +130,23 @@ static af_status with_weights(const af_problem *p, af_plan *plan, void **stats)
 af_status af_attention(const af_problem *p, const af_run *run)
 {
     if (p->B == 0 || p->H == 0 || p->Lq == 0) return AF_OK;
+    assert(p->Hk > 0 && p->H % p->Hk == 0 && p->left >= 0);
     const bool writes = (p->value.data && p->Dv > 0) || p->lse || (p->weights.data && p->Lk > 0);
     if (!writes) return AF_OK;
     af_plan plan;
     af_make_plan(&plan, p, af_kernels_for(p->dtype));
     void *stats;
-    if (with_weights(p, &plan, &stats) != AF_OK) return AF_NO_MEMORY;
+    if (keep_row_sums(p, &plan, &stats) != AF_OK) return AF_NO_MEMORY;
     const int64_t blocks = p->B * p->Hk * plan.blocks;
     const int threads = team_size(p, &plan, blocks * plan.splits, run->threads);
+    af_watch watch = af_start_watch(run);
     const int64_t wave = wave_of(&plan, blocks, threads);
     const size_t scratch_bytes = round_to_lines(plan.kernels->scratch_bytes(p, &plan));
     size_t bytes = scratch_bytes * (size_t)threads + LINE;
     if (plan.splits > 1) bytes += (plan.partial_bytes * (size_t)plan.splits + sizeof(atomic_int)) * (size_t)wave;
     void *memory = malloc(bytes);
     const af_status status =
-        memory ? compute(p, &plan, run, threads, align_to_line(memory), scratch_bytes, wave) : AF_NO_MEMORY;
+        memory ? compute(p, &plan, &watch, threads, align_to_line(memory), scratch_bytes, wave) : AF_NO_MEMORY;
     free(memory);
     free(stats);
     return status;
@@ -157,6 +165,7 @@ void af_describe(const af_problem *p, int threads, af_report *report)
     report->kernel = plan.decode ? "decode" : "forward";
     report->tasks = p->B * p->Hk * plan.blocks * plan.splits;
     report->threads = team_size(p, &plan, report->tasks, threads);
+    if (p->weights.data) report->tasks += p->B * p->Hk * plan.blocks * plan.chunks;
     report->flops = 2 * (double)report->visible_pairs * (double)(p->D + p->Dv);
     report->bytes = size * (queries + keys);
 }

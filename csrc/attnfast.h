@@ -48,8 +48,8 @@ typedef struct af_problem {
     const int64_t *kv_length; /* [B] or NULL: Lk */
 } af_problem;
 
-/* How to run: at most `threads` threads; `interrupted` (or NULL) is asked between stretches of about 50 ms and a
- * non-zero answer ends the call with AF_INTERRUPTED. */
+/* How to run: at most `threads` threads, 0: af_threads(); `interrupted` (or NULL) is asked between stretches of about
+ * 50 ms and a non-zero answer ends the call with AF_INTERRUPTED. */
 typedef struct af_run {
     int threads;
     int (*interrupted)(void);

@@ -5,6 +5,7 @@
 
 #include "cpu.h"
 
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -68,11 +69,14 @@ static double quota_of(const char *group)
 static void own_group(char *group, int size)
 {
     char line[512];
+    bool found = false;
     group[0] = 0;
     FILE *file = fopen("/proc/self/cgroup", "r");
-    while (file && fgets(line, sizeof line, file)) {
+    while (file && !found && fgets(line, sizeof line, file)) {
         const char *path = strrchr(line, ':');
-        if (!path || (strncmp(line, "0::", 3) != 0 && !strstr(line, ":cpu,") && !strstr(line, ",cpu:"))) continue;
+        if (!path) continue;
+        found = strstr(line, ":cpu,") || strstr(line, ",cpu:") || strstr(line, ":cpu:");
+        if (!found && strncmp(line, "0::", 3) != 0) continue;
         snprintf(group, (size_t)size, "%s", path + 1);
         group[strcspn(group, "\n")] = 0;
     }
@@ -86,26 +90,30 @@ static int quota_cpus(int cpus)
     own_group(group, sizeof group);
     for (;;) { /* the tightest limit on the way up to the root */
         const double quota = quota_of(group);
-        if (quota > 0 && quota < cpus) cpus = quota < 1 ? 1 : (int)(quota + 0.5);
+        if (quota > 0 && quota < cpus) cpus = (int)quota + (quota > (int)quota); /* 1.5 CPUs of time: 2 threads */
         char *slash = strrchr(group, '/');
         if (!slash) return cpus;
         *slash = 0;
     }
 }
 
-static int usable_cpus(void)
+static int quota_once(void)
 {
-    cpu_set_t set;
-    const int cpus = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1024;
-    return quota_cpus(cpus);
+    static _Atomic int known; /* every thread that gets here first computes the same */
+    int cpus = atomic_load_explicit(&known, memory_order_relaxed);
+    if (!cpus) {
+        cpus = quota_cpus(1024);
+        atomic_store_explicit(&known, cpus, memory_order_relaxed);
+    }
+    return cpus;
 }
-#else
-static int usable_cpus(void) { return 1024; } /* OpenMP's own count decides */
-#endif
 
 int af_cpu_count(void)
 {
-    static int cpus; /* every thread that gets here first computes the same */
-    if (!cpus) cpus = usable_cpus();
-    return cpus;
+    cpu_set_t set;
+    const int allowed = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1024, quota = quota_once();
+    return allowed < quota ? allowed : quota;
 }
+#else
+int af_cpu_count(void) { return 1024; } /* OpenMP's own count decides */
+#endif

@@ -5,7 +5,7 @@
 /* Features of this CPU that the operating system supports too, as in kernels.h. */
 unsigned af_cpu_features(void);
 
-/* CPUs the process may run on, less if its control group has a CPU quota; at least 1. Asked once. */
+/* CPUs the calling thread may run on now, less if its control group had a CPU quota when first asked; at least 1. */
 int af_cpu_count(void);
 
 #endif

@@ -59,8 +59,8 @@ void af_make_plan(af_plan *plan, const af_problem *p, const af_kernels *kernels)
     plan->chunks = af_max(1, ceil_div(p->Lk, WEIGHTS_CHUNK));
     plan->partial_bytes = (size_t)(2 + p->Dv) * (size_t)kernels->nr * (size_t)kernels->real_size;
     plan->softmax = p->value.data || p->lse || (p->weights.data && p->stage == AF_WEIGHTS);
-    plan->base2 = p->softcap == 0 && !p->bias.data && !p->alibi && plan->softmax;
-    plan->query_scale = p->softcap != 0 ? p->scale / p->softcap : p->scale;
+    plan->base2 = p->softcap == 0 && !p->bias.data && !p->alibi && !p->sink && plan->softmax;
+    plan->query_scale = p->scale;
     if (plan->base2) plan->query_scale *= 1.4426950408889634;
     plan->pairs = (double)p->B * (double)p->Hk * (double)plan->rows * (double)longest_span(p, plan);
 }
@@ -77,36 +77,62 @@ af_unit af_plan_unit(const af_plan *plan, const af_problem *p, int64_t index, in
     return unit;
 }
 
-static bool mask_shows(const af_problem *p, int64_t b, int64_t h, int64_t i, int64_t j)
+/* Pairs of rows [row, end) with keys [j0, j1) that position, length and mask let through. */
+static int64_t visible_in(const af_plan *plan, const af_problem *p, af_unit unit, int64_t row, int64_t end, int64_t j0,
+                          int64_t j1)
 {
     const uint8_t *mask = p->mask.data;
-    return !mask || mask[af_offset(&p->mask, b, h, i) + j * p->mask.j];
+    int64_t seen = 0;
+    for (; row < end; row++) {
+        const int64_t i = row / plan->group, h = unit.hk * plan->group + row % plan->group;
+        const af_span keys = af_visible_keys(p, unit.b, i);
+        const int64_t begin = af_max(j0, keys.begin), last = af_min(j1, keys.end);
+        if (!mask) seen += af_max(0, last - begin);
+        else
+            for (int64_t j = begin; j < last; j++) seen += mask[af_offset(&p->mask, unit.b, h, i) + j * p->mask.j] != 0;
+    }
+    return seen;
 }
 
-/* Pairs of one block of rows: those visible, and those of the key blocks in which anything is. */
+enum { MAX_VECTORS = 8 };
+
+/* Walks the pieces of keys as kernel/forward.h and kernel/decode.h do. */
 static void count_block(const af_plan *plan, const af_problem *p, af_unit unit, int64_t *visible, int64_t *visited)
 {
-    const int64_t G = plan->group, end_row = unit.row + unit.rows;
-    af_span span = {0, 0};
-    for (int64_t i = unit.row / G; i * G < end_row; i++) span = af_join(span, af_visible_keys(p, unit.b, i));
-    for (int64_t j0 = span.begin; j0 < span.end; j0 += plan->key_block) {
-        const int64_t j1 = af_min(span.end, j0 + plan->key_block);
-        int64_t seen = 0;
-        for (int64_t row = unit.row; row < end_row; row++) {
-            const af_span keys = af_visible_keys(p, unit.b, row / G);
-            const int64_t begin = af_max(j0, keys.begin), end = af_min(j1, keys.end);
-            if (!p->mask.data) seen += af_max(0, end - begin);
-            else
-                for (int64_t j = begin; j < end; j++) seen += mask_shows(p, unit.b, unit.hk * G + row % G, row / G, j);
+    const int vl = plan->decode ? unit.rows : plan->kernels->vl, nv = (unit.rows + vl - 1) / vl;
+    af_span vectors[MAX_VECTORS] = {{0, 0}}, whole = {0, 0};
+    for (int lane = 0; lane < unit.rows; lane++) {
+        const af_span seen = af_visible_keys(p, unit.b, (unit.row + lane) / plan->group);
+        vectors[lane / vl] = af_join(vectors[lane / vl], seen);
+        whole = af_join(whole, seen);
+    }
+    for (int64_t split = 0; split < plan->splits; split++) {
+        const af_span span = af_split(whole, split, plan->split_keys);
+        for (int64_t j = span.begin, n; j < span.end; j += n) {
+            const af_piece piece = af_take_keys(vectors, nv, span, j, plan->key_block);
+            n = piece.keys;
+            const int64_t seen = visible_in(plan, p, unit, unit.row, unit.row + unit.rows, j, j + n);
+            *visible += seen;
+            if (seen || plan->decode) *visited += n * (af_min(unit.rows, piece.last * vl) - piece.first * vl);
         }
-        *visible += seen;
-        if (seen || plan->decode) *visited += (j1 - j0) * unit.rows;
     }
 }
 
+/* Heads and batch rows that cannot differ are counted once. */
 void af_count_pairs(const af_plan *plan, const af_problem *p, int64_t *visible, int64_t *visited)
 {
+    const bool same_heads = !p->mask.data || p->mask.h == 0;
+    const bool same_rows =
+        (!p->mask.data || (p->mask.b == 0 && !p->mask.batch)) && !p->q_offset && !p->q_length && !p->kv_length;
+    const int64_t rows = same_rows ? 1 : p->B, heads = same_heads ? 1 : p->Hk;
     *visible = *visited = 0;
-    for (int64_t index = 0; index < p->B * p->Hk * plan->blocks; index++)
-        count_block(plan, p, af_plan_unit(plan, p, index, 1), visible, visited);
+    for (int64_t b = 0; b < rows; b++)
+        for (int64_t hk = 0; hk < heads; hk++)
+            for (int64_t block = 0; block < plan->blocks; block++) {
+                const int64_t row = block * plan->block_rows;
+                const int here = (int)af_min(plan->block_rows, plan->rows - row);
+                count_block(plan, p, (af_unit){.b = b, .hk = hk, .row = row, .rows = here}, visible, visited);
+            }
+    *visible *= (p->B / rows) * (p->Hk / heads);
+    *visited *= (p->B / rows) * (p->Hk / heads);
 }

@@ -50,6 +50,32 @@ static inline af_span af_split(af_span span, int64_t split, int64_t keys)
     return (af_span){begin, af_min(span.end, begin + keys)};
 }
 
+/* Keys that are done together, and the vectors of query lanes [first, last) that see any of them. */
+typedef struct af_piece {
+    int64_t keys;
+    int first, last;
+} af_piece;
+
+/* The next piece of `span` from j on, at most `most` keys. `vectors` are the spans of the nv vectors of lanes. Where
+ * rows see shifted intervals (causal, windows) the corners are cut off in steps, so that a vector does not go through
+ * keys that none of its lanes sees. */
+static inline af_piece af_take_keys(const af_span *vectors, int nv, af_span span, int64_t j, int64_t most)
+{
+    enum { LEAST = 16 };
+    int64_t end = af_min(span.end, j + most);
+    for (int c = 0; c < nv; c++) {
+        if (vectors[c].begin >= j + LEAST && vectors[c].begin < end) end = vectors[c].begin;
+        if (vectors[c].end >= j + LEAST && vectors[c].end < end) end = vectors[c].end;
+    }
+    af_piece piece = {.keys = end - j};
+    for (int c = 0; c < nv; c++) {
+        if (vectors[c].begin >= end || vectors[c].end <= j) continue;
+        if (piece.last == 0) piece.first = c;
+        piece.last = c + 1;
+    }
+    return piece;
+}
+
 static inline int64_t af_offset(const af_tensor *t, int64_t b, int64_t h, int64_t i)
 {
     return (t->batch ? t->batch[b] : b * t->b) + h * t->h + i * t->i;

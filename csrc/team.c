@@ -19,9 +19,15 @@ static const double STRETCH_SECONDS = 0.05;
 static double now(void)
 {
     struct timespec t;
+#ifdef CLOCK_MONOTONIC
+    clock_gettime(CLOCK_MONOTONIC, &t);
+#else
     timespec_get(&t, TIME_UTC);
+#endif
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
+
+af_watch af_start_watch(const af_run *run) { return (af_watch){.run = run, .due = now() + STRETCH_SECONDS}; }
 
 typedef struct stretch {
     const af_work *work;
@@ -34,14 +40,15 @@ static void work_alone(const stretch *s, int thread)
 {
     const af_work *w = s->work;
     char *scratch = w->scratch + (size_t)thread * w->scratch_bytes;
-    do {
+    for (;;) {
         const int64_t share = (w->count - atomic_load_explicit(s->next, memory_order_relaxed)) / (4 * s->threads);
         const int64_t take = share < 1 ? 1 : share < w->chunk ? share : w->chunk; /* ever less towards the end */
         const int64_t first = atomic_fetch_add_explicit(s->next, take, memory_order_relaxed);
         if (first >= w->count) return;
         const int64_t end = w->count - first < take ? w->count : first + take;
         for (int64_t i = first; i < end; i++) w->unit(w->context, i, scratch);
-    } while (now() < s->end);
+        if (end < w->count && now() >= s->end) return;
+    }
 }
 
 #ifdef _OPENMP
@@ -92,15 +99,17 @@ static void run_stretch(stretch *s)
     work_alone(s, 0);
 }
 
-af_status af_run_work(const af_work *work, const af_run *run, int threads)
+af_status af_run_work(const af_work *work, af_watch *watch, int threads)
 {
     _Atomic int64_t next = 0;
-    for (;;) {
-        stretch s = {.work = work, .next = &next, .end = now() + STRETCH_SECONDS, .threads = threads};
+    do {
+        stretch s = {.work = work, .next = &next, .end = watch->due, .threads = threads};
         run_stretch(&s);
-        if (atomic_load(&next) >= work->count) return AF_OK;
-        if (run->interrupted && run->interrupted()) return AF_INTERRUPTED;
-    }
+        if (now() < watch->due) continue;
+        if (watch->run->interrupted && watch->run->interrupted()) return AF_INTERRUPTED;
+        watch->due = now() + STRETCH_SECONDS;
+    } while (atomic_load(&next) < work->count);
+    return AF_OK;
 }
 
 static int default_threads(void)

@@ -12,8 +12,16 @@ typedef struct af_work {
     size_t scratch_bytes;
 } af_work;
 
+/* When signals were last looked at: one for the whole of a call, however many stretches of work it has. */
+typedef struct af_watch {
+    const af_run *run;
+    double due;
+} af_watch;
+
+af_watch af_start_watch(const af_run *run);
+
 /* Runs every unit once, in parallel if threads > 1, in order of their numbers as far as threads allow. Asks
- * run->interrupted between stretches of work. */
-af_status af_run_work(const af_work *work, const af_run *run, int threads);
+ * run->interrupted about every 50 ms. */
+af_status af_run_work(const af_work *work, af_watch *watch, int threads);
 
 #endif

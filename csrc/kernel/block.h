@@ -39,25 +39,13 @@ static void make_block(block *k, const af_problem *p, const af_plan *plan, af_un
     k->hides = p->mask.data || p->bias.data || k->inner.begin > k->span.begin || k->inner.end < k->span.end;
 }
 
-/* The next keys to do together, from j on and at most `most`: returns how many, and puts the vectors of lanes that see
- * any of them into use. Where rows see shifted intervals (causal, windows) the tile's corners are cut off in steps, so
- * that a vector does not go through keys that none of its lanes sees. */
+/* Puts the next keys, from j on, into use; returns how many. */
 static int take_keys(block *k, int64_t j, int64_t most)
 {
-    enum { LEAST = 16 };
-    int64_t end = af_min(k->span.end, j + most);
-    for (int c = 0; c < k->nv; c++) {
-        const af_span s = k->vector_span[c];
-        if (s.begin >= j + LEAST && s.begin < end) end = s.begin;
-        if (s.end >= j + LEAST && s.end < end) end = s.end;
-    }
-    k->v0 = k->v1 = 0;
-    for (int c = 0; c < k->nv; c++) {
-        if (k->vector_span[c].begin >= end || k->vector_span[c].end <= j) continue;
-        if (k->v1 == 0) k->v0 = c;
-        k->v1 = c + 1;
-    }
-    return (int)(end - j);
+    const af_piece piece = af_take_keys(k->vector_span, k->nv, k->span, j, most);
+    k->v0 = piece.first;
+    k->v1 = piece.last;
+    return (int)piece.keys;
 }
 
 /* First element of a row of a tensor that has one row for every query of every head. */

@@ -141,7 +141,7 @@ static uint64_t decode_modify(const af_problem *p, const block *k, int r, int64_
     for (int j = 0; j < n; j += VL) {
         const int here = n - j < VL ? n - j : VL;
         v x = v_load_n(s + j, here);
-        if (p->softcap != 0) x = softcap_value(x, v_set1((real)p->softcap));
+        if (p->softcap != 0) x = softcap_value(x, (real)p->softcap);
         if (p->alibi && !every)
             x = alibi_value(x, v_set1(lane_slope(p, k, r)), v_sub(v_set1(distance - (real)j), v_load(lane)));
         if (bias && !every) x = bias_value(x, p->bias.j ? v_load_n(bias + j0 + j, here) : v_set1(*bias));

@@ -22,15 +22,14 @@ static void save_partial(const af_problem *p, const scratch *s, void *partial)
     for (int64_t i = 0; i < p->Dv * AF_NR; i++) partial_o(partial)[i] = s->o[i];
 }
 
-static void add_sinks(const af_problem *p, const af_plan *plan, const block *k, const scratch *s, real *factor)
+static void add_sinks(const af_problem *p, const block *k, const scratch *s, real *factor)
 {
     real sink[AF_NR] = {0};
-    for (int lane = 0; lane < k->n; lane++)
-        sink[lane] = (real)(p->sink[k->head[lane]] * (plan->base2 ? 1.4426950408889634 : 1.0));
+    for (int lane = 0; lane < k->n; lane++) sink[lane] = (real)p->sink[k->head[lane]];
     for (int c = 0; c < k->nv; c++) {
         const v old = v_load(s->m + c * VL), x = v_load(sink + c * VL), m = v_max(x, old);
-        const v shrink = exp_difference(plan->base2, v_sub(old, m));
-        const v l = v_fma(v_load(s->l + c * VL), shrink, exp_difference(plan->base2, v_sub(x, m)));
+        const v shrink = exp_difference(false, v_sub(old, m));
+        const v l = v_fma(v_load(s->l + c * VL), shrink, exp_difference(false, v_sub(x, m)));
         v_store(factor + c * VL, shrink);
         v_store(s->m + c * VL, m);
         v_store(s->l + c * VL, l);
@@ -41,7 +40,7 @@ static void finish(const af_problem *p, const af_plan *plan, const block *k, con
 {
     real factor[AF_NR], inverse[AF_NR], lse[AF_NR];
     for (int c = 0; c < AF_NR; c++) factor[c] = 1;
-    if (p->sink) add_sinks(p, plan, k, s, factor);
+    if (p->sink) add_sinks(p, k, s, factor);
     for (int c = 0; c < k->nv; c++) {
         const v m = v_load(s->m + c * VL), l = v_load(s->l + c * VL);
         const vm seen = vm_ne(l, v_zero());

@@ -4,8 +4,8 @@
  *   for each block of keys in the span:   S = K Qt    modifiers, masks    online softmax    O += V' P
  *   finish:  O / l transposed to the output's rows, lse
  *
- * Cost: 2 (D + Dv) NR flops a key; memory: scratch.h's few tiles, all in cache. A hidden key gets P = 0, and 0 * V is
- * 0 unless V holds NaN or inf. So a block whose output is not finite although something was hidden from it is done
+ * Cost: 2 (D + Dv) NR flops a key; memory: the few tiles of block.h, all in cache. A hidden key gets P = 0, and 0 * V
+ * is 0 unless V holds NaN or inf. So a block whose output is not finite although something was hidden from it is done
  * again carefully: V enters only the lanes that see the key. Where V is finite both ways give the same bits. */
 #ifndef AF_FORWARD_H
 #define AF_FORWARD_H

@@ -1,12 +1,12 @@
 /* Score modifiers: softcap, ALiBi, bias, in this order, on a tile of scores that lies in cache.
  *
- *   s <- softcap * tanh(s)         (the packed query holds scale / softcap)
+ *   s <- softcap * tanh(s / softcap)
  *   s <- s - slope * |p - j|
  *   s <- s + bias */
 #ifndef AF_SCORE_H
 #define AF_SCORE_H
 
-AF_INLINE v softcap_value(v s, v softcap) { return v_mul(softcap, v_tanh(s)); }
+AF_INLINE v softcap_value(v s, real softcap) { return v_mul(v_set1(softcap), v_tanh(v_mul(s, v_set1(1 / softcap)))); }
 /* A bias of -inf hides the key, whatever its score is. */
 AF_INLINE v bias_value(v s, v bias)
 {
@@ -22,7 +22,7 @@ AF_INLINE real lane_slope(const af_problem *p, const block *k, int lane)
 
 static void softcap_tile(const af_problem *p, const block *k, int n, real *s)
 {
-    const v softcap = v_set1((real)p->softcap);
+    const real softcap = (real)p->softcap;
     for (int j = 0; j < n; j++, s += AF_NR)
         for (int c = k->v0; c < k->v1; c++) v_store(s + c * VL, softcap_value(v_load(s + c * VL), softcap));
 }

@@ -17,11 +17,13 @@ static void tile_to_weights(const af_problem *p, const af_plan *plan, const bloc
     for (int j = 0; p->stage == AF_WEIGHTS && j < n; j++)
         for (int c = 0; c < k->nv; c++) {
             real *x = s + j * AF_NR + c * VL;
-            v_store(x, exp_difference(plan->base2, v_sub(v_load(x), v_load(w->m + c * VL))));
+            const v score = v_load(x), p_unscaled = exp_difference(plan->base2, v_sub(score, v_load(w->m + c * VL)));
+            const v weight = v_mul(p_unscaled, v_load(w->inverse + c * VL));
+            v_store(x, v_select(vm_ne(score, v_set1(-AF_INFINITY)), weight, v_zero()));
         }
     elem *rows[AF_NR];
     for (int lane = 0; lane < k->n; lane++) rows[lane] = w->row[lane] + j0;
-    lanes_to_rows(k->n, k->nv, n, s, p->stage == AF_WEIGHTS ? w->inverse : w->one, rows);
+    lanes_to_rows(k->n, k->nv, n, s, w->one, rows);
 }
 
 static void fill_weights(const block *k, const weight_rows *w, int64_t begin, int64_t end, real x)
@@ -50,8 +52,11 @@ static void decode_weights(const af_problem *p, const af_plan *plan, const block
             for (int j = 0; j < n; j += VL) {
                 const int here = n - j < VL ? n - j : VL;
                 v x = v_load_n(row + j, here);
-                if (p->stage == AF_WEIGHTS)
+                if (p->stage == AF_WEIGHTS) {
+                    const vm seen = vm_ne(x, v_set1(-AF_INFINITY));
                     x = v_mul(exp_difference(plan->base2, v_sub(x, v_set1(w->m[r]))), v_set1(w->inverse[r]));
+                    x = v_select(seen, x, v_zero());
+                }
                 e_store_n(w->row[r] + j0 + j, x, here);
             }
         }
