@@ -192,8 +192,8 @@ cdef class Call:
             self.set_sink(sink_logits)
         return 0
 
-    cdef int set_pairs(self, af_tensor *t, cnp.ndarray a, str name) except -1:
-        """A tensor over (..., H, Lq, Lk), any axis of length 1 broadcast."""
+    cdef cnp.ndarray pairs(self, cnp.ndarray a, str name):
+        """An array over (..., H, Lq, Lk), any axis of length 1 broadcast; repeated axes are cut to that."""
         cdef int k, nd = cnp.PyArray_NDIM(a)
         cdef int64_t wanted, n
         for k in range(1, nd + 1):
@@ -207,6 +207,9 @@ cdef class Call:
             if wanted == -1 or (n != 1 and n != wanted):
                 full = self.batch_shape() + (self.p.H, self.p.Lq, self.p.Lk)
                 raise ValueError(f"{name} has shape {shape_of(a)}, which does not broadcast to {full}")
+        return without_repeats(a, 0)
+
+    cdef int set_pairs(self, af_tensor *t, cnp.ndarray a) except -1:
         if not has_legal_strides(a):
             a = np.array(a, dtype=a.dtype.newbyteorder("="), order="C", copy=True)
         self.keep.append(a)
@@ -214,26 +217,27 @@ cdef class Call:
         return 0
 
     cdef int set_mask(self, object mask) except -1:
-        cdef cnp.ndarray a = without_repeats(as_array(mask, "mask"), 0)
+        cdef cnp.ndarray a = as_array(mask, "mask")
         if cnp.PyArray_TYPE(a) != cnp.NPY_BOOL:
             if a.dtype.kind in "iu":
                 advice = "write mask != 0 (True = may attend)"
             else:
                 advice = "additive values go to bias=; for a boolean mask write, say, mask == 0"
             raise TypeError(f"mask must be bool, got {a.dtype}: {advice}")
-        return self.set_pairs(&self.p.mask, a, "mask")
+        return self.set_pairs(&self.p.mask, self.pairs(a, "mask"))
 
     cdef int set_bias(self, object bias) except -1:
-        cdef cnp.ndarray a = without_repeats(as_array(bias, "bias"), 0)
+        cdef cnp.ndarray a = as_array(bias, "bias")
         cdef int dtype = dtype_of(a), wanted = AF_F64 if self.p.dtype == AF_F64 else AF_F32
         if dtype < 0:
             advice = "a boolean mask goes to mask=" if a.dtype.kind == "b" else "write bias.astype(np.float32)"
             raise TypeError(f"bias must be floating point, got {a.dtype}: {advice}")
+        a = self.pairs(a, "bias")
         if dtype == AF_F64 and wanted == AF_F32:
             a = narrow(a)
         elif dtype != wanted:
             a = a.astype(np.float64 if wanted == AF_F64 else np.float32)
-        return self.set_pairs(&self.p.bias, a, "bias")
+        return self.set_pairs(&self.p.bias, a)
 
     cdef int set_window(self, object is_causal, object window_size) except -1:
         cdef bint causal = flag(is_causal, "is_causal")

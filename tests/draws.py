@@ -100,7 +100,7 @@ def calls(draw: Any, dtypes: Any = tuple(DTYPES)) -> Call:
         lq = lk = min(lq, lk)
     d = draw(st.sampled_from([1, 2, 3, 7, 8, 16, 24, 33, 40, 64, 65, 80, 128, 130]))
     dv = draw(st.sampled_from([d, d, 1, 5, 8, 17, 48, 64, 96]))
-    while math.prod(batch) * kv_heads * group * lq * lk > 300_000:
+    while math.prod(batch) * kv_heads * group * lq * lk > 100_000:
         batch, kv_heads, lk = batch[:-1], 1, lk - lk // 3
     heads = kv_heads * group
     full = (*batch, heads, lq, lk)

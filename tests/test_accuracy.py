@@ -52,15 +52,15 @@ def test_any_call_of_attention_weights(call, each_isa):
 # Over many rows luck evens out, so that the errors of both can be compared as they are: on average
 # to a factor of 2, at worst (where one unlucky row decides) to a factor of 4.
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
-@pytest.mark.parametrize("amplitude", [1, 10, 50])
+@pytest.mark.parametrize("amplitude", [1, 50])
 @pytest.mark.parametrize(
     ("lq", "lk", "batch", "options"),
     [
         (64, 64, 8, {}),
         (200, 1500, 1, {"softcap": 20.0}),
-        (500, 500, 1, {"is_causal": True, "alibi_slopes": [0.1, 0.9]}),
-        (600, 600, 1, {"window_size": (100, 20)}),
-        (48, 8000, 1, {}),
+        (400, 400, 1, {"is_causal": True, "alibi_slopes": [0.1, 0.9]}),
+        (400, 400, 1, {"window_size": (100, 20)}),
+        (30, 8000, 1, {}),
         (1, 500, 100, {}),
         (4, 900, 20, {"sink_logits": [0.0, 3.0]}),
         (1, 8000, 8, {}),
@@ -105,13 +105,13 @@ def test_large_logits(lq, amplitude, dtype, rng, each_isa):
     )
 
 
-@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 @pytest.mark.parametrize("offset", [100.0, -3e4])
-def test_values_that_nearly_cancel(dtype, offset, rng):
+def test_values_that_nearly_cancel(dtype, offset, rng, each_isa):
     q, k, v = qkv(rng, 40, 700, 32, dtype=dtype)
     v = (v.astype(np.float32) + offset).astype(dtype)
-    check(attnfast.attention(q, k, v, return_lse=True), q, k, v)
+    criterion = Criterion(q, k, v)
+    each_isa(lambda: criterion.check(attnfast.attention(q, k, v, return_lse=True)))
 
 
 @pytest.mark.usefixtures("isa")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import attnfast
+from attnfast import AttentionResult
 from support import DTYPE_IDS, DTYPES, Criterion, check, qkv, same_bits
 
 EVERYTHING = {"return_lse": True, "return_weights": True}
@@ -72,46 +73,42 @@ def test_lengths_around_the_splits(lk, rng):
         check(attnfast.attention(q, k, v, return_lse=True), q, k, v)
 
 
-@pytest.mark.usefixtures("isa")
 @EACH_DTYPE
 @HEADS
-def test_row_by_row_equals_prefill(heads, kv_heads, dtype, rng):
+def test_row_by_row_equals_prefill(heads, kv_heads, dtype, rng, each_isa):
     """Each token decoded in turn, over the keys so far, gives its row of the causal result."""
     length = 40
     q, k, v = qkv(rng, length, length, 32, heads=heads, kv_heads=kv_heads, batch=(1,), dtype=dtype)
-    prefill = attnfast.attention(q, k, v, is_causal=True, return_lse=True)
     criterion = Criterion(q, k, v, is_causal=True)
-    rows = [
-        attnfast.attention(
-            q[:, :, i : i + 1],
-            k,
-            v,
-            is_causal=True,
-            q_offset="end",
-            kv_lengths=i + 1,
-            return_lse=True,
-        )
-        for i in range(length)
-    ]
-    decoded = prefill._replace(
-        output=np.concatenate([row.output for row in rows], axis=2),
-        lse=np.concatenate([row.lse for row in rows], axis=2),
-    )
-    criterion.check(prefill)
-    criterion.check(decoded)
 
-
-@pytest.mark.usefixtures("isa")
-@HEADS
-def test_chunks_of_a_prompt_equal_prefill(heads, kv_heads, rng):
-    q, k, v = qkv(rng, 300, 300, 16, heads=heads, kv_heads=kv_heads, batch=(1,))
-    criterion = Criterion(q, k, v, is_causal=True)
-    for size in (1, 4, 37, 128):
-        chunks = [
-            attnfast.attention(q[:, :, i : i + size], k, v, is_causal=True, q_offset=i)
-            for i in range(0, 300, size)
+    def row_by_row() -> None:
+        criterion.check(attnfast.attention(q, k, v, is_causal=True, return_lse=True))
+        options = {"is_causal": True, "q_offset": "end", "return_lse": True}
+        rows = [
+            attnfast.attention(q[:, :, i : i + 1], k, v, kv_lengths=i + 1, **options)
+            for i in range(length)
         ]
-        criterion.check(np.concatenate(chunks, axis=2))
+        output = np.concatenate([row.output for row in rows], axis=2)
+        lse = np.concatenate([row.lse for row in rows], axis=2)
+        criterion.check(AttentionResult(output, lse, None))
+
+    each_isa(row_by_row)
+
+
+@HEADS
+def test_chunks_of_a_prompt_equal_prefill(heads, kv_heads, rng, each_isa):
+    q, k, v = qkv(rng, 150, 150, 16, heads=heads, kv_heads=kv_heads, batch=(1,))
+    criterion = Criterion(q, k, v, is_causal=True)
+
+    def in_chunks() -> None:
+        for size in (1, 4, 37, 128):
+            chunks = [
+                attnfast.attention(q[:, :, i : i + size], k, v, is_causal=True, q_offset=i)
+                for i in range(0, 150, size)
+            ]
+            criterion.check(np.concatenate(chunks, axis=2))
+
+    each_isa(in_chunks)
 
 
 @pytest.mark.usefixtures("isa")

@@ -137,3 +137,17 @@ def test_weights_over_more_keys_than_one_task_takes(lq, rng):
     criterion = Criterion(q, k, v, mask=mask)
     criterion.check(result)
     criterion.check_weights(attnfast.attention_weights(q, k, mask=mask))
+
+
+@LENGTHS
+def test_hidden_pairs_weigh_nothing_beside_a_visible_nan(lq, rng):
+    q, k, v = qkv(rng, lq, 70)
+    k[..., 13, :] = np.nan
+    mask = rng.random((lq, 70)) < 0.5
+    mask[:, 13] = True
+    for weights in (
+        attnfast.attention(q, k, v, mask=mask, return_weights=True).weights,
+        attnfast.attention_weights(q, k, mask=mask),
+    ):
+        assert np.isnan(weights[..., mask]).all()
+        assert (weights[..., ~mask] == 0).all()
