@@ -1,4 +1,4 @@
-"""The named tuple that calls with a ``return_*`` flag give back."""
+"""The named tuples that calls give back."""
 
 from typing import Any, NamedTuple
 

@@ -178,8 +178,8 @@ end = time.perf_counter()
 signal.setitimer(signal.ITIMER_REAL, 0)
 assert result.tobytes() == expected
 assert end - start > 0.5, "too short a call to show anything"
-gaps = np.diff([start, *(t for t in times if t < end), end])
-assert gaps.max() < 0.4, gaps
+during = [t for t in times if t < end]
+assert len(during) > (end - start) / 0.1 / 2, (len(during), end - start)
 """
         run_python(START + script, tmp_path)
 
@@ -208,8 +208,9 @@ thread.start()
 while thread.is_alive():
     time.sleep(0.001)
     ticks.append(time.perf_counter())
-assert ticks[-1] - ticks[0] > 0.3, "too short a call to show anything"
-assert np.diff(ticks).max() < 0.2
+gaps = np.diff(ticks)
+assert gaps.sum() > 0.3, "too short a call to show anything"
+assert gaps[gaps < 0.03].sum() > gaps.sum() / 2  # on a busy machine not all of them are short
 """
     run_python(START + script, tmp_path)
 
