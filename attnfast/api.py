@@ -311,8 +311,8 @@ def plan(
     ----------
     query, key, value, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, \
 softcap, alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads
-        As for :func:`attention`. Of `query`, `key`, `value` and `bias` only shape, strides and dtype
-        matter: a pair that a bias of ``-inf`` hides counts as visible. A `mask` is read.
+        As for :func:`attention`. Of `query`, `key`, `value` and `bias` only shape, strides and
+        dtype matter: a pair that a bias of ``-inf`` hides counts as visible. A `mask` is read.
 
     Returns
     -------
