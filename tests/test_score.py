@@ -1,4 +1,4 @@
-"""csrc/kernel/score.h and the reals it computes in: extreme but legal softcaps, slopes, sinks, biases."""
+"""csrc/kernel/score.h and option arrays: extreme but legal values, repeated axes, integer types."""
 
 import tracemalloc
 
