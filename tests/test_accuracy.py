@@ -25,7 +25,7 @@ EXAMPLES = settings.default.max_examples
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 def test_any_call(dtype, each_isa):
-    @settings(max_examples=5 * EXAMPLES if dtype == np.float32 else 2 * EXAMPLES)
+    @settings(max_examples=10 * EXAMPLES if dtype == np.float32 else 4 * EXAMPLES)
     @given(call=calls(dtypes=(dtype,)))
     def run(call: Call) -> None:
         criterion = Criterion(call.query, call.key, call.value, **call.options)

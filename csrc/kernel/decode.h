@@ -129,10 +129,10 @@ static void decode_values_carefully(int rows, int n, const real *p, int64_t ldp,
 /* Modifiers and masks on one row of scores, s[0 .. n), n <= 64. Returns the keys whose score is not -inf. */
 static uint64_t decode_modify(const af_problem *p, const block *k, int r, int64_t j0, int n, real *s)
 {
-    const bool every = p->stage <= AF_CAPPED;
-    const af_span seen = every ? (af_span){0, p->Lk} : k->visible[r];
+    const bool all_pairs = p->stage <= AF_CAPPED;
+    const af_span seen = all_pairs ? (af_span){0, p->Lk} : k->visible[r];
     uint64_t word = low_bits(seen.end - j0) & ~low_bits(seen.begin - j0) & low_bits(n), left = 0;
-    if (p->mask.data && word && !every)
+    if (p->mask.data && word && !all_pairs)
         word &= dense_word(&p->mask, (const uint8_t *)p->mask.data + lane_offset(&p->mask, k, r), j0, n);
     const real *bias = p->bias.data ? (const real *)p->bias.data + lane_offset(&p->bias, k, r) : NULL;
     const real distance = (real)(af_position(p, k->b, k->query[r]) - j0);
@@ -142,9 +142,9 @@ static uint64_t decode_modify(const af_problem *p, const block *k, int r, int64_
         const int here = n - j < VL ? n - j : VL;
         v x = v_load_n(s + j, here);
         if (p->softcap != 0) x = softcap_value(x, (real)p->softcap);
-        if (p->alibi && !every)
+        if (p->alibi && !all_pairs)
             x = alibi_value(x, v_set1(lane_slope(p, k, r)), v_sub(v_set1(distance - (real)j), v_load(lane)));
-        if (bias && !every) x = bias_value(x, p->bias.j ? v_load_n(bias + j0 + j, here) : v_set1(*bias));
+        if (bias && !all_pairs) x = bias_value(x, p->bias.j ? v_load_n(bias + j0 + j, here) : v_set1(*bias));
         x = v_select(vm_bits(word >> j), x, v_set1(-AF_INFINITY));
         left |= (vm_word(vm_ne(x, v_set1(-AF_INFINITY))) & low_bits(here)) << j;
         v_store_n(s + j, x, here);

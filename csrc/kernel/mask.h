@@ -27,7 +27,7 @@ static void transpose_bits(uint64_t w[64])
             }
 }
 
-static void hide_by_position(const block *k, int64_t j0, int n, uint64_t *words)
+static void words_of_positions(const block *k, int64_t j0, int n, uint64_t *words)
 {
     for (int j = 0; j <= n; j++) words[j] = 0;
     for (int lane = 0; lane < k->n; lane++) {
@@ -38,7 +38,7 @@ static void hide_by_position(const block *k, int64_t j0, int n, uint64_t *words)
     for (int j = 1; j < n; j++) words[j] ^= words[j - 1];
 }
 
-static void hide_by_mask(const af_problem *p, const block *k, int64_t j0, int n, uint64_t *words)
+static void words_of_mask(const af_problem *p, const block *k, int64_t j0, int n, uint64_t *words)
 {
     const uint8_t *mask = p->mask.data;
     for (int j = 0; j < n; j += 64) {
@@ -64,8 +64,8 @@ static int visible_words(const af_problem *p, const block *k, int64_t j0, int n,
 {
     const bool inside = j0 >= k->inner.begin && j0 + n <= k->inner.end;
     if (inside && !p->mask.data) return SEES_ALL;
-    hide_by_position(k, j0, n, words);
-    if (p->mask.data) hide_by_mask(p, k, j0, n, words);
+    words_of_positions(k, j0, n, words);
+    if (p->mask.data) words_of_mask(p, k, j0, n, words);
     const uint64_t lanes = used_lanes(k);
     uint64_t any = 0, all = lanes;
     for (int j = 0; j < n; j++) {

@@ -78,10 +78,10 @@ static void weights(const af_problem *p, const af_plan *plan, af_unit unit, void
         w.m[lane] = ((const real *)plan->row_max)[row];
         w.inverse[lane] = ((const real *)plan->row_inverse)[row];
     }
-    const bool every = p->stage <= AF_CAPPED;
+    const bool all_pairs = p->stage <= AF_CAPPED;
     const real hidden = p->stage == AF_WEIGHTS ? 0 : -AF_INFINITY;
     const af_span chunk = af_split((af_span){0, p->Lk}, unit.split, plan->chunk_keys);
-    af_span span = every ? chunk : (af_span){af_max(chunk.begin, k.span.begin), af_min(chunk.end, k.span.end)};
+    af_span span = all_pairs ? chunk : (af_span){af_max(chunk.begin, k.span.begin), af_min(chunk.end, k.span.end)};
     if (span.begin >= span.end) span = (af_span){chunk.end, chunk.end};
     fill_weights(&k, &w, chunk.begin, span.begin, hidden);
     fill_weights(&k, &w, span.end, chunk.end, hidden);
@@ -93,7 +93,7 @@ static void weights(const af_problem *p, const af_plan *plan, af_unit unit, void
     pack_query(p, plan, &k, s.query);
     for (int64_t j0 = span.begin; j0 < span.end; j0 += plan->key_block) {
         const int n = (int)af_min(plan->key_block, span.end - j0);
-        const int seen = every ? SEES_ALL : visible_words(p, &k, j0, n, s.words);
+        const int seen = all_pairs ? SEES_ALL : visible_words(p, &k, j0, n, s.words);
         if (seen == SEES_NOTHING) {
             fill_weights(&k, &w, j0, j0 + n, hidden);
             continue;
