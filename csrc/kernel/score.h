@@ -7,6 +7,7 @@
 #define AF_SCORE_H
 
 AF_INLINE v softcap_value(v s, real softcap) { return v_mul(v_set1(softcap), v_tanh(v_mul(s, v_set1(1 / softcap)))); }
+
 /* A bias of -inf hides the key, whatever its score is. */
 AF_INLINE v bias_value(v s, v bias)
 {
