@@ -3,9 +3,11 @@
 #include "kernels.h"
 #include "span.h"
 
-/* Keys per score tile. Forward: 64, 128 and 192 measured alike on Zen 4 (AVX-512, D = 64 and 128) within the noise.
- * Decode: one word of mask bits. */
-enum { FORWARD_KEYS = 128, DECODE_KEYS = 64 };
+/* Keys per score tile: 64, 128 and 192 measured alike on Zen 4 (AVX-512, D = 64 and 128) within the noise. */
+enum { FORWARD_KEYS = 128 };
+
+/* Decode: long stretches of keys and then of values, for memory to run at speed. */
+enum { DECODE_BLOCK_BYTES = 1 << 19, DECODE_MOST_KEYS = 1024 };
 
 /* A decode unit reads about this many bytes of keys and values: 1 MiB is 40 us at 26 GB/s, long enough to hide the
  * cost of a partial result. The number of splits is bounded so that partial results stay small. */
@@ -22,6 +24,14 @@ static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 static int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+static int64_t elem_bytes(const af_problem *p) { return p->dtype == AF_F64 ? 8 : p->dtype == AF_F32 ? 4 : 2; }
+
+static int decode_keys(const af_problem *p)
+{
+    const int64_t fit = DECODE_BLOCK_BYTES / (af_max(1, p->D) * elem_bytes(p)) / 64 * 64;
+    return (int)af_max(64, af_min(fit, DECODE_MOST_KEYS));
+}
+
 /* The most keys that one block of rows can see. */
 static int64_t longest_span(const af_problem *p, const af_plan *plan)
 {
@@ -33,10 +43,9 @@ static int64_t longest_span(const af_problem *p, const af_plan *plan)
 static void plan_splits(af_plan *plan, const af_problem *p)
 {
     const int64_t span = longest_span(p, plan), width = af_max(1, p->D + p->Dv);
-    const int64_t size = p->dtype == AF_F64 ? 8 : p->dtype == AF_F32 ? 4 : 2;
     int64_t keys;
     if (plan->decode) {
-        keys = af_max(256, DECODE_SPLIT_BYTES / (width * size));
+        keys = af_max(256, DECODE_SPLIT_BYTES / (width * elem_bytes(p)));
         keys = af_max(keys, ceil_div(span, DECODE_MAX_SPLITS));
     } else {
         keys = plan->blocks <= 1 ? FORWARD_SPLIT_KEYS : af_max(1024, FORWARD_SPLIT_WORK / width);
@@ -53,7 +62,7 @@ void af_make_plan(af_plan *plan, const af_problem *p, const af_kernels *kernels)
     plan->decode = plan->rows <= kernels->decode_rows;
     plan->block_rows = (int)af_min(plan->rows, plan->decode ? kernels->decode_rows : kernels->nr);
     plan->blocks = ceil_div(plan->rows, plan->block_rows);
-    plan->key_block = plan->decode ? DECODE_KEYS : FORWARD_KEYS;
+    plan->key_block = plan->decode ? decode_keys(p) : FORWARD_KEYS;
     plan_splits(plan, p);
     plan->chunk_keys = WEIGHTS_CHUNK;
     plan->chunks = af_max(1, ceil_div(p->Lk, WEIGHTS_CHUNK));
@@ -106,10 +115,12 @@ static void count_block(const af_plan *plan, const af_problem *p, af_unit unit, 
         vectors[lane / vl] = af_join(vectors[lane / vl], seen);
         whole = af_join(whole, seen);
     }
+    const uint8_t *mask = plan->decode ? NULL : af_key_mask(p, unit.b, unit.hk);
+    whole = af_trim(af_key_mask(p, unit.b, unit.hk), whole);
     for (int64_t split = 0; split < plan->splits; split++) {
         const af_span span = af_split(whole, split, plan->split_keys);
         for (int64_t j = span.begin, n; j < span.end; j += n) {
-            const af_piece piece = af_take_keys(vectors, nv, span, j, plan->key_block);
+            const af_piece piece = af_take_keys(vectors, nv, span, mask, j, plan->key_block);
             n = piece.keys;
             const int64_t seen = visible_in(plan, p, unit, unit.row, unit.row + unit.rows, j, j + n);
             *visible += seen;

@@ -8,14 +8,23 @@
 typedef struct block {
     int n, nv; /* rows, and the vectors that hold them */
     int64_t b, hk;
-    af_span span;  /* keys that any row sees */
-    af_span inner; /* keys that every row sees */
-    bool hides;    /* something in span may be hidden from some row */
-    int v0, v1;    /* vectors of lanes in use, see take_keys */
+    af_span span;        /* keys that any row sees */
+    af_span inner;       /* keys that every row sees */
+    bool hides;          /* something in span may be hidden from some row */
+    const uint8_t *mask; /* the mask over the keys, if all rows have the same one */
+    int v0, v1;          /* vectors of lanes in use, see take_keys */
     af_span vector_span[AF_NV];
     af_span visible[AF_NR];
     int64_t query[AF_NR], head[AF_NR];
+    const real *bias_row[AF_NR]; /* where there is a bias or a mask, their rows */
+    const uint8_t *mask_row[AF_NR];
 } block;
+
+/* First element of a row of a tensor that has one row for every query of every head. */
+AF_INLINE int64_t lane_offset(const af_tensor *t, const block *k, int lane)
+{
+    return af_offset(t, k->b, k->head[lane], k->query[lane]);
+}
 
 static void make_block(block *k, const af_problem *p, const af_plan *plan, af_unit unit)
 {
@@ -31,27 +40,25 @@ static void make_block(block *k, const af_problem *p, const af_plan *plan, af_un
         k->vector_span[lane / VL] = af_join(k->vector_span[lane / VL], seen);
         k->span = af_join(k->span, seen);
         k->inner = (af_span){af_max(k->inner.begin, seen.begin), af_min(k->inner.end, seen.end)};
+        if (p->bias.data) k->bias_row[lane] = (const real *)p->bias.data + lane_offset(&p->bias, k, lane);
+        if (p->mask.data) k->mask_row[lane] = (const uint8_t *)p->mask.data + lane_offset(&p->mask, k, lane);
         if (++g == plan->group) {
             g = 0;
             i++;
         }
     }
+    k->mask = af_key_mask(p, k->b, k->hk);
+    k->span = af_trim(k->mask, k->span);
     k->hides = p->mask.data || p->bias.data || k->inner.begin > k->span.begin || k->inner.end < k->span.end;
 }
 
 /* Puts the next keys, from j on, into use; returns how many. */
 static int take_keys(block *k, int64_t j, int64_t most)
 {
-    const af_piece piece = af_take_keys(k->vector_span, k->nv, k->span, j, most);
+    const af_piece piece = af_take_keys(k->vector_span, k->nv, k->span, k->mask, j, most);
     k->v0 = piece.first;
     k->v1 = piece.last;
     return (int)piece.keys;
-}
-
-/* First element of a row of a tensor that has one row for every query of every head. */
-AF_INLINE int64_t lane_offset(const af_tensor *t, const block *k, int lane)
-{
-    return af_offset(t, k->b, k->head[lane], k->query[lane]);
 }
 
 typedef struct scratch {
@@ -61,7 +68,7 @@ typedef struct scratch {
     real *rows;        /* decode: [rows][Dv] */
     real *m, *l;       /* [NR] running maximum and sum */
     real *key, *value; /* widened 16-bit keys and values */
-    uint64_t *words;   /* [key_block + 1] */
+    uint64_t *words;   /* [key_block + 1], or [key_block / 64][DECODE_ROWS] in decode */
 } scratch;
 
 /* Lays the scratch memory out from `base`; returns its end. */
@@ -75,13 +82,13 @@ static char *carve(scratch *s, const af_problem *p, const af_plan *plan, char *b
     } while (0)
     const int64_t keys = plan->key_block;
     TAKE(query, p->D * AF_NR);
-    TAKE(s, keys * AF_NR);
+    TAKE(s, keys * (plan->decode ? plan->block_rows : AF_NR));
     TAKE(o, p->Dv * AF_NR);
     TAKE(rows, plan->decode ? plan->block_rows * p->Dv : 0);
     TAKE(m, AF_NR);
     TAKE(l, AF_NR);
-    TAKE(key, AF_HALF ? keys * p->D : 0);
-    TAKE(value, AF_HALF ? keys * p->Dv : 0);
+    TAKE(key, AF_HALF && !plan->decode ? keys * p->D : 0);
+    TAKE(value, AF_HALF && !plan->decode ? keys * p->Dv : 0);
     TAKE(words, keys + 1);
 #undef TAKE
     return end;

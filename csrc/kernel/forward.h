@@ -17,24 +17,35 @@ static void pack_query(const af_problem *p, const af_plan *plan, const block *k,
     rows_to_lanes(k->n, k->nv, p->D, rows, (real)plan->query_scale, query);
 }
 
-/* Rows at the edges of a unit's work: the queries of the unit that comes after it, and its own outputs. */
+/* What there is to fetch at the edges of a unit's work: keys up to `fresh` have not been read before; the queries of
+ * the unit that comes after it and the first of its keys that are new; its own outputs. */
 typedef struct edges {
-    const elem *query[AF_NR];
+    int64_t fresh;
+    const elem *query[AF_NR], *key;
     elem *output[AF_NR];
     int queries, outputs;
+    int64_t keys;
 } edges;
 
 static void find_edges(edges *e, const af_problem *p, const af_plan *plan, const block *k, af_unit unit)
 {
+    const af_unit own = unit;
+    const bool first = unit.row + unit.rows == plan->rows; /* of its key/value head */
+    e->fresh = first ? p->Lk : af_visible_keys(p, unit.b, (unit.row + unit.rows) / plan->group).begin;
     e->outputs = p->value.data && plan->splits == 1 ? k->n : 0;
     for (int lane = 0; lane < e->outputs; lane++)
         e->output[lane] = (elem *)p->output.data + lane_offset(&p->output, k, lane);
     e->queries = 0;
+    e->keys = 0;
     if (!af_next_block(plan, p, &unit)) return;
     for (; e->queries < unit.rows; e->queries++) {
         const int64_t row = unit.row + e->queries, head = unit.hk * plan->group + row % plan->group;
         e->query[e->queries] = (const elem *)p->query.data + af_offset(&p->query, unit.b, head, row / plan->group);
     }
+    const af_span seen = af_visible_keys(p, unit.b, unit.row / plan->group);
+    const bool same = own.b == unit.b && own.hk == unit.hk;
+    e->keys = af_min(plan->key_block, (same ? af_min(seen.end, k->span.begin) : seen.end) - seen.begin);
+    e->key = (const elem *)p->key.data + af_offset(&p->key, unit.b, unit.hk, seen.begin);
 }
 
 static void fetch_edges(ahead *a, const edges *e)
@@ -75,19 +86,39 @@ static bool finite_output(const block *k, int64_t Dv, const real *o)
 }
 
 /* The values of this block of keys, wanted after its scores, and the keys of the next. */
-static ahead values_and_next_keys(const af_problem *p, const af_plan *plan, const block *k, int64_t j0, int n)
+static ahead values_and_next_keys(const af_problem *p, const af_plan *plan, const block *k, int64_t j0, int n,
+                                  const edges *e)
 {
     const int64_t next = j0 + n, last = k->span.end;
     ahead a = {.value_stride = p->value.i, .key_stride = p->key.i, .D = p->D, .Dv = p->Dv};
-    if (p->value.data) {
+    if (p->value.data && j0 < e->fresh) {
         a.value = (const elem *)p->value.data + af_offset(&p->value, k->b, k->hk, j0);
-        a.values = n;
+        a.values = af_min(n, e->fresh - j0);
     }
-    if (next < last) {
+    if (next >= last) {
+        a.key = e->key;
+        a.keys = e->keys;
+    } else if (next < e->fresh) {
         a.key = (const elem *)p->key.data + af_offset(&p->key, k->b, k->hk, next);
-        a.keys = af_min(plan->key_block, last - next);
+        a.keys = af_min(plan->key_block, af_min(last, e->fresh) - next);
     }
     return a;
+}
+
+/* The rows of a bias over this block of keys and of a mask over the next, unless there is but one of them. */
+static void fetch_lanes(ahead *a, const af_problem *p, const af_plan *plan, const block *k, int64_t j0, int n)
+{
+    const bool bias = p->bias.data && p->bias.j && k->bias_row[0] != k->bias_row[k->n - 1];
+    const bool mask = p->mask.data && p->mask.j && !k->mask && j0 + n < k->span.end;
+    if (!bias && !mask) return;
+    a->lanes = k->n;
+    a->lanes_a_tile = k->n / (n / AF_MR + 1) + 1;
+    a->bias = bias ? k->bias_row : NULL;
+    a->bias_begin = j0;
+    a->bias_end = j0 + n;
+    a->mask = mask ? k->mask_row : NULL;
+    a->mask_begin = j0 + n;
+    a->mask_end = af_min(k->span.end, j0 + n + plan->key_block);
 }
 
 /* Scores of one block of keys after modifiers; the block is at least partly visible. */
@@ -121,8 +152,9 @@ static void run_keys(const af_problem *p, const af_plan *plan, block *k, const s
         n = take_keys(k, j0, plan->key_block);
         const int seen = visible_words(p, k, j0, (int)n, s->words);
         if (seen == SEES_NOTHING) continue;
-        ahead next = values_and_next_keys(p, plan, k, j0, (int)n);
+        ahead next = values_and_next_keys(p, plan, k, j0, (int)n, edge);
         if (first) fetch_edges(&next, edge);
+        fetch_lanes(&next, p, plan, k, j0, (int)n);
         first = false;
         score_block(p, k, s, j0, (int)n, &next);
         if (seen == SEES_SOME) hide_scores(k, (int)n, s->words, s->s);

@@ -27,10 +27,13 @@ static void transpose_bits(uint64_t w[64])
             }
 }
 
+enum { SEES_NOTHING, SEES_SOME, SEES_ALL };
+
+/* Of the lanes in use. */
 static void words_of_positions(const block *k, int64_t j0, int n, uint64_t *words)
 {
     for (int j = 0; j <= n; j++) words[j] = 0;
-    for (int lane = 0; lane < k->n; lane++) {
+    for (int lane = k->v0 * VL; lane < k->n && lane < k->v1 * VL; lane++) {
         const uint64_t bit = (uint64_t)1 << lane;
         words[af_min(af_max(k->visible[lane].begin - j0, 0), n)] ^= bit;
         words[af_min(af_max(k->visible[lane].end - j0, 0), n)] ^= bit;
@@ -40,13 +43,12 @@ static void words_of_positions(const block *k, int64_t j0, int n, uint64_t *word
 
 static void words_of_mask(const af_problem *p, const block *k, int64_t j0, int n, uint64_t *words)
 {
-    const uint8_t *mask = p->mask.data;
     for (int j = 0; j < n; j += 64) {
         const int here = n - j < 64 ? n - j : 64;
         const uint8_t *last = NULL;
         uint64_t square[64] = {0};
         for (int lane = 0; lane < k->n; lane++) {
-            const uint8_t *row = mask + lane_offset(&p->mask, k, lane);
+            const uint8_t *row = k->mask_row[lane];
             square[lane] = row == last ? square[lane - 1] : dense_word(&p->mask, row, j0 + j, here);
             last = row;
         }
@@ -55,17 +57,36 @@ static void words_of_mask(const af_problem *p, const block *k, int64_t j0, int n
     }
 }
 
-static uint64_t used_lanes(const block *k) { return low_bits(af_min(k->n, k->v1 * VL)) & ~low_bits(k->v0 * VL); }
+/* A mask that all rows have: what it leaves of n keys, and the same in words. */
+static int keys_of_mask(const uint8_t *mask, int n)
+{
+    bool any = false, all = true;
+    for (int j = 0; j < n; j += 64) {
+        const int here = n - j < 64 ? n - j : 64;
+        const uint64_t word = nonzero_bytes(mask + j, here);
+        any = any || word;
+        all = all && word == low_bits(here);
+    }
+    return !any ? SEES_NOTHING : all ? SEES_ALL : SEES_SOME;
+}
 
-enum { SEES_NOTHING, SEES_SOME, SEES_ALL };
+static void words_of_key_mask(const uint8_t *mask, int n, uint64_t *words)
+{
+    for (int j = 0; j < n; j++)
+        if (!mask[j]) words[j] = 0;
+}
+
+static uint64_t used_lanes(const block *k) { return low_bits(af_min(k->n, k->v1 * VL)) & ~low_bits(k->v0 * VL); }
 
 /* Fills words for the keys [j0, j0 + n) where that is needed, and says how much of the block is visible. */
 static int visible_words(const af_problem *p, const block *k, int64_t j0, int n, uint64_t *words)
 {
     const bool inside = j0 >= k->inner.begin && j0 + n <= k->inner.end;
-    if (inside && !p->mask.data) return SEES_ALL;
+    const int left = !p->mask.data ? SEES_ALL : k->mask ? keys_of_mask(k->mask + j0, n) : SEES_SOME;
+    if (left == SEES_NOTHING || (inside && left == SEES_ALL)) return left;
     words_of_positions(k, j0, n, words);
-    if (p->mask.data) words_of_mask(p, k, j0, n, words);
+    if (k->mask) words_of_key_mask(k->mask + j0, n, words);
+    else if (p->mask.data) words_of_mask(p, k, j0, n, words);
     const uint64_t lanes = used_lanes(k);
     uint64_t any = 0, all = lanes;
     for (int j = 0; j < n; j++) {

@@ -54,12 +54,9 @@ static void bias_square(int lanes, int keys, const real *const rows[VL], int64_t
 
 static void bias_tile(const af_problem *p, const block *k, int64_t j0, int n, real *s)
 {
-    const real *bias = p->bias.data, *rows[AF_NR];
+    const real *const *rows = k->bias_row;
     bool same = true;
-    for (int lane = 0; lane < k->n; lane++) {
-        rows[lane] = bias + lane_offset(&p->bias, k, lane);
-        same = same && rows[lane] == rows[0];
-    }
+    for (int lane = 1; lane < k->n; lane++) same = same && rows[lane] == rows[0];
     if (p->bias.j == 0) {
         real lanes[AF_NR] = {0};
         for (int lane = 0; lane < k->n; lane++) lanes[lane] = *rows[lane];

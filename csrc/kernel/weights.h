@@ -43,12 +43,9 @@ static void decode_weights(const af_problem *p, const af_plan *plan, const block
     decode_query(p, plan, k, s->query);
     for (int64_t j0 = span.begin; j0 < span.end; j0 += lds) {
         const int n = (int)af_min(lds, span.end - j0);
-        const elem *key = (const elem *)p->key.data + af_offset(&p->key, k->b, k->hk, j0);
-        const ahead next = values_and_next_keys(p, plan, k, j0, n);
-        decode_scores(k->n, n, p->D, s->query, key, p->key.i, s->s, lds, &next);
+        decode_block(p, plan, k, s, j0, n);
         for (int r = 0; r < k->n; r++) {
             real *row = s->s + r * lds;
-            decode_modify(p, k, r, j0, n, row);
             for (int j = 0; j < n; j += VL) {
                 const int here = n - j < VL ? n - j : VL;
                 v x = v_load_n(row + j, here);

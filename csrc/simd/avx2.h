@@ -5,11 +5,10 @@
 #include <immintrin.h>
 
 #define AF_NEEDS AF_CPU_AVX2
-#define AF_MR 4 /* tile rows: 4 x 3 accumulators, 3 lane vectors and 1 broadcast of 16 registers */
-#define AF_NV 3 /* tile columns in vectors */
-#define AF_EXP2_ZERO (AF_DOUBLE ? -1023 : -127) /* v_scale2 by this gives zero */
-#define AF_DECODE_KEYS 2                        /* keys at a time against up to 4 query rows: 8 accumulators */
-#define AF_DECODE_COLUMNS 2
+#define AF_MR 4          /* tile rows: 4 x 3 accumulators, 3 lane vectors and 1 broadcast of 16 registers */
+#define AF_NV 3          /* tile columns in vectors */
+#define AF_DECODE_KEYS 2 /* keys at a time against up to 4 query rows: 8 accumulators */
+#define AF_DECODE_COLUMNS 4
 
 #if AF_DOUBLE
 typedef __m256d v, vm;
@@ -66,9 +65,13 @@ AF_INLINE v v_max(v a, v b) { return OP(max)(a, b); }
 AF_INLINE v v_min(v a, v b) { return OP(min)(a, b); }
 AF_INLINE v v_abs(v a) { return OP(andnot)(v_set1(-(real)0), a); }
 AF_INLINE v v_round(v a) { return OP(round)(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+AF_INLINE v above_zero_power(v a) { return v_max(v_set1(-EXPONENT_BIAS), a); }
+AF_INLINE v v_floor(v a) { return OP(round)(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+AF_INLINE v v_fraction(v a) { return v_sub(above_zero_power(a), v_floor(above_zero_power(a))); }
 AF_INLINE v v_scale2(v a, v n)
 {
-    const __m256i biased = INT_OP(add)(AS_INT(v_add(n, v_set1(ROUNDER))), INT_SET1(EXPONENT_BIAS));
+    const v whole = v_floor(above_zero_power(n));
+    const __m256i biased = INT_OP(add)(AS_INT(v_add(whole, v_set1(ROUNDER))), INT_SET1(EXPONENT_BIAS));
     return v_mul(a, AS_REAL(INT_OP(slli)(biased, MANTISSA_BITS)));
 }
 AF_INLINE v v_exponent(v a)

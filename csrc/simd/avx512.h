@@ -5,11 +5,10 @@
 #include <immintrin.h>
 
 #define AF_NEEDS AF_CPU_AVX512
-#define AF_MR 8 /* tile rows: 8 x 3 accumulators, 3 lane vectors and 1 broadcast of 32 registers */
-#define AF_NV 3 /* tile columns in vectors */
-#define AF_EXP2_ZERO (AF_DOUBLE ? -1200 : -200) /* v_scale2 by this gives zero */
-#define AF_DECODE_KEYS 4                        /* keys at a time against up to 4 query rows: 16 accumulators */
-#define AF_DECODE_COLUMNS 4
+#define AF_MR 8          /* tile rows: 8 x 3 accumulators, 3 lane vectors and 1 broadcast of 32 registers */
+#define AF_NV 3          /* tile columns in vectors */
+#define AF_DECODE_KEYS 4 /* keys at a time against up to 4 query rows: 16 accumulators */
+#define AF_DECODE_COLUMNS 8
 
 #if AF_DOUBLE
 typedef __m512d v;
@@ -46,6 +45,7 @@ AF_INLINE v v_max(v a, v b) { return OP(max)(a, b); }
 AF_INLINE v v_min(v a, v b) { return OP(min)(a, b); }
 AF_INLINE v v_abs(v a) { return OP(abs)(a); }
 AF_INLINE v v_round(v a) { return OP(roundscale)(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+AF_INLINE v v_fraction(v a) { return OP(reduce)(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 AF_INLINE v v_scale2(v a, v n) { return OP(scalef)(a, n); }
 AF_INLINE v v_exponent(v a) { return OP(getexp)(a); }
 AF_INLINE v v_mantissa(v a) { return OP(getmant)(a, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src); }

@@ -2,7 +2,8 @@
  *
  *   v    a vector of VL reals          vm   a lane mask
  *   v_max(a, b), v_min(a, b) return b where either is NaN
- *   v_scale2(a, n) = a * 2^n for whole n; 0 (or NaN, if a is) for n at or below the smallest exponent
+ *   v_fraction(a) = a - floor(a), some number in [0, 1] for -infinity
+ *   v_scale2(a, n) = a * 2^floor(n); 0 (or NaN, if a is) for -infinity
  *   v_exponent, v_mantissa: a = mantissa * 2^exponent, 1 <= mantissa < 2, for positive normal a
  *   v_hsum4 writes the sums of the lanes of a, b, c, d; v_transpose transposes VL x VL
  *   e_load ... move between memory of the problem's dtype and reals; names in _n touch the first n elements only
@@ -13,7 +14,6 @@
 #define AF_NEEDS 0
 #define AF_MR 4
 #define AF_NV 2
-#define AF_EXP2_ZERO (AF_DOUBLE ? -1023 : -127) /* v_scale2 by this gives zero */
 #define AF_DECODE_KEYS 2
 #define AF_DECODE_COLUMNS 2
 
@@ -32,12 +32,7 @@ typedef bits_t vm __attribute__((vector_size(16), aligned(sizeof(real)), may_ali
 /* Adding this rounds to an integer, which is then in the low bits: 1.5 * 2^MANTISSA_BITS. */
 #define ROUNDER ((real)((int64_t)3 << (MANTISSA_BITS - 1)))
 
-AF_INLINE v v_set1(real x)
-{
-    v y;
-    UNROLL(i, VL) y[i] = x;
-    return y;
-}
+AF_INLINE v v_set1(real x) { return x - (v){0}; } /* one broadcast; x written into each lane is one insertion a lane */
 AF_INLINE v v_zero(void) { return v_set1(0); }
 AF_INLINE vm vm_first(int n)
 {
@@ -82,7 +77,18 @@ AF_INLINE v v_max(v a, v b) { return v_select((vm)(a > b), a, b); }
 AF_INLINE v v_min(v a, v b) { return v_select((vm)(a < b), a, b); }
 AF_INLINE v v_abs(v a) { return (v)((vm)a & ~(vm)v_set1(-(real)0)); }
 AF_INLINE v v_round(v a) { return (a + v_set1(ROUNDER)) - v_set1(ROUNDER); }
-AF_INLINE v v_scale2(v a, v n) { return a * (v)(((vm)(n + v_set1(ROUNDER)) + EXPONENT_BIAS) << MANTISSA_BITS); }
+AF_INLINE v above_zero_power(v a) { return v_max(v_set1(-EXPONENT_BIAS), a); }
+AF_INLINE v v_floor(v a)
+{
+    const v near = v_round(a);
+    return near - (v)(vm_gt(near, a) & (vm)v_set1(1));
+}
+AF_INLINE v v_fraction(v a) { return above_zero_power(a) - v_floor(above_zero_power(a)); }
+AF_INLINE v v_scale2(v a, v n)
+{
+    const v whole = v_floor(above_zero_power(n));
+    return a * (v)(((vm)(whole + v_set1(ROUNDER)) + EXPONENT_BIAS) << MANTISSA_BITS);
+}
 AF_INLINE v v_exponent(v a)
 {
     v x;
