@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import attnfast
 from attnfast import reference
 from attnfast.bench import cases as case_module
 from attnfast.bench import command, machine, progress
-from attnfast.bench.cases import CASES, QUICK, Case, select
+from attnfast.bench.cases import CASES, GROUPS, QUICK, Case, select
 from attnfast.bench.compare import Change, comparison_lines
 from attnfast.bench.inputs import (
     exact_rows,
@@ -27,9 +28,11 @@ from attnfast.bench.peers import Prepared, installed_peers
 from attnfast.bench.peers.own import call_options
 from attnfast.bench.peers.plain_numpy import plain_attention
 from attnfast.bench.processes import WorkerFailed, WorkerProcess
+from attnfast.bench.quota import cpu_quota
 from attnfast.bench.report import format_entry, row
 from attnfast.bench.results import CaseResult, Entry, Report
 from attnfast.bench.runner import Runner, Settings
+from attnfast.bench.turns import run_cases
 from attnfast.bench.worker import Worker
 from attnfast.cli import main
 
@@ -124,10 +127,10 @@ def test_cold_cases_rotate_over_more_than_a_cache():
 
 
 def test_names_are_unique_and_safe_in_file_names():
-    names = [case.name for case in CASES]
+    names = [case.name for group in GROUPS.values() for case in group]
     assert len(set(names)) == len(names)
     assert all(name.replace("_", "").isalnum() and name == name.lower() for name in names)
-    assert select(None) == list(CASES)
+    assert select(None) == list(CASES) == list(GROUPS["grid"])
     assert [case.name for case in select(None, quick=True)] == list(QUICK)
 
 
@@ -136,6 +139,27 @@ def test_select_takes_globs_and_lists_and_names_what_is_unknown():
     assert chosen[0] == "full_1x12x512x64" and len(chosen) == 4
     with pytest.raises(ValueError, match="nothing_like_it"):
         select(["tiny_*,nothing_like_it"])
+
+
+@pytest.mark.parametrize("group", ["shape", "sweep"])
+def test_groups_beyond_the_first_are_chosen_by_their_name(group):
+    assert select([f"{group}_*"]) == list(GROUPS[group])
+    assert not set(GROUPS[group]) & set(select(None))
+
+
+def test_shapes_are_awkward_and_neither_tiny_nor_endless():
+    shapes = GROUPS["shape"]
+    assert {case.head_dim for case in shapes} >= {48, 72, 96, 160, 192, 256}
+    assert any(case.value_dim > case.head_dim for case in shapes)
+    assert any(case.value_dim < case.head_dim for case in shapes)
+    for case in shapes:
+        pairs = case.batch * case.q_len * case.k_len // (2 if case.causal else 1)
+        assert 1e9 < case.flops(pairs) < 20e9, case.name
+
+
+def test_sweeps_grow():
+    for before, case in pairwise(GROUPS["sweep"]):
+        assert before.series != case.series or before.q_len < case.q_len
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +259,9 @@ def test_compare_option_prints_the_comparison(finished_run, capsys):
         (["--cases", "no_such_case"], "no_such_case"),
         (["--peers", "no_such_peer"], "no_such_peer"),
         (["--isa", "no_such_isa"], "no_such_isa"),
+        (["--json", "no_such_folder/run.json"], "no_such_folder"),
+        (["--from", "no_such_file.json"], "no_such_file.json"),
+        (["--from", "run.json", "--cases", "tiny_*"], "--cases"),
     ],
 )
 def test_bad_values_are_named(options, named, capsys):
@@ -253,8 +280,11 @@ def test_counts_are_positive(option, capsys):
 
 def test_list_names_every_case(capsys):
     assert main(["bench", "--list"]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed] == [case.name for case in CASES]
+    printed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    expected = []
+    for group, cases in GROUPS.items():
+        expected += [f"{group}:", *(case.name for case in cases)]
+    assert printed == expected
 
 
 def test_info_shows_the_configuration(capsys):
@@ -343,6 +373,20 @@ def test_the_fastest_right_variant_is_timed():
         assert min(worker.burst(0.01)) < 5e-3
 
 
+def test_variants_may_be_left_out():
+    functions = {"first": plain_attention, "second": other_order}
+    worker, found = trials(SMALL[0], **functions)
+    assert all(trial.right for trial in found)
+    truth = worker.truth()
+    found = worker.prepare(truth, leave_out=("first",))
+    assert [(t.variant, t.right) for t in found] == [("second", True), ("first", False)]
+    assert "left out" in found[1].note
+    found = worker.prepare(truth, longest=0.0)  # longer than any call of this series before
+    assert not any(t.right for t in found) and all("smaller case" in t.note for t in found)
+    worker.load(replace(SMALL[0], name="other_1"), 5)
+    assert all(t.right for t in worker.prepare(truth, longest=0.0))
+
+
 def test_bursts_rotate_over_all_sets(monkeypatch):
     case = replace(SMALL[0], cold=True)
     monkeypatch.setattr(case_module, "COLD_BYTES", 3 * case.kv_bytes)
@@ -393,7 +437,7 @@ def test_a_run_goes_on_after_a_worker_died():
             runner._workers["numpy"]._process.kill()
             runner._workers["numpy"]._process.wait()
 
-        runner.run(chosen, runner.new_report(), progress.Lines(2), finished)
+        run_cases([(runner, runner.new_report())], chosen, progress.Lines(2), finished)
     assert [result.case for result in results] == chosen
     assert all(result.entries["numpy"].rounds for result in results)
 
@@ -438,3 +482,42 @@ def test_installed_peers_are_found_without_importing_them():
     done = subprocess.run(command_line, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
     assert set(installed_peers()) <= {"torch", "onnxruntime", "openvino", "jax"}
+
+
+V2 = "sys/fs/cgroup/cpu.max"
+GROUP_FILES = {
+    "none": ({}, None),
+    "version 2, root": ({"proc/self/cgroup": "0::/\n", V2: "150000 100000"}, 1.5),
+    "version 2, no limit": ({"proc/self/cgroup": "0::/\n", V2: "max 100000"}, None),
+    "version 2, own": (
+        {"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "200000 100000"},
+        2.0,
+    ),
+    "version 2, above": (
+        {
+            "proc/self/cgroup": "0::/a/b\n",
+            "sys/fs/cgroup/a/b/cpu.max": "max 100000",
+            "sys/fs/cgroup/a/cpu.max": "50000 100000",
+            V2: "400000 100000",
+        },
+        0.5,
+    ),
+    "version 1": (
+        {
+            "proc/self/cgroup": "9:memory:/m\n4:cpu,cpuacct:/a\n0::/elsewhere\n",
+            "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": "300000\n",
+            "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        },
+        3.0,
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "quota"), GROUP_FILES.values(), ids=GROUP_FILES)
+def test_the_quota_is_the_tightest_on_the_way_up(files, quota, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_quota(tmp_path) == quota

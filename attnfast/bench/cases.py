@@ -1,7 +1,8 @@
 """The named problems of the benchmark, as data.
 
 A case says everything about one attention call except the random numbers in it; `inputs.py`
-draws those. Names are safe in file names and in shell globs.
+draws those. Names are safe in file names and in shell globs. The cases stand in groups, of which
+a run without names takes the first.
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ class Case:
     at_end: bool = False
     cold: bool = False
     dtype: str = "float32"
+
+    @property
+    def series(self) -> str:
+        """The name without its size: what cases of growing size have in common."""
+        return self.name.rpartition("_")[0]
 
     @property
     def shape(self) -> str:
@@ -113,9 +119,10 @@ COLD_BYTES = 256 * 2**20
 
 
 def _self(name: str, size: str, **fields: object) -> Case:
-    """A self-attention case named `name_size`; size is B x H[kvHk] x L x D."""
-    batch, heads, length, width = size.split("x")
+    """A self-attention case named `name_size`; size is B x H[kvHk] x L x D[vDv]."""
+    batch, heads, length, widths = size.split("x")
     query_heads, _, kv_heads = heads.partition("kv")
+    width, _, value_width = widths.partition("v")
     return Case(
         name=f"{name}_{size}",
         batch=int(batch),
@@ -124,7 +131,7 @@ def _self(name: str, size: str, **fields: object) -> Case:
         q_len=int(length),
         k_len=int(length),
         head_dim=int(width),
-        value_dim=int(width),
+        value_dim=int(value_width or width),
         **fields,  # type: ignore[arg-type]
     )
 
@@ -186,7 +193,43 @@ def _grid() -> tuple[Case, ...]:
     return tuple(cases)
 
 
+def _shapes() -> tuple[Case, ...]:
+    """Lengths, widths and numbers of heads that are no multiples of a power of two."""
+    return (
+        _self("shape", "7x3x1000x64"),
+        _self("shape", "1x3x3000x64"),
+        _self("shape", "2x8x1024x48"),
+        _self("shape", "7x3x1024x72"),
+        _self("shape", "1x16x1024x96"),
+        _self("shape", "7x3x1000x160"),
+        _self("shape", "1x3x2048x192"),
+        _self("shape", "1x8x1024x256"),
+        _self("shape", "1x12x1024x64v128"),
+        _self("shape", "1x12x1024x128v64"),
+        _self("shape", "7x3x1000x96v40"),
+        _self("shape_causal", "1x3x3000x64", causal=True),
+        _self("shape_causal", "7x3x1000x160", causal=True),
+        _self("shape_causal", "1x12x2048x64v128", causal=True),
+        _self("shape_float64", "7x3x1000x64", dtype="float64"),
+        _self("shape_float64", "1x8x1024x96v40", dtype="float64"),
+        _self("shape_float64_causal", "1x3x3000x72", dtype="float64", causal=True),
+    )
+
+
+def _sweep() -> tuple[Case, ...]:
+    """Lengths in powers of two, short ones first: a slow contestant is left out of longer ones."""
+    lengths, far = [2**n for n in range(7, 14)], [2**n for n in range(9, 17)]
+    return (
+        *(_self("sweep_full", f"1x8x{n}x64") for n in lengths),
+        *(_self("sweep_causal", f"1x8x{n}x64", causal=True) for n in lengths),
+        *(_self("sweep_window256", f"1x8x{n}x64", window=(256, 256)) for n in far),
+    )
+
+
 CASES: tuple[Case, ...] = _grid()
+
+# By group; names in the groups beyond the first begin with the group's own.
+GROUPS: dict[str, tuple[Case, ...]] = {"grid": CASES, "shape": _shapes(), "sweep": _sweep()}
 
 # What `--quick` runs, in this order: one of each kind first, in case its time runs out.
 QUICK: tuple[str, ...] = (
@@ -211,7 +254,8 @@ def select(patterns: Sequence[str] | None, *, quick: bool = False) -> list[Case]
     Parameters
     ----------
     patterns : sequence of str, optional
-        Names, globs, or comma-separated lists of both; None is every case.
+        Names, globs, or comma-separated lists of both, of cases in any group; None is every case
+        of the first group.
     quick : bool
         Without patterns, the representative subset in its own order.
 
@@ -224,7 +268,8 @@ def select(patterns: Sequence[str] | None, *, quick: bool = False) -> list[Case]
         named = {case.name: case for case in CASES}
         return [named[name] for name in QUICK] if quick else list(CASES)
     wanted = [part.strip() for text in patterns for part in text.split(",") if part.strip()]
+    known = [case for group in GROUPS.values() for case in group]
     for pattern in wanted:
-        if not any(fnmatchcase(case.name, pattern) for case in CASES):
+        if not any(fnmatchcase(case.name, pattern) for case in known):
             raise ValueError(f"no case matches {pattern!r}; `attnfast bench --list` names them all")
-    return [case for case in CASES if any(fnmatchcase(case.name, p) for p in wanted)]
+    return [case for case in known if any(fnmatchcase(case.name, p) for p in wanted)]

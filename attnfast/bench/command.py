@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from .cases import CASES, QUICK, select
+from .cases import GROUPS, QUICK, Case, select
 from .compare import comparison_lines
 from .machine import busy_warning
-from .peers import PEERS, installed_peers
+from .peers import FLEX, OWN, PEERS, installed_peers
+from .plot import check_plot_file, draw, is_plotted
 from .processes import WorkerFailed
 from .progress import make_progress
-from .report import header_lines, make_rows, note_lines, total_lines
+from .report import Rows, header_lines, make_rows, note_lines, total_lines
 from .results import Report
 from .runner import Runner, Settings
+from .target_table import TargetLines, target_totals
+from .turns import run_cases
 
 QUICK_SECONDS = 45.0  # no case is begun later; leaves room for the last one within a minute
 QUICK_PATIENCE = 1.0
+SWEEP_PATIENCE = 0.5
+SWEEP_LONGEST = 1.0
 INTERRUPTED = 130
 
 
@@ -37,7 +44,9 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument(
-        "--quick", action="store_true", help="a representative subset in under a minute"
+        "--quick",
+        action="store_true",
+        help="a representative subset in under a minute, without FlexAttention, which compiles",
     )
     parser.add_argument(
         "--cases",
@@ -46,6 +55,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="names or globs, separated by commas (may be repeated)",
     )
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
+        "--targets",
+        action="store_true",
+        help="on one thread and on all in turn, beside the target of each case; with --peers none"
+        " attnfast alone",
+    )
+    shown.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw speed and time over length (the sweep_* cases), on one thread and on all in"
+        " turn, as .png, .svg or .pdf",
+    )
+    parser.add_argument(
+        "--from",
+        type=Path,
+        dest="earlier",
+        metavar="RUN",
+        help="show a run written by --json instead of measuring",
+    )
     parser.add_argument(
         "--peers",
         default="auto",
@@ -56,7 +86,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=_positive(int), metavar="N", help="threads of every contestant"
     )
     parser.add_argument(
-        "--rounds", type=_positive(int), metavar="N", help="rounds (default: 5, with --quick 3)"
+        "--rounds",
+        type=_positive(int),
+        metavar="N",
+        help="rounds (default: 5, with --quick or --plot 3)",
     )
     parser.add_argument(
         "--burst",
@@ -76,45 +109,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command; the exit status: 0, 1 for a wrong result, 2 for a bad option."""
     if options.list:
-        for case in CASES:
-            words = [case.shape, case.dtype, case.mask_text, case.window_text]
-            mark = "quick" if case.name in QUICK else ""
-            print(f"{case.name:<32} {mark:<6} {' '.join(w for w in words if w != '-')}")
+        _print_cases()
         return 0
+    get_report: Callable[[], tuple[Report | None, bool]]
     try:
-        cases = select(options.cases, quick=options.quick)
-        settings = _settings(options)
+        _check_files(options)
         old = Report.load(options.compare) if options.compare else None
+        if options.earlier:
+            get_report = partial(_show, options, _earlier(options))
+        else:
+            get_report = partial(_measure, options, _cases(options), _settings(options))
     except (ValueError, OSError) as error:
         return _fail(error)
-    if warning := busy_warning():
-        print(f"warning: {warning}", file=sys.stderr)
-    interrupted = False
-    report = rows = None
     try:
-        with Runner(settings) as runner:
-            report = runner.new_report()
-            print("\n".join(header_lines(report)), end="\n\n", flush=True)
-            rows = make_rows(report, cases)
-            with make_progress(len(cases)) as progress:
-                runner.run(cases, report, progress, rows.add)
+        report, interrupted = get_report()
     except WorkerFailed as error:
         return _fail(error)
-    except KeyboardInterrupt:
-        interrupted = True  # what is finished is still worth printing
-        if report is None or rows is None:
-            return INTERRUPTED
-    rows.finish()
+    if report is None:
+        return INTERRUPTED
     _print_block(note_lines(report))
+    if options.targets:
+        _print_block(target_totals(report))
     _print_block(total_lines(report))
     if old is not None:
         _print_block(comparison_lines(old, report, options.compare.name))
     if options.json:
         report.save(options.json)
+    if options.plot and report.results:
+        draw(report, options.plot)
     if interrupted:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    return 1 if any(r.entries["attnfast"].wrong for r in report.results) else 0
+    return 1 if any(r.entries[OWN].wrong for run in report.runs for r in run.results) else 0
+
+
+def _print_cases() -> None:
+    for group, cases in GROUPS.items():
+        print(f"{group}:")
+        for case in cases:
+            words = [case.shape, case.dtype, case.mask_text, case.window_text]
+            mark = "quick" if case.name in QUICK else ""
+            print(f"  {case.name:<32} {mark:<6} {' '.join(w for w in words if w != '-')}")
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Refuse what could not be written at the end of a run."""
+    if options.plot:
+        check_plot_file(options.plot)
+    if options.json and not options.json.parent.is_dir():
+        raise ValueError(f"--json {options.json}: there is no folder {options.json.parent}")
+
+
+def _cases(options: argparse.Namespace) -> list[Case]:
+    if not options.plot:
+        return select(options.cases, quick=options.quick)
+    if options.quick:
+        raise ValueError("--plot has cases of its own; choose among them with --cases")
+    cases = select(options.cases or ["sweep_*"])
+    for case in cases:
+        if not is_plotted(case):
+            raise ValueError(f"--plot draws the sweep_* cases, not {case.name}")
+    return cases
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -123,28 +178,93 @@ def _settings(options: argparse.Namespace) -> Settings:
     isas = attnfast.available_isas()
     if options.isa is not None and options.isa not in isas:
         raise ValueError(f"--isa {options.isa}: this machine has {', '.join(isas)}")
-    if options.peers == "auto":
-        peers = installed_peers()
-    elif options.peers == "none":
-        peers = []
-    else:
-        peers = [name.strip() for name in options.peers.split(",")]
-        for name in peers:
-            if name not in PEERS:
-                raise ValueError(f"--peers {name}: not one of {', '.join(PEERS)}")
-            if name not in installed_peers():
-                raise ValueError(f"--peers {name}: not installed")
-    patience = QUICK_PATIENCE if options.quick else Settings.patience
-    return Settings(
+    settings = Settings(
         threads=options.threads or attnfast.get_num_threads(),
-        rounds=options.rounds or (3 if options.quick else 5),
+        rounds=options.rounds or (3 if options.quick or options.plot else 5),
         burst=options.burst,
-        patience=patience,
-        time_limit=QUICK_SECONDS if options.quick else math.inf,
         isa=options.isa,
         seed=options.seed,
-        peers=tuple(peers),
+        peers=tuple(_peers(options.peers)),
     )
+    if options.targets:
+        settings = replace(settings, plain=options.peers != "none")
+    if options.quick:
+        settings = replace(settings, patience=QUICK_PATIENCE, time_limit=QUICK_SECONDS)
+        return replace(settings, leave_out=(FLEX,))
+    if options.plot:
+        return replace(settings, patience=SWEEP_PATIENCE, longest_call=SWEEP_LONGEST)
+    return settings
+
+
+def _peers(names: str) -> list[str]:
+    if names == "auto":
+        return installed_peers()
+    if names == "none":
+        return []
+    peers = [name.strip() for name in names.split(",")]
+    for name in peers:
+        if name not in PEERS:
+            raise ValueError(f"--peers {name}: not one of {', '.join(PEERS)}")
+        if name not in installed_peers():
+            raise ValueError(f"--peers {name}: not installed")
+    return peers
+
+
+def _earlier(options: argparse.Namespace) -> Report:
+    if options.cases or options.quick:
+        raise ValueError("--from shows all of a run; leave --cases and --quick out")
+    report = Report.load(options.earlier)
+    if options.plot and not any(is_plotted(result.case) for result in report.results):
+        raise ValueError(f"--plot: {options.earlier} has no sweep_* cases")
+    return report
+
+
+def _measure(
+    options: argparse.Namespace, cases: list[Case], settings: Settings
+) -> tuple[Report | None, bool]:
+    """The finished cases, and whether there was an interruption before all were."""
+    if warning := busy_warning():
+        print(f"warning: {warning}", file=sys.stderr)
+    report = rows = None
+    interrupted = False
+    try:
+        with ExitStack() as stack:
+            runners = [stack.enter_context(Runner(side)) for side in _sides(options, settings)]
+            reports = [runner.new_report() for runner in runners]
+            report = reports[-1]
+            report.one_thread = reports[0] if len(reports) > 1 else None
+            rows = _begin(options, report, cases)
+            with make_progress(len(cases)) as progress:
+                sides = list(zip(runners, reports, strict=True))
+                run_cases(sides, cases, progress, rows.add)
+    except KeyboardInterrupt:
+        interrupted = True  # what is finished is still worth printing
+    if rows is None:
+        return None, interrupted
+    rows.finish()
+    return report, interrupted
+
+
+def _sides(options: argparse.Namespace, settings: Settings) -> list[Settings]:
+    """Settings for one thread, where it is asked for, then for all; peers only where shown."""
+    if settings.threads == 1 or not (options.targets or options.plot):
+        return [settings]
+    one = replace(settings, threads=1)
+    return [replace(one, peers=(), plain=False) if options.targets else one, settings]
+
+
+def _show(options: argparse.Namespace, report: Report) -> tuple[Report, bool]:
+    rows = _begin(options, report, [result.case for result in report.results])
+    for result in report.results:
+        rows.add(result)
+    rows.finish()
+    return report, False
+
+
+def _begin(options: argparse.Namespace, report: Report, cases: list[Case]) -> Rows:
+    """Print the header; the table to print below it."""
+    print("\n".join(header_lines(report)), end="\n\n", flush=True)
+    return TargetLines(report, cases) if options.targets else make_rows(report, cases)
 
 
 def _fail(error: Exception) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .quota import cpu_quota
 
 
 def cpu_name() -> str:
@@ -28,20 +31,6 @@ def affinity() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def cpu_quota() -> float | None:
-    """Cores' worth of time that the control group allows, None for no limit."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            group = Path("/sys/fs/cgroup/cpu")
-            limit = (group / "cpu.cfs_quota_us").read_text().strip()
-            period = (group / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    return None if limit in ("max", "-1") else int(limit) / int(period)
 
 
 def available_memory() -> float:
@@ -99,6 +88,7 @@ def openmp_name() -> str:
 def machine_facts() -> dict[str, Any]:
     """Facts that do not depend on attnfast."""
     return {
+        "date": datetime.date.today().isoformat(),
         "cpu": cpu_name(),
         "cores": os.cpu_count() or 1,
         "affinity": affinity(),

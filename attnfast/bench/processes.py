@@ -136,6 +136,7 @@ def _environment(threads: int, isa: str | None) -> dict[str, str]:
     ):
         environment[name] = count
     environment.setdefault("JAX_PLATFORMS", "cpu")
+    environment.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else a pool of processes
     if isa is not None:
         environment["ATTNFAST_ISA"] = isa
     return environment

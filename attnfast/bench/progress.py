@@ -6,7 +6,6 @@ import sys
 import time
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
-from types import TracebackType
 from typing import Protocol
 
 LINE_SECONDS = 10.0
@@ -38,12 +37,7 @@ class Lines(AbstractContextManager["Lines"]):
             self._last = now
             print(line, file=sys.stderr, flush=True)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         if self._terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
@@ -74,12 +68,7 @@ class Bar(AbstractContextManager["Bar"]):
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self._bar.stop()
 
 

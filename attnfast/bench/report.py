@@ -6,16 +6,30 @@ import statistics
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Protocol
 
 from .cases import Case
 from .peers import OWN, PLAIN
 from .results import CaseResult, Entry, Report
 
 
+class Rows(Protocol):
+    """A table that grows while a run goes on."""
+
+    def add(self, result: CaseResult) -> None:
+        """A case is finished, on all numbers of threads."""
+        ...
+
+    def finish(self) -> None:
+        """No more will come."""
+        ...
+
+
 def header_lines(report: Report) -> list[str]:
     """What was measured with what, on what."""
-    facts, limits, threads = report.machine, report.limits, report.settings["threads"]
+    facts = report.machine
     quota = f"quota {facts['quota']:g} cores" if facts["quota"] else "no quota"
+    threads = " and ".join(str(run.threads) for run in report.runs)
     peers = [f"{n} {v}" for n, v in report.contestants.items() if n not in (OWN, PLAIN)]
     return [
         f"attnfast  {facts['version']}, {facts['isa']} of {', '.join(facts['isas'])}",
@@ -23,11 +37,18 @@ def header_lines(report: Report) -> list[str]:
         f" {quota}",
         f"threads   {threads}; OpenMP: {facts['openmp']}",
         f"NumPy     {facts['numpy']}, {facts['blas']}; Python {facts['python']}",
-        f"limits    FMA {limits['fma_float32']:.0f} GFLOP/s float32,"
-        f" {limits['fma_float64']:.0f} float64; reading memory {limits['bandwidth']:.1f} GB/s;"
-        f" measured, {threads} thread{'s' if threads > 1 else ''}",
+        *(f"limits    {_limits(run)}" for run in report.runs),
         f"peers     {', '.join(peers) or 'none'}",
     ]
+
+
+def _limits(report: Report) -> str:
+    limits, threads = report.limits, report.threads
+    return (
+        f"FMA {limits['fma_float32']:.0f} GFLOP/s float32, {limits['fma_float64']:.0f} float64;"
+        f" reading memory {limits['bandwidth']:.1f} GB/s;"
+        f" measured, {threads} thread{'s' if threads > 1 else ''}"
+    )
 
 
 def columns(report: Report) -> list[str]:
@@ -99,13 +120,14 @@ def _times(result: CaseResult, name: str) -> str:
 
 def note_lines(report: Report) -> list[str]:
     """Why cells are empty, and what else a reader should know."""
-    notes: dict[str, list[str]] = {}
-    for result in report.results:
-        for name, entry in result.entries.items():
-            if entry.note and (not entry.rounds or name == OWN):
-                notes.setdefault(f"{name}: {entry.note}", []).append(result.case.name)
-    for case_name, reason in report.not_run.items():
-        notes.setdefault(f"not run, {reason}", []).append(case_name)
+    notes: dict[str, dict[str, None]] = {}
+    for run in report.runs:
+        for result in run.results:
+            for name, entry in result.entries.items():
+                if entry.note and (not entry.rounds or name == OWN):
+                    notes.setdefault(f"{name}: {entry.note}", {})[result.case.name] = None
+        for case_name, reason in run.not_run.items():
+            notes.setdefault(f"not run, {reason}", {})[case_name] = None
     return [f"{text} ({', '.join(names)})" for text, names in notes.items()]
 
 
@@ -194,7 +216,7 @@ class Table:
         Console(highlight=False).print(table)
 
 
-def make_rows(report: Report, cases: Sequence[Case]) -> Lines | Table:
+def make_rows(report: Report, cases: Sequence[Case]) -> Rows:
     """A table on a terminal with rich, lines otherwise."""
     if sys.stdout.isatty() and find_spec("rich") is not None:
         return Table(report, cases)

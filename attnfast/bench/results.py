@@ -95,7 +95,11 @@ class CaseResult:
 
 @dataclass
 class Report:
-    """A whole run."""
+    """A whole run.
+
+    `one_thread` is the same run on one thread, measured in the same rounds, where both were asked
+    for.
+    """
 
     machine: dict[str, Any]
     settings: dict[str, Any]
@@ -103,16 +107,38 @@ class Report:
     contestants: dict[str, str]
     results: list[CaseResult] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)
+    one_thread: Report | None = None
+
+    @property
+    def threads(self) -> int:
+        """Threads of every contestant."""
+        return int(self.settings["threads"])
+
+    @property
+    def runs(self) -> list[Report]:
+        """The run on one thread where there is one, and this one."""
+        return [self.one_thread, self] if self.one_thread else [self]
+
+    def on_one_thread(self, name: str) -> CaseResult | None:
+        """The result of a case on one thread, None where it was not measured."""
+        run = self if self.threads == 1 else self.one_thread
+        results = run.results if run else []
+        return next((result for result in results if result.case.name == name), None)
 
     def save(self, path: Path) -> None:
         """Write the run as JSON, with the derived figures beside the measured ones."""
-        data = {"schema": SCHEMA, **asdict(self)}
+        data = {"schema": SCHEMA, **self._stored()}
+        path.write_text(json.dumps(data, indent=1) + "\n")
+
+    def _stored(self) -> dict[str, Any]:
+        data = asdict(self)
         for result, stored in zip(self.results, data["results"], strict=True):
             for name, entry in stored["entries"].items():
                 entry["median"] = result.entries[name].median
                 entry["speed"] = result.speed(name)
                 entry["share_of_limit"] = result.share(name)
-        path.write_text(json.dumps(data, indent=1) + "\n")
+        data["one_thread"] = self.one_thread._stored() if self.one_thread else None
+        return data
 
     @classmethod
     def load(cls, path: Path) -> Report:
@@ -127,10 +153,16 @@ class Report:
             data = json.loads(path.read_text())
             if data.pop("schema") != SCHEMA:
                 raise ValueError("another schema")
-            data["results"] = [_case_result(stored) for stored in data["results"]]
-            return cls(**data)
+            return cls._restored(data)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} is not a report of this version: {error}") from error
+
+    @classmethod
+    def _restored(cls, data: dict[str, Any]) -> Report:
+        data["results"] = [_case_result(stored) for stored in data["results"]]
+        if data.get("one_thread") is not None:
+            data["one_thread"] = cls._restored(data["one_thread"])
+        return cls(**data)
 
 
 DERIVED = ("median", "speed", "share_of_limit")

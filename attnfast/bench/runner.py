@@ -1,7 +1,7 @@
-"""Runs cases: every contestant in turn in short bursts, in rounds, the limits measured between.
+"""Runs a case: every contestant in turn in short bursts, in rounds, the limits measured between.
 
 Absolute times on shared machines mean little, so what is compared is measured within seconds of
-each other. A contestant whose checked rows are wrong gets no time.
+each other. A contestant whose checked rows are wrong gets no time. `turns.py` runs several cases.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from types import TracebackType
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .cases import Case
 from .machine import available_memory
 from .peers import CONTESTANTS, OWN, PLAIN
 from .processes import WorkerFailed, WorkerProcess
-from .progress import Progress
 from .results import CaseResult, Entry, Report
 from .worker import Trial, Truth
 
@@ -36,7 +34,9 @@ class Settings:
 
     `patience` is how many seconds of bursts a slow contestant gets in one case beyond its first;
     `time_limit` is shared out among the cases: a slow one loses rounds, and those not begun by the
-    end are listed as not run.
+    end are listed as not run. `plain` is whether NumPy runs too, `leave_out` names variants that
+    are not tried; of another library, neither is a variant of which a call took more than
+    `longest_call` seconds in a smaller case of the same series.
     """
 
     threads: int
@@ -47,18 +47,33 @@ class Settings:
     isa: str | None = None
     seed: int = 1
     peers: tuple[str, ...] = ()
+    plain: bool = True
+    leave_out: tuple[str, ...] = ()
+    longest_call: float = math.inf
+
+
+@dataclass
+class CaseRun:
+    """A case under way: what is known before its rounds, and what they have brought so far."""
+
+    case: Case
+    pairs: int
+    plain_error: float
+    entries: dict[str, Entry]
+    active: list[str]
+    spent: dict[str, float]
+    bandwidths: list[float] = field(default_factory=list)
 
 
 class Runner:
-    """Owns the worker processes of a run; a context manager."""
+    """Owns the worker processes of a run with one number of threads; a context manager."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._names = (OWN, PLAIN, *settings.peers)
+        self._names = (OWN, PLAIN, *settings.peers) if settings.plain else (OWN, *settings.peers)
         self._workers: dict[str, WorkerProcess] = {}
         self._gone: dict[str, str] = {}
         self._end = time.monotonic() + settings.time_limit
-        self._case_end = self._end
         self._peaks: dict[str, float] = {}
         self._stack = ExitStack()
 
@@ -77,12 +92,7 @@ class Runner:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self._stack.close()
 
     def _close(self, name: str) -> None:
@@ -102,38 +112,26 @@ class Runner:
         versions = {
             name: self._gone.get(name) or self._workers[name].version for name in self._names
         }
-        settings = {**asdict(self._settings), "peers": list(self._settings.peers)}
-        if math.isinf(self._settings.time_limit):
-            settings["time_limit"] = None  # JSON has no infinity
-        return Report(own.call("facts"), settings, limits, versions)
+        return Report(own.call("facts"), _stored(self._settings), limits, versions)
 
-    def run(
-        self,
-        cases: Sequence[Case],
-        report: Report,
-        progress: Progress,
-        finished: Callable[[CaseResult], None],
-    ) -> None:
-        """Run the cases in order, adding each to `report` as it finishes."""
-        for number, case in enumerate(cases):
-            left = self._end - time.monotonic()
-            if left <= 0:
-                report.not_run[case.name] = OUT_OF_TIME
-                continue
-            self._case_end = time.monotonic() + left / (len(cases) - number)
+    @property
+    def rounds(self) -> int:
+        """How many rounds a case has, if its time allows."""
+        return self._settings.rounds
 
-            def tell(share: float, text: str, number: int = number, case: Case = case) -> None:
-                progress.step(number + share, f"{case.name}: {text}")
+    @property
+    def seconds_left(self) -> float:
+        """Until the time limit of the run."""
+        return self._end - time.monotonic()
 
-            try:
-                result = self._run_case(case, tell)
-            except WorkerFailed as error:
-                report.not_run[case.name] = str(error)
-                continue
-            report.results.append(result)
-            finished(result)
+    def begin(self, case: Case, tell: Callable[[float, str], None]) -> CaseRun:
+        """Draw the inputs of a case and let every contestant prepare for it.
 
-    def _run_case(self, case: Case, tell: Callable[[float, str], None]) -> CaseResult:
+        Raises
+        ------
+        WorkerFailed
+            When the case cannot be run at all.
+        """
         entries = {name: Entry(name, note=self._gone.get(name, "")) for name in self._names}
         active = self._load(case, entries, tell)
         if not active:
@@ -142,19 +140,23 @@ class Runner:
         truth: Truth = self._workers[base].call("truth", timeout=CALL_TIMEOUT)
         pairs = int(self._workers[base].call("pairs", timeout=CALL_TIMEOUT))
         for name in list(active):
-            if name not in (OWN, PLAIN) and time.monotonic() > self._end:
+            if name not in (OWN, PLAIN) and self.seconds_left < 0:
                 entries[name].note = OUT_OF_TIME
                 active.remove(name)
                 continue
             tell(0.1, f"{name} prepares")
             if not self._prepare(name, truth, entries[name]):
                 active.remove(name)
-        bandwidths = self._rounds(case, active, entries, tell)
+        spent = dict.fromkeys(active, 0.0)
+        return CaseRun(case, pairs, truth.plain_error, entries, active, spent)
+
+    def end(self, run: CaseRun) -> CaseResult:
+        """Give the memory of a case back; what its rounds have measured."""
         for name in self._names:
-            self._ask(name, entries[name], "unload")
-        bandwidth = statistics.median(bandwidths) if bandwidths else None
-        peak = self._peaks[case.dtype]
-        return CaseResult(case, pairs, peak, bandwidth, truth.plain_error, entries)
+            self._ask(name, run.entries[name], "unload")
+        bandwidth = statistics.median(run.bandwidths) if run.bandwidths else None
+        peak = self._peaks[run.case.dtype]
+        return CaseResult(run.case, run.pairs, peak, bandwidth, run.plain_error, run.entries)
 
     def _measure_peak(self, dtype: str) -> None:
         """Keep the best FMA rate of the run: disturbance only ever lowers it."""
@@ -202,7 +204,9 @@ class Runner:
 
     def _prepare(self, name: str, truth: Truth, entry: Entry) -> bool:
         """Let the worker choose its variant; whether it has a right answer to time."""
-        trials: list[Trial] | None = self._ask(name, entry, "prepare", truth)
+        longest = math.inf if name == OWN else self._settings.longest_call
+        leave_out = self._settings.leave_out
+        trials: list[Trial] | None = self._ask(name, entry, "prepare", truth, longest, leave_out)
         if trials is None:
             return False
         if not trials:
@@ -216,36 +220,36 @@ class Runner:
         )
         return chosen.right
 
-    def _rounds(
-        self,
-        case: Case,
-        active: list[str],
-        entries: dict[str, Entry],
-        tell: Callable[[float, str], None],
-    ) -> list[float]:
-        """Bursts of every contestant in turn; the memory bandwidths measured on the way."""
-        bandwidths: list[float] = []
-        spent = dict.fromkeys(active, 0.0)
-        for turn in range(self._settings.rounds):
-            if turn and time.monotonic() > self._case_end:
-                break
-            self._measure_peak(case.dtype)
-            if case.cold:
-                rate = self._workers[OWN].call("measure", "bandwidth", 2 * LIMIT_SECONDS)
-                bandwidths.append(float(rate))
-            first = turn % max(1, len(active))
-            for name in active[first:] + active[:first]:
-                if spent[name] > self._settings.patience and name != OWN:
-                    continue
-                if name not in (OWN, PLAIN) and time.monotonic() > self._end:
-                    if not entries[name].rounds:
-                        entries[name].note = OUT_OF_TIME
-                    continue
-                tell(0.2 + 0.8 * turn / self._settings.rounds, f"round {turn + 1}, {name}")
-                before = time.monotonic()
-                times = self._ask(name, entries[name], "burst", self._settings.burst)
-                spent[name] += time.monotonic() - before
-                if times:
-                    entries[name].rounds.append(statistics.median(times))
-                    entries[name].samples += times
-        return bandwidths
+    def round(self, run: CaseRun, turn: int, tell: Callable[[float, str], None]) -> None:
+        """A burst of every contestant, the machine's limits first."""
+        self._measure_peak(run.case.dtype)
+        if run.case.cold:
+            rate = self._workers[OWN].call("measure", "bandwidth", 2 * LIMIT_SECONDS)
+            run.bandwidths.append(float(rate))
+        first = turn % max(1, len(run.active))
+        for name in run.active[first:] + run.active[:first]:
+            entry = run.entries[name]
+            if run.spent[name] > self._settings.patience and name != OWN:
+                continue
+            if name not in (OWN, PLAIN) and self.seconds_left < 0:
+                if not entry.rounds:
+                    entry.note = OUT_OF_TIME
+                continue
+            tell(0.2 + 0.8 * turn / self.rounds, f"round {turn + 1}, {name}")
+            before = time.monotonic()
+            times = self._ask(name, entry, "burst", self._settings.burst)
+            run.spent[name] += time.monotonic() - before
+            if times:
+                entry.rounds.append(statistics.median(times))
+                entry.samples += times
+
+
+def _stored(settings: Settings) -> dict[str, Any]:
+    """Settings as JSON has them: no tuples, None for no limit."""
+    stored = asdict(settings)
+    for name, value in stored.items():
+        if isinstance(value, tuple):
+            stored[name] = list(value)
+        elif value == math.inf:
+            stored[name] = None
+    return stored

@@ -7,11 +7,12 @@ Requests are pickled tuples ``(operation, *arguments)`` on standard input, answe
 from __future__ import annotations
 
 import gc
+import math
 import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -59,6 +60,7 @@ class Worker:
         self._prepared: Prepared | None = None
         self._next = 0
         self._batch = 1
+        self._seconds: dict[tuple[str, str], float] = {}  # of a call, by series and variant
 
     def version(self) -> str:
         """Version of the library."""
@@ -107,31 +109,55 @@ class Worker:
         rounding = 32 * float(np.finfo(dtype).eps) * float(np.max(np.abs(rows)))
         return Truth(rows, plain_error, 10 * plain_error + rounding)
 
-    def prepare(self, truth: Truth) -> list[Trial]:
-        """Try every variant, check it, and keep the fastest right one for `burst`."""
+    def prepare(
+        self, truth: Truth, longest: float = math.inf, leave_out: Collection[str] = ()
+    ) -> list[Trial]:
+        """Try every variant, check it, and keep the fastest right one for `burst`.
+
+        Left out are variants named in `leave_out`, and those of which a call took more than
+        `longest` seconds in the case before of the same series.
+        """
         trials: list[Trial] = []
-        best = float("inf")
-        variants = self._contestant.variants(self._case, self._inputs)
-        for name, make in variants.items():
-            try:
-                prepared = make()
-                first = time.perf_counter()
-                result = prepared.calls[0]()
-                first = time.perf_counter() - first
-                trial = self._check(name, prepared.output(result), truth)
-            except Exception as error:  # a library may raise anything for a case it cannot run
-                trials.append(Trial(name, None, False, _reason(error)))
+        best = math.inf
+        for name, make in self._contestant.variants(self._case, self._inputs).items():
+            if note := self._why_not(name, longest, leave_out):
+                trials.append(Trial(name, None, False, f"left out, {note}"))
                 continue
-            trials.append(trial)
-            if trial.right:
-                seconds = first if first > TRIAL_SECONDS else _seconds_per_call(prepared.calls[0])
-                if seconds < best:
-                    best, self._prepared = seconds, prepared
-                    trials.insert(0, trials.pop())
-            del prepared, result
+            trial, prepared, seconds = self._try(name, make, truth)
+            if trial.right and seconds < best:
+                best, self._prepared = seconds, prepared
+                trials.insert(0, trial)
+            else:
+                trials.append(trial)
+            del prepared  # its arrays, before the next variant makes its own
         self._batch = max(1, round(BATCH_SECONDS / best)) if best else 1
         self._next = 0
         return trials
+
+    def _why_not(self, variant: str, longest: float, leave_out: Collection[str]) -> str:
+        """Why not to try a variant, empty to try it."""
+        if variant in leave_out:
+            return "takes long to prepare"
+        seconds = self._seconds.get((self._case.series, variant), 0.0)
+        return f"a smaller case took {seconds:.2g} s" if seconds > longest else ""
+
+    def _try(
+        self, name: str, make: Callable[[], Prepared], truth: Truth
+    ) -> tuple[Trial, Prepared | None, float]:
+        """Prepare and check a variant; seconds of a call of a right one."""
+        try:
+            prepared = make()
+            start = time.perf_counter()
+            result = prepared.calls[0]()
+            seconds = time.perf_counter() - start
+            trial = self._check(name, prepared.output(result), truth)
+        except Exception as error:  # a library may raise anything for a case it cannot run
+            return Trial(name, None, False, _reason(error)), None, math.inf
+        del result
+        if trial.right and seconds <= TRIAL_SECONDS:
+            seconds = _seconds_per_call(prepared.calls[0])
+        self._seconds[self._case.series, name] = seconds
+        return trial, prepared, seconds
 
     def _check(self, name: str, output: NDArray[Any], truth: Truth) -> Trial:
         expected = (self._case.batch, self._case.heads, self._case.q_len, self._case.value_dim)
@@ -188,7 +214,7 @@ def _settle() -> None:
 
 def _seconds_per_call(call: Callable[[], Any]) -> float:
     """The fastest of a few calls, after one that the check has already made."""
-    best, start = float("inf"), time.perf_counter()
+    best, start = math.inf, time.perf_counter()
     while time.perf_counter() - start < TRIAL_SECONDS:
         before = time.perf_counter()
         call()

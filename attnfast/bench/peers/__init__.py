@@ -18,6 +18,7 @@ from ..cases import Case
 from ..inputs import Inputs
 
 OWN, PLAIN = "attnfast", "numpy"
+FLEX = "flex_attention"  # a variant that takes seconds to compile for a case
 
 
 class Unsupported(Exception):

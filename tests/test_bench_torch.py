@@ -1,0 +1,74 @@
+"""The PyTorch contestant: FlexAttention sees what the case says, whatever else cannot run."""
+
+import numpy as np
+import pytest
+
+from attnfast.bench.cases import Case
+from attnfast.bench.inputs import position_mask
+from attnfast.bench.worker import Worker
+
+torch = pytest.importorskip("torch")
+
+from attnfast.bench.peers import torch_peer  # noqa: E402
+
+CASES = [
+    Case("causal", 1, 2, 2, 40, 40, 8, 8, causal=True),
+    Case("grouped", 2, 4, 2, 20, 20, 8, 8, causal=True),
+    Case("at_end", 1, 2, 1, 8, 40, 8, 8, causal=True, at_end=True),
+    Case("window", 1, 2, 2, 40, 40, 8, 8, window=(5, 3)),
+    Case("causal_window", 1, 2, 2, 40, 40, 8, 8, causal=True, window=(5, 5)),
+]
+cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """FlexAttention as PyTorch runs it without a compiler."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+
+
+@pytest.fixture
+def worker():
+    threads = torch.get_num_threads()
+    yield Worker("torch", 1)
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(True)
+
+
+@cases
+def test_flex_attention_sees_what_the_case_says(case):
+    sees = torch_peer._sees(case)
+    rows, columns = np.arange(case.q_len)[:, None], np.arange(case.k_len)
+    np.testing.assert_array_equal(sees(0, 0, rows, columns), position_mask(case))
+
+
+@cases
+@pytest.mark.filterwarnings("ignore:flex_attention called")
+def test_both_variants_are_right(case, worker, uncompiled):
+    worker.load(case, 1)
+    found = worker.prepare(worker.truth())
+    assert {trial.variant for trial in found} == {"sdpa", "flex_attention"}
+    assert all(trial.right for trial in found), found
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called")
+def test_flex_attention_runs_where_a_whole_mask_has_no_room(worker, uncompiled, monkeypatch):
+    def refuse(needed, what):
+        raise MemoryError(f"no room for {what}")
+
+    monkeypatch.setattr(torch_peer, "require_memory", refuse)
+    worker.load(CASES[3], 1)
+    chosen, other = worker.prepare(worker.truth())
+    assert chosen.variant == "flex_attention" and chosen.right
+    assert "no room for an (Lq, Lk) mask" in other.note
+
+
+def test_without_a_compiler_the_other_variant_is_timed(worker, monkeypatch):
+    def refuse(function, **options):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    worker.load(CASES[0], 1)
+    chosen, other = worker.prepare(worker.truth())
+    assert chosen.variant == "sdpa" and chosen.right
+    assert "no compiler" in other.note
