@@ -157,10 +157,13 @@ static void run_keys(const af_problem *p, const af_plan *plan, block *k, const s
         fetch_lanes(&next, p, plan, k, j0, (int)n);
         first = false;
         score_block(p, k, s, j0, (int)n, &next);
-        if (seen == SEES_SOME) hide_scores(k, (int)n, s->words, s->s);
-        if (careful) words_of_scores(k, (int)n, s->s, s->words);
+        if (careful) {
+            if (seen == SEES_SOME) hide_scores(k, (int)n, s->words, s->s);
+            words_of_scores(k, (int)n, s->s, s->words);
+        }
         const int at = k->v0 * VL, nv = k->v1 - k->v0;
-        const bool moved = softmax_step(nv, plan->base2, (int)n, s->s + at, s->m + at, s->l + at, factor);
+        const uint64_t *words = seen == SEES_SOME && !careful ? s->words : NULL;
+        const bool moved = softmax_step(nv, plan->base2, (int)n, s->s + at, words, k->v0, s->m + at, s->l + at, factor);
         if (!p->value.data) continue;
         if (empty && (careful || nv < k->nv)) {
             zero_output(s, p->Dv);

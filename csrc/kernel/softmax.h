@@ -14,8 +14,17 @@ enum { SLACK = 8 };
 /* exp of a difference of scores; base2: scores are in units of log 2. */
 AF_INLINE v exp_difference(const bool base2, v x) { return v_exp2(base2 ? x : v_mul(x, v_set1(AF_LOG2E))); }
 
-/* Returns whether a maximum moved; then factor[NR] is what O has to be multiplied by. */
-AF_INLINE bool softmax_tile(const int nv, const bool base2, int n, real *s, real *m, real *l, real *factor)
+/* Score c of key j, -inf where its bit is not set. */
+AF_INLINE v seen_score(const bool masked, const real *s, const uint64_t *words, int v0, int j, int c)
+{
+    const v x = v_load(s + j * AF_NR + c * VL);
+    return masked ? v_select(vm_part(words + j, v0 + c), x, v_set1(-AF_INFINITY)) : x;
+}
+
+/* Returns whether a maximum moved; then factor[NR] is what O has to be multiplied by. Bit i of part v0 + c
+ * of words[j] tells whether lane i of vector c sees key j; used if masked. */
+AF_INLINE bool softmax_tile(const int nv, const bool base2, const bool masked, int n, real *s, const uint64_t *words,
+                            int v0, real *m, real *l, real *factor)
 {
     const v slack = v_set1(base2 ? SLACK : SLACK * AF_LN2);
     v top[AF_NV], sum[AF_NV];
@@ -24,7 +33,7 @@ AF_INLINE bool softmax_tile(const int nv, const bool base2, int n, real *s, real
         sum[c] = v_zero();
     }
     for (int j = 0; j < n; j++)
-        UNROLL(c, nv) top[c] = v_max(v_load(s + j * AF_NR + c * VL), top[c]);
+        UNROLL(c, nv) top[c] = v_max(seen_score(masked, s, words, v0, j, c), top[c]);
     bool moved = false;
     UNROLL(c, nv) {
         const v old = v_load(m + c * VL);
@@ -42,7 +51,7 @@ AF_INLINE bool softmax_tile(const int nv, const bool base2, int n, real *s, real
     }
     for (int j = 0; j < n; j++)
         UNROLL(c, nv) {
-            const v x = exp_difference(base2, v_sub(v_load(s + j * AF_NR + c * VL), top[c]));
+            const v x = exp_difference(base2, v_sub(seen_score(masked, s, words, v0, j, c), top[c]));
             v_store(s + j * AF_NR + c * VL, x);
             sum[c] = v_add(sum[c], x);
         }
@@ -50,12 +59,21 @@ AF_INLINE bool softmax_tile(const int nv, const bool base2, int n, real *s, real
     return moved;
 }
 
-static bool softmax_step(int nv, bool base2, int n, real *s, real *m, real *l, real *factor)
+#define SOFTMAX(nv)                                                                                                    \
+    (words   ? base2 ? softmax_tile(nv, true, true, n, s, words, v0, m, l, factor)                                     \
+                     : softmax_tile(nv, false, true, n, s, words, v0, m, l, factor)                                    \
+     : base2 ? softmax_tile(nv, true, false, n, s, NULL, 0, m, l, factor)                                              \
+             : softmax_tile(nv, false, false, n, s, NULL, 0, m, l, factor))
+
+/* words: NULL if nothing is hidden. */
+static bool softmax_step(int nv, bool base2, int n, real *s, const uint64_t *words, int v0, real *m, real *l,
+                         real *factor)
 {
-    if (nv == 1) return base2 ? softmax_tile(1, true, n, s, m, l, factor) : softmax_tile(1, false, n, s, m, l, factor);
-    if (nv == 2) return base2 ? softmax_tile(2, true, n, s, m, l, factor) : softmax_tile(2, false, n, s, m, l, factor);
-    return base2 ? softmax_tile(AF_NV, true, n, s, m, l, factor) : softmax_tile(AF_NV, false, n, s, m, l, factor);
+    if (nv == 1) return SOFTMAX(1);
+    if (nv == 2) return SOFTMAX(2);
+    return SOFTMAX(AF_NV);
 }
+#undef SOFTMAX
 
 static void rescale(int nv, int64_t Dv, const real *factor, real *o)
 {

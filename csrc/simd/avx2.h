@@ -48,6 +48,7 @@ AF_INLINE vm vm_bits(uint64_t bits)
     const __m256i lane = INT_OP(sllv)(INT_SET1(1), LANES);
     return AS_REAL(INT_OP(cmpeq)(_mm256_and_si256(INT_SET1((int64_t)bits), lane), lane));
 }
+AF_INLINE vm vm_part(const uint64_t *word, int c) { return vm_bits(*word >> c * VL); }
 AF_INLINE uint64_t vm_word(vm m) { return (uint64_t)OP(movemask)(m); }
 AF_INLINE vm vm_gt(v a, v b) { return OP(cmp)(a, b, _CMP_GT_OQ); }
 AF_INLINE vm vm_ne(v a, v b) { return OP(cmp)(a, b, _CMP_NEQ_UQ); }

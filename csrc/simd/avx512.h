@@ -13,12 +13,14 @@
 #if AF_DOUBLE
 typedef __m512d v;
 typedef __mmask8 vm;
+typedef __mmask8 __attribute__((may_alias)) vm_part_t;
 #define VL 8
 #define OP(name) _mm512_##name##_pd
 #define OP_MASK(name) _mm512_##name##_pd_mask
 #else
 typedef __m512 v;
 typedef __mmask16 vm;
+typedef __mmask16 __attribute__((may_alias)) vm_part_t;
 #define VL 16
 #define OP(name) _mm512_##name##_ps
 #define OP_MASK(name) _mm512_##name##_ps_mask
@@ -26,6 +28,7 @@ typedef __mmask16 vm;
 
 AF_INLINE vm vm_first(int n) { return (vm)((1u << n) - 1); }
 AF_INLINE vm vm_bits(uint64_t bits) { return (vm)bits; }
+AF_INLINE vm vm_part(const uint64_t *word, int c) { return ((const vm_part_t *)word)[c]; }
 AF_INLINE uint64_t vm_word(vm m) { return m; }
 AF_INLINE vm vm_gt(v a, v b) { return OP_MASK(cmp)(a, b, _CMP_GT_OQ); }
 AF_INLINE vm vm_ne(v a, v b) { return OP_MASK(cmp)(a, b, _CMP_NEQ_UQ); }

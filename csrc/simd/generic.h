@@ -1,6 +1,7 @@
 /* The vector vocabulary, defined on 16-byte GCC/clang vectors: runs anywhere, and says what each word means.
  *
  *   v    a vector of VL reals          vm   a lane mask
+ *   vm_bits(bits): lanes whose bit is set; vm_part(word, c): of bits c VL and up
  *   v_max(a, b), v_min(a, b) return b where either is NaN
  *   v_fraction(a) = a - floor(a), some number in [0, 1] for -infinity
  *   v_scale2(a, n) = a * 2^floor(n); 0 (or NaN, if a is) for -infinity
@@ -46,6 +47,7 @@ AF_INLINE vm vm_bits(uint64_t bits)
     UNROLL(i, VL) m[i] = -(bits_t)(bits >> i & 1);
     return m;
 }
+AF_INLINE vm vm_part(const uint64_t *word, int c) { return vm_bits(*word >> c * VL); }
 AF_INLINE uint64_t vm_word(vm m)
 {
     uint64_t word = 0;
