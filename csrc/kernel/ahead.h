@@ -12,8 +12,7 @@
 typedef struct ahead {
     const elem *value, *key;
     int64_t value_stride, key_stride, values, keys; /* strides and numbers of rows */
-    const elem *const *query;
-    elem *const *output;
+    elem *const *query, *const *output;
     int64_t queries, outputs;
     int64_t D, Dv;
     const real *const *bias;

@@ -6,6 +6,7 @@
 #define AF_BLOCK_H
 
 typedef struct block {
+    af_unit unit;
     int n, nv; /* rows, and the vectors that hold them */
     int64_t b, hk;
     af_span span;        /* keys that any row sees */
@@ -20,33 +21,59 @@ typedef struct block {
     const uint8_t *mask_row[AF_NR];
 } block;
 
-/* First element of a row of a tensor that has one row for every query of every head. */
-AF_INLINE int64_t lane_offset(const af_tensor *t, const block *k, int lane)
+/* Where the rows of a unit begin in a tensor that has one row for every query of every head. */
+static void row_offsets(const af_tensor *t, int64_t group, af_unit unit, int64_t offset[AF_NR])
 {
-    return af_offset(t, k->b, k->head[lane], k->query[lane]);
+    int64_t g = unit.row % group, at = af_offset(t, unit.b, unit.hk * group + g, unit.row / group);
+    for (int lane = 0; lane < unit.rows; lane++) {
+        offset[lane] = at;
+        at += t->h;
+        if (++g < group) continue;
+        g = 0;
+        at += t->i - group * t->h;
+    }
 }
+
+static void find_rows(const af_tensor *t, int64_t group, af_unit unit, elem *rows[AF_NR])
+{
+    int64_t offset[AF_NR];
+    row_offsets(t, group, unit, offset);
+    for (int lane = 0; lane < unit.rows; lane++) rows[lane] = (elem *)t->data + offset[lane];
+}
+
+/* No row sees more keys than another, as far as positions and lengths decide it. */
+static bool rows_see_alike(const af_problem *p) { return p->left >= AF_FAR && p->right >= AF_FAR && !p->q_length; }
 
 static void make_block(block *k, const af_problem *p, const af_plan *plan, af_unit unit)
 {
-    int64_t i = unit.row / plan->group, g = unit.row % plan->group;
-    *k = (block){.n = unit.rows, .nv = (unit.rows + VL - 1) / VL, .b = unit.b, .hk = unit.hk};
-    k->inner = (af_span){0, p->Lk};
+    int64_t i = unit.row / plan->group, g = unit.row % plan->group, offset[AF_NR];
+    const af_span first = af_visible_keys(p, unit.b, i);
+    const bool alike = rows_see_alike(p);
+    *k = (block){.unit = unit, .n = unit.rows, .nv = (unit.rows + VL - 1) / VL, .b = unit.b, .hk = unit.hk};
+    k->span = k->inner = first;
     k->v1 = k->nv;
+    for (int c = 0; alike && c < k->nv; c++) k->vector_span[c] = first;
     for (int lane = 0; lane < unit.rows; lane++) {
-        const af_span seen = lane > 0 && g > 0 ? k->visible[lane - 1] : af_visible_keys(p, unit.b, i);
+        const af_span seen = alike ? first : lane > 0 && g > 0 ? k->visible[lane - 1] : af_visible_keys(p, unit.b, i);
         k->visible[lane] = seen;
         k->query[lane] = i;
         k->head[lane] = unit.hk * plan->group + g;
-        k->vector_span[lane / VL] = af_join(k->vector_span[lane / VL], seen);
-        k->span = af_join(k->span, seen);
-        k->inner = (af_span){af_max(k->inner.begin, seen.begin), af_min(k->inner.end, seen.end)};
-        if (p->bias.data) k->bias_row[lane] = (const real *)p->bias.data + lane_offset(&p->bias, k, lane);
-        if (p->mask.data) k->mask_row[lane] = (const uint8_t *)p->mask.data + lane_offset(&p->mask, k, lane);
+        if (!alike) {
+            k->vector_span[lane / VL] = af_join(k->vector_span[lane / VL], seen);
+            k->span = af_join(k->span, seen);
+            k->inner = (af_span){af_max(k->inner.begin, seen.begin), af_min(k->inner.end, seen.end)};
+        }
         if (++g == plan->group) {
             g = 0;
             i++;
         }
     }
+    if (p->bias.data) row_offsets(&p->bias, plan->group, unit, offset);
+    for (int lane = 0; p->bias.data && lane < k->n; lane++)
+        k->bias_row[lane] = (const real *)p->bias.data + offset[lane];
+    if (p->mask.data) row_offsets(&p->mask, plan->group, unit, offset);
+    for (int lane = 0; p->mask.data && lane < k->n; lane++)
+        k->mask_row[lane] = (const uint8_t *)p->mask.data + offset[lane];
     k->mask = af_key_mask(p, k->b, k->hk);
     k->span = af_trim(k->mask, k->span);
     k->hides = p->mask.data || p->bias.data || k->inner.begin > k->span.begin || k->inner.end < k->span.end;

@@ -14,8 +14,10 @@ enum { DECODE_ROWS = AF_NR < 8 ? AF_NR : 8 };
 static void decode_query(const af_problem *p, const af_plan *plan, const block *k, real *query)
 {
     const v scale = v_set1((real)plan->query_scale);
+    elem *rows[AF_NR];
+    find_rows(&p->query, plan->group, k->unit, rows);
     for (int r = 0; r < k->n; r++, query += p->D) {
-        const elem *row = (const elem *)p->query.data + lane_offset(&p->query, k, r);
+        const elem *row = rows[r];
         int64_t d = 0;
         for (; d + VL <= p->D; d += VL) v_store(query + d, v_mul(e_load(row + d), scale));
         const int rest = (int)(p->D - d);

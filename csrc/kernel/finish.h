@@ -51,7 +51,6 @@ static void finish(const af_problem *p, const af_plan *plan, const block *k, con
         v_store(factor + c * VL, v_mul(v_load(factor + c * VL), one));
         v_store(lse + c * VL, v_select(seen, natural, v_set1(-AF_INFINITY)));
     }
-    elem *rows[AF_NR] = {0};
     for (int lane = 0; lane < k->n; lane++) {
         if (af_query_is_padding(p, k->b, k->query[lane])) {
             factor[lane] = inverse[lane] = 0;
@@ -63,9 +62,11 @@ static void finish(const af_problem *p, const af_plan *plan, const block *k, con
             ((real *)plan->row_max)[row] = s->m[lane];
             ((real *)plan->row_inverse)[row] = inverse[lane];
         }
-        if (p->value.data) rows[lane] = (elem *)p->output.data + lane_offset(&p->output, k, lane);
     }
-    if (p->value.data) lanes_to_rows(k->n, k->nv, p->Dv, s->o, factor, rows);
+    if (!p->value.data) return;
+    elem *rows[AF_NR] = {0};
+    find_rows(&p->output, plan->group, k->unit, rows);
+    lanes_to_rows(k->n, k->nv, p->Dv, s->o, factor, rows);
 }
 
 static void merge(const af_problem *p, const af_plan *plan, af_unit unit, void *memory, const void *partials)

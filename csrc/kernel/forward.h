@@ -12,8 +12,8 @@
 
 static void pack_query(const af_problem *p, const af_plan *plan, const block *k, real *query)
 {
-    const elem *rows[AF_NR] = {0};
-    for (int lane = 0; lane < k->n; lane++) rows[lane] = (const elem *)p->query.data + lane_offset(&p->query, k, lane);
+    elem *rows[AF_NR] = {0};
+    find_rows(&p->query, plan->group, k->unit, rows);
     rows_to_lanes(k->n, k->nv, p->D, rows, (real)plan->query_scale, query);
 }
 
@@ -21,8 +21,8 @@ static void pack_query(const af_problem *p, const af_plan *plan, const block *k,
  * the unit that comes after it and the first of its keys that are new; its own outputs. */
 typedef struct edges {
     int64_t fresh;
-    const elem *query[AF_NR], *key;
-    elem *output[AF_NR];
+    elem *query[AF_NR], *output[AF_NR];
+    const elem *key;
     int queries, outputs;
     int64_t keys;
 } edges;
@@ -33,15 +33,12 @@ static void find_edges(edges *e, const af_problem *p, const af_plan *plan, const
     const bool first = unit.row + unit.rows == plan->rows; /* of its key/value head */
     e->fresh = first ? p->Lk : af_visible_keys(p, unit.b, (unit.row + unit.rows) / plan->group).begin;
     e->outputs = p->value.data && plan->splits == 1 ? k->n : 0;
-    for (int lane = 0; lane < e->outputs; lane++)
-        e->output[lane] = (elem *)p->output.data + lane_offset(&p->output, k, lane);
+    if (e->outputs) find_rows(&p->output, plan->group, own, e->output);
     e->queries = 0;
     e->keys = 0;
     if (!af_next_block(plan, p, &unit)) return;
-    for (; e->queries < unit.rows; e->queries++) {
-        const int64_t row = unit.row + e->queries, head = unit.hk * plan->group + row % plan->group;
-        e->query[e->queries] = (const elem *)p->query.data + af_offset(&p->query, unit.b, head, row / plan->group);
-    }
+    e->queries = unit.rows;
+    find_rows(&p->query, plan->group, unit, e->query);
     const af_span seen = af_visible_keys(p, unit.b, unit.row / plan->group);
     const bool same = own.b == unit.b && own.hk == unit.hk;
     e->keys = af_min(plan->key_block, (same ? af_min(seen.end, k->span.begin) : seen.end) - seen.begin);

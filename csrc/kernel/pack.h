@@ -3,11 +3,11 @@
 #define AF_PACK_H
 
 /* lanes[width][NR] = scale * rows', zero in the lanes past n. */
-static void rows_to_lanes(int n, int nv, int64_t width, const elem *const rows[AF_NR], real scale, real *lanes)
+static void rows_to_lanes(int n, int nv, int64_t width, elem *const rows[AF_NR], real scale, real *lanes)
 {
     const v factor = v_set1(scale);
     for (int j = 0; j < nv; j++) {
-        const elem *const *group = rows + j * VL;
+        elem *const *group = rows + j * VL;
         const int lanes_here = n - j * VL < VL ? n - j * VL : VL;
         int64_t c = 0;
         for (; lanes_here == VL && c + VL <= width; c += VL) {

@@ -14,13 +14,6 @@ enum { SLACK = 8 };
 /* exp of a difference of scores; base2: scores are in units of log 2. */
 AF_INLINE v exp_difference(const bool base2, v x) { return v_exp2(base2 ? x : v_mul(x, v_set1(AF_LOG2E))); }
 
-/* Score c of key j, -inf where its bit is not set. */
-AF_INLINE v seen_score(const bool masked, const real *s, const uint64_t *words, int v0, int j, int c)
-{
-    const v x = v_load(s + j * AF_NR + c * VL);
-    return masked ? v_select(vm_part(words + j, v0 + c), x, v_set1(-AF_INFINITY)) : x;
-}
-
 /* Returns whether a maximum moved; then factor[NR] is what O has to be multiplied by. Bit i of part v0 + c
  * of words[j] tells whether lane i of vector c sees key j; used if masked. */
 AF_INLINE bool softmax_tile(const int nv, const bool base2, const bool masked, int n, real *s, const uint64_t *words,
@@ -33,7 +26,14 @@ AF_INLINE bool softmax_tile(const int nv, const bool base2, const bool masked, i
         sum[c] = v_zero();
     }
     for (int j = 0; j < n; j++)
-        UNROLL(c, nv) top[c] = v_max(seen_score(masked, s, words, v0, j, c), top[c]);
+        UNROLL(c, nv) {
+            v x = v_load(s + j * AF_NR + c * VL);
+            if (masked) {
+                x = v_select(vm_part(words + j, v0 + c), x, v_set1(-AF_INFINITY));
+                v_store(s + j * AF_NR + c * VL, x);
+            }
+            top[c] = v_max(x, top[c]);
+        }
     bool moved = false;
     UNROLL(c, nv) {
         const v old = v_load(m + c * VL);
@@ -51,7 +51,7 @@ AF_INLINE bool softmax_tile(const int nv, const bool base2, const bool masked, i
     }
     for (int j = 0; j < n; j++)
         UNROLL(c, nv) {
-            const v x = exp_difference(base2, v_sub(seen_score(masked, s, words, v0, j, c), top[c]));
+            const v x = exp_difference(base2, v_sub(v_load(s + j * AF_NR + c * VL), top[c]));
             v_store(s + j * AF_NR + c * VL, x);
             sum[c] = v_add(sum[c], x);
         }

@@ -68,9 +68,9 @@ static void weights(const af_problem *p, const af_plan *plan, af_unit unit, void
     make_block(&k, p, plan, unit);
     carve(&s, p, plan, memory);
     for (int lane = 0; lane < AF_NR; lane++) w.m[lane] = w.inverse[lane] = 0, w.one[lane] = 1;
+    find_rows(&p->weights, plan->group, unit, w.row);
     for (int lane = 0; lane < k.n; lane++) {
         const int64_t row = (k.b * p->H + k.head[lane]) * p->Lq + k.query[lane];
-        w.row[lane] = (elem *)p->weights.data + lane_offset(&p->weights, &k, lane);
         if (!plan->row_max) continue;
         w.m[lane] = ((const real *)plan->row_max)[row];
         w.inverse[lane] = ((const real *)plan->row_inverse)[row];
