@@ -25,6 +25,23 @@ def test_against_the_reference(options, lq, heads, kv_heads, dtype, rng, each_is
     each_isa(lambda: criterion.check(attnfast.attention(q, k, v, **EVERYTHING, **options)))
 
 
+@EACH_DTYPE
+@pytest.mark.parametrize("d", [1, 31, 32, 64, 80, 128, 256])
+def test_any_number_of_rows_and_any_layout(d, dtype, rng, each_isa):
+    """Up to 9 query rows share a key; rows of keys lie one after the other, or apart."""
+    for rows in range(1, 10):
+        q, k, v = qkv(rng, 1, 70, d, d + rows % 3, heads=rows, kv_heads=1, batch=(1,), dtype=dtype)
+        criterion = Criterion(q, k, v)
+        apart = [np.repeat(a, 3, axis=-2)[..., ::3, :] for a in (k, v)]
+
+        def decode(q=q, k=k, v=v, apart=apart, criterion=criterion) -> None:
+            result = attnfast.attention(q, k, v)
+            criterion.check(result)
+            assert same_bits(result, attnfast.attention(q, *apart))
+
+        each_isa(decode)
+
+
 @pytest.mark.usefixtures("isa")
 def test_one_query_over_many_keys_is_shared_by_all_threads():
     q, k = np.zeros((1, 1, 1, 128), np.float32), np.zeros((1, 1, 16384, 128), np.float32)

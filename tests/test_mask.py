@@ -47,6 +47,37 @@ def test_broadcast_masks(shape):
     assert (seen(70, 90, mask=mask) == np.broadcast_to(mask, (2, 70, 90))).all()
 
 
+def runs(rng, n, longest):
+    """Visible and hidden runs of random lengths in turn."""
+    lengths = rng.integers(1, longest + 1, n)
+    return np.repeat(np.arange(n) % 2 == rng.integers(2), lengths)[:n]
+
+
+@pytest.mark.parametrize("longest", [3, 20, 90])
+@pytest.mark.parametrize("lq", [1, 3, 50])
+def test_masks_over_keys(lq, longest):
+    """Runs of hidden keys are left out, shorter ones than 16 are hidden within a block."""
+    rng = np.random.default_rng(longest)
+    for lk in (7, 16, 127, 129, 300):
+        for _ in range(10):
+            mask = runs(rng, lk, longest)
+            assert (seen(lq, lk, mask=mask) == mask).all()
+            for left in (0, 40):
+                visible = expected(lq, lk, left, 20, 30) & mask
+                options = {"window_size": (left, 20), "q_offset": 30}
+                assert (seen(lq, lk, mask=mask, **options) == visible).all()
+
+
+@pytest.mark.parametrize("lq", [2, 60])
+def test_masks_over_keys_that_differ_by_head_and_batch(lq):
+    rng = np.random.default_rng(4)
+    mask = np.array([[runs(rng, 200, 40) for _ in range(4)] for _ in range(3)])[:, :, None]
+    mask[1, 2] = False
+    q, k = np.zeros((3, 4, lq, 1), np.float32), np.zeros((3, 2, 200, 1), np.float32)
+    for shown in (mask, mask[:, :1], mask[:1], mask[..., ::-1]):
+        assert ((attnfast.attention_weights(q, k, mask=shown) > 0) == shown).all()
+
+
 def test_any_byte_but_zero_is_true():
     mask = np.random.default_rng(2).choice([0, 1, 2, 128, 255], (70, 90)).astype(np.uint8)
     assert (seen(70, 90, mask=mask.view(bool)) == (mask != 0)).all()

@@ -117,6 +117,15 @@ def test_padding_masks_skip_blocks():
     assert plan.visited_pairs <= 1.25 * plan.visible_pairs
 
 
+def test_masks_over_keys_cost_what_they_show():
+    x = zeros(3, 4, 2048, 64)
+    j = np.arange(2048)
+    mask = np.stack([j < 700, (j > 1000) & (j < 1003), j % 200 < 150])[:, None, None]
+    plan = attnfast.plan(x, x, x, mask=mask)
+    assert plan.visible_pairs == 4 * 2048 * mask.sum()
+    assert plan.visited_pairs == plan.visible_pairs
+
+
 def test_a_block_diagonal_mask_skips_blocks():
     x = zeros(1, 1, 2048, 64)
     document = np.arange(2048) // 512
