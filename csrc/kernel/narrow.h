@@ -14,6 +14,14 @@
 /* Loads and stores stay on their side of this. */
 #define KEEP_ORDER() __asm__ volatile("" ::: "memory")
 
+/* A pointer that the compiler must hold as such: with offsets of its own for all loads of several rows it runs out of
+ * registers, and the loads wait for their addresses out of order. */
+AF_INLINE const elem *hold(const elem *p)
+{
+    __asm__("" : "+r"(p));
+    return p;
+}
+
 /* How many rows of keys or values stay in the first-level cache while they are gone through again: a divisor of 64. */
 AF_INLINE int near_rows(int64_t width)
 {
@@ -40,15 +48,16 @@ AF_INLINE void dot_tile(const int nr, const int nk, int64_t D, const real *query
     v acc[AF_DECODE_KEYS][4];
     UNROLL(j, nk) {
         UNROLL(r, nr) acc[j][r] = v_zero();
+        const elem *row = hold(key + j * ldk);
         int64_t d = 0;
         for (; d + VL <= D; d += VL) {
-            const v x = e_load(key + j * ldk + d);
+            const v x = e_load(row + d);
             KEEP_ORDER();
             UNROLL(r, nr) acc[j][r] = v_fma(v_load(query + r * D + d), x, acc[j][r]);
         }
         const int rest = (int)(D - d);
         if (!rest) continue;
-        const v x = e_load_n(key + j * ldk + d, rest);
+        const v x = e_load_n(row + d, rest);
         KEEP_ORDER();
         UNROLL(r, nr) acc[j][r] = v_fma(v_load_n(query + r * D + d, rest), x, acc[j][r]);
     }
@@ -62,8 +71,9 @@ AF_INLINE void dot_tile_of(const int nr, const int nk, const int nc, v q[2][AF_D
     v acc[AF_DECODE_KEYS][4];
     UNROLL(j, nk) {
         UNROLL(r, nr) acc[j][r] = v_zero();
+        const elem *row = hold(key + j * ldk);
         UNROLL(c, nc) {
-            const v x = e_load(key + j * ldk + c * VL);
+            const v x = e_load(row + c * VL);
             KEEP_ORDER();
             UNROLL(r, nr) acc[j][r] = v_fma(q[r][c], x, acc[j][r]);
         }
