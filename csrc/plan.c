@@ -115,8 +115,8 @@ static void count_block(const af_plan *plan, const af_problem *p, af_unit unit, 
         vectors[lane / vl] = af_join(vectors[lane / vl], seen);
         whole = af_join(whole, seen);
     }
-    const uint8_t *mask = plan->decode ? NULL : af_key_mask(p, unit.b, unit.hk);
-    whole = af_trim(af_key_mask(p, unit.b, unit.hk), whole);
+    const uint8_t *mask = af_key_mask(p, unit.b, unit.hk);
+    whole = af_trim(mask, whole);
     for (int64_t split = 0; split < plan->splits; split++) {
         const af_span span = af_split(whole, split, plan->split_keys);
         for (int64_t j = span.begin, n; j < span.end; j += n) {
@@ -124,7 +124,8 @@ static void count_block(const af_plan *plan, const af_problem *p, af_unit unit, 
             n = piece.keys;
             const int64_t seen = visible_in(plan, p, unit, unit.row, unit.row + unit.rows, j, j + n);
             *visible += seen;
-            if (seen || plan->decode) *visited += n * (af_min(unit.rows, piece.last * vl) - piece.first * vl);
+            if (seen || (plan->decode && !mask))
+                *visited += n * (af_min(unit.rows, piece.last * vl) - piece.first * vl);
         }
     }
 }

@@ -109,7 +109,9 @@ typedef struct af_piece {
     int first, last;
 } af_piece;
 
-enum { AF_LEAST_KEYS = 16 }; /* a piece is not cut shorter, nor for fewer hidden keys */
+/* A corner is not cut off a piece shorter than this, nor is a piece cut for fewer hidden keys: in the forward kernel a
+ * piece of one key costs as much as 2.7 keys of a long one. */
+enum { AF_LEAST_KEYS = 16, AF_LEAST_HIDDEN = 4 };
 
 /* How many of n keys make one piece under a mask: hidden ones up to the first visible, or visible ones up to so many
  * hidden ones that they are better left out. */
@@ -120,7 +122,7 @@ static inline int64_t af_cut_keys(const uint8_t *mask, int64_t n)
     for (int64_t hidden = 0;; end += hidden) {
         end += af_visible_run(mask + end, n - end);
         hidden = af_hidden_run(mask + end, n - end);
-        if (hidden >= AF_LEAST_KEYS || end + hidden == n) return end;
+        if (hidden >= AF_LEAST_HIDDEN || end + hidden == n) return end;
     }
 }
 

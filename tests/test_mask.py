@@ -56,7 +56,7 @@ def runs(rng, n, longest):
 @pytest.mark.parametrize("longest", [3, 20, 90])
 @pytest.mark.parametrize("lq", [1, 3, 50])
 def test_masks_over_keys(lq, longest):
-    """Runs of hidden keys are left out, shorter ones than 16 are hidden within a block."""
+    """Runs of hidden keys are left out, short ones are hidden within a block."""
     rng = np.random.default_rng(longest)
     for lk in (7, 16, 127, 129, 300):
         for _ in range(10):

@@ -124,6 +124,8 @@ def test_masks_over_keys_cost_what_they_show():
     plan = attnfast.plan(x, x, x, mask=mask)
     assert plan.visible_pairs == 4 * 2048 * mask.sum()
     assert plan.visited_pairs == plan.visible_pairs
+    one_query = attnfast.plan(x[:, :, :1], x, x, mask=mask)
+    assert one_query.visited_pairs == one_query.visible_pairs == 4 * mask.sum()
 
 
 def test_a_block_diagonal_mask_skips_blocks():

@@ -51,4 +51,4 @@ def _limit(mount: Path, group: PurePosixPath) -> float | None:
             period = (folder / "cpu.cfs_period_us").read_text().strip()
         except OSError:
             return None
-    return None if quota in ("max", "-1") else int(quota) / int(period)
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None

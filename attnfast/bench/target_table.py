@@ -58,8 +58,10 @@ def slowdown(report: Report, result: CaseResult) -> float | None:
     alone = report.on_one_thread(result.case.name)
     if alone is None or alone is result:
         return None
-    pairs = zip(result.entries[OWN].rounds, alone.entries[OWN].rounds, strict=False)
-    ratios = [with_all / with_one for with_all, with_one in pairs]
+    rounds, rounds_alone = result.entries[OWN].rounds, alone.entries[OWN].rounds
+    if len(rounds) != len(rounds_alone):
+        return None
+    ratios = [both / one for both, one in zip(rounds, rounds_alone, strict=True)]
     times = statistics.median(ratios) if ratios else 0.0
     return times if times > 1 + LEAST_NOISE else None
 

@@ -53,10 +53,15 @@ def _run_case(
     runners: Sequence[Runner], case: Case, end: float, tell: Callable[[float, str], None]
 ) -> list[CaseResult]:
     """One case: every round on each runner; none is begun after `end` but the first."""
-    runs = [(runner, runner.begin(case, tell)) for runner in runners]
-    for turn in range(max(runner.rounds for runner in runners)):
-        if turn and time.monotonic() > end:
-            break
-        for runner, run in runs:
-            runner.round(run, turn, tell)
-    return [runner.end(run) for runner, run in runs]
+    runs = []
+    try:
+        for runner in runners:
+            runs.append((runner, runner.begin(case, tell)))
+        for turn in range(max(runner.rounds for runner in runners)):
+            if turn and time.monotonic() > end:
+                break
+            for runner, run in runs:
+                runner.round(run, turn, tell)
+    finally:  # memory is given back even if a process has died
+        results = [runner.end(run) for runner, run in runs]
+    return results

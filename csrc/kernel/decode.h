@@ -103,8 +103,11 @@ static void decode_keys(const af_problem *p, const af_plan *plan, const block *k
     const int few = near_rows(Dv);
     reset_state(s);
     for (int64_t i = 0; i < k->n * Dv; i++) s->rows[i] = 0;
-    for (int64_t j0 = k->span.begin; j0 < k->span.end; j0 += plan->key_block) {
-        const int n = (int)af_min(plan->key_block, k->span.end - j0);
+    int n;
+    for (int64_t j0 = k->span.begin; j0 < k->span.end; j0 += n) {
+        n = (int)af_min(plan->key_block, k->span.end - j0);
+        if (k->mask) n = (int)af_cut_keys(k->mask + j0, n);
+        if (k->mask && !k->mask[j0]) continue;
         if (!decode_block(p, plan, k, s, j0, n)) continue;
         for (int r = 0; r < k->n; r++)
             decode_softmax(plan->base2, n, Dv, s->s + r * lds, s->m + r, s->l + r, s->rows + r * Dv);
