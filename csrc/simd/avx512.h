@@ -5,10 +5,10 @@
 #include <immintrin.h>
 
 #define AF_NEEDS AF_CPU_AVX512
-#define AF_MR 8          /* tile rows: 8 x 3 accumulators, 3 lane vectors and 1 broadcast of 32 registers */
-#define AF_NV 3          /* tile columns in vectors */
-#define AF_DECODE_KEYS 4 /* keys at a time against up to 4 query rows: 16 accumulators */
-#define AF_DECODE_COLUMNS 8
+#define AF_MR 8             /* tile rows: 8 x 3 accumulators, 3 lane vectors and 1 broadcast of 32 registers */
+#define AF_NV 3             /* tile columns in vectors */
+#define AF_DECODE_KEYS 4    /* keys at a time against up to 4 query rows: 16 accumulators */
+#define AF_DECODE_COLUMNS 8 /* vectors of values at a time against up to 2 query rows */
 
 #if AF_DOUBLE
 typedef __m512d v;
