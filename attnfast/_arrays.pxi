@@ -124,6 +124,13 @@ cdef cnp.ndarray real_array(object x, str name):
     return np.asarray(a, dtype=np.float64, order="C")
 
 
+cdef cnp.ndarray whole_array(cnp.ndarray a):
+    """Whole numbers of any dtype as positions that C can add to."""
+    if a.dtype.kind == "u":
+        a = np.asarray(np.minimum(a.astype(np.uint64), np.uint64(AF_MAX_POSITION)))
+    return np.asarray(np.clip(a.astype(np.int64), -AF_MAX_POSITION, AF_MAX_POSITION))
+
+
 cdef cnp.ndarray narrow(cnp.ndarray a):
     """float64 to float32 where finite values stay finite: -inf excludes a key, a large value does not."""
     limit = np.finfo(np.float32).max

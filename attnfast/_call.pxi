@@ -30,150 +30,31 @@ cdef int interrupted() noexcept nogil:
         return PyErr_CheckSignals() < 0
 
 
-cdef class Call:
-    """One call's problem, with everything it points to kept alive."""
+cdef int finished(af_status status) except -1:
+    if status == AF_NO_MEMORY:
+        raise MemoryError("attnfast could not allocate its working memory")
+    if status == AF_INTERRUPTED:
+        return -1  # the exception is set
+    return 0
 
-    cdef af_problem p
-    cdef list keep
-    cdef cnp.ndarray query, key, value
-    cdef int batch_ndim, ndim
-    cdef cnp.npy_intp batch[MAX_DIMS]
+
+cdef int run_problem(const af_problem *p, int threads) except -1:
+    cdef af_run how
+    cdef af_status status
+    how.threads = threads
+    how.interrupted = interrupted
+    with nogil:
+        status = af_attention(p, &how)
+    return finished(status)
+
+
+cdef class Call(Operands):
+    """One call's problem with its options."""
+
+    cdef cnp.ndarray mask, output
     cdef bint positioned  # is something relative to the query's position on the key axis?
-
-    # ---- operands ----
-
-    cdef int set_operands(self, object query, object key, object value, bint has_value) except -1:
-        cdef int dq, dk, dv
-        self.keep = []
-        self.query = operand(query, "query", &dq)
-        self.key = operand(key, "key", &dk)
-        self.value = operand(value, "value", &dv) if has_value else None
-        self.check_dtype("key", self.key, dq, dk)
-        if has_value:
-            self.check_dtype("value", self.value, dq, dv)
-        self.p.dtype = <af_dtype>dq
-        self.p.stage = AF_WEIGHTS
-        self.set_shape()
-        return 0
-
-    cdef int check_dtype(self, str name, cnp.ndarray a, int dq, int da) except -1:
-        if da != dq:
-            wanted = DTYPES[dq]
-            spelled = f"np.{wanted}" if dq != AF_BF16 else "ml_dtypes.bfloat16"
-            raise TypeError(f"{name} has dtype {a.dtype} but query has {wanted}: write {name}.astype({spelled})")
-        return 0
-
-    cdef int set_shape(self) except -1:
-        cdef af_problem *p = &self.p
-        p.H, p.Lq, p.D = axis(self.query, 3), axis(self.query, 2), axis(self.query, 1)
-        p.Hk, p.Lk = axis(self.key, 3), axis(self.key, 2)
-        if axis(self.key, 1) != p.D:
-            raise ValueError(
-                f"key has head size {axis(self.key, 1)} but query has {p.D} (last axis): "
-                f"key {shape_of(self.key)}, query {shape_of(self.query)}"
-            )
-        if self.value is not None:
-            p.Dv = axis(self.value, 1)
-            if axis(self.value, 2) != p.Lk or axis(self.value, 3) != p.Hk:
-                raise ValueError(
-                    f"value must have the heads and length of key, ({p.Hk}, {p.Lk}, ...): "
-                    f"value {shape_of(self.value)}, key {shape_of(self.key)}"
-                )
-        if (p.Hk == 0 and p.H != 0) or (p.Hk != 0 and p.H % p.Hk != 0):
-            raise ValueError(
-                f"key has {p.Hk} heads, which does not divide the {p.H} heads of query: "
-                f"key {shape_of(self.key)}, query {shape_of(self.query)}"
-            )
-        self.ndim = max(cnp.PyArray_NDIM(self.query), cnp.PyArray_NDIM(self.key))
-        if self.value is not None:
-            self.ndim = max(self.ndim, cnp.PyArray_NDIM(self.value))
-        if self.ndim > MAX_DIMS:
-            raise ValueError(f"query, key and value may have at most {MAX_DIMS} axes")
-        self.batch_ndim = max(0, self.ndim - 3)
-        self.set_batch()
-        self.set_strides(&p.query, self.query)
-        self.set_strides(&p.key, self.key)
-        if self.value is not None:
-            self.set_strides(&p.value, self.value)
-        return 0
-
-    cdef int join_batch(self, str name, cnp.ndarray a) except -1:
-        cdef int k
-        cdef int64_t n
-        for k in range(self.batch_ndim):
-            n = axis(a, self.batch_ndim - k + 3)
-            if n == 1 or n == self.batch[k]:
-                continue
-            if self.batch[k] != 1:
-                raise ValueError(
-                    f"the batch axes of {name} do not broadcast: {name} {shape_of(a)}, "
-                    f"query {shape_of(self.query)}, key {shape_of(self.key)}"
-                )
-            self.batch[k] = n
-        return 0
-
-    cdef int set_batch(self) except -1:
-        cdef int k
-        cdef int64_t total = 1
-        for k in range(self.batch_ndim):
-            self.batch[k] = 1
-        self.join_batch("query", self.query)
-        self.join_batch("key", self.key)
-        if self.value is not None:
-            self.join_batch("value", self.value)
-        for k in range(self.batch_ndim):
-            if self.batch[k] != 0 and total > AF_FAR // self.batch[k]:
-                raise ValueError("the batch axes have too many elements")
-            total *= self.batch[k]
-        self.p.B = total
-        return 0
-
-    cdef tuple batch_shape(self):
-        return tuple([self.batch[k] for k in range(self.batch_ndim)])
-
-    cdef int set_strides(self, af_tensor *t, cnp.ndarray a) except -1:
-        """Strides of an array whose last three axes are (heads, rows, elements), broadcast where they are 1."""
-        cdef int nd = cnp.PyArray_NDIM(a)
-        cdef cnp.npy_intp size = cnp.PyArray_ITEMSIZE(a)
-        cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(a)
-        cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(a)
-        t.data = cnp.PyArray_DATA(a)
-        t.batch = NULL
-        t.b = 0
-        t.h = strides[nd - 3] // size if nd > 2 and shape[nd - 3] != 1 else 0
-        t.i = strides[nd - 2] // size if nd > 1 and shape[nd - 2] != 1 else 0
-        t.j = strides[nd - 1] // size if nd > 0 and shape[nd - 1] != 1 else 0
-        if self.p.B > 1 and nd > 3:
-            self.set_batch_strides(t, a, size)
-        return 0
-
-    cdef int set_batch_strides(self, af_tensor *t, cnp.ndarray a, cnp.npy_intp size) except -1:
-        """One stride for all batch axes where they collapse, else a table of offsets."""
-        cdef cnp.npy_intp step[MAX_DIMS]
-        cdef int k, own, missing = self.batch_ndim - (cnp.PyArray_NDIM(a) - 3)
-        cdef bint collapses = True
-        cdef int64_t span = -1
-        for k in range(self.batch_ndim):
-            own = k - missing
-            step[k] = cnp.PyArray_STRIDES(a)[own] // size if own >= 0 and cnp.PyArray_DIMS(a)[own] != 1 else 0
-        for k in range(self.batch_ndim - 1, -1, -1):
-            if self.batch[k] == 1:
-                continue
-            if span == -1:
-                t.b = step[k]
-            elif step[k] != span:
-                collapses = False
-            span = step[k] * self.batch[k]
-        if collapses:
-            return 0
-        cdef cnp.ndarray offsets = np.zeros(1, np.int64)
-        for k in range(self.batch_ndim):
-            offsets = np.add.outer(offsets, np.arange(self.batch[k], dtype=np.int64) * step[k]).ravel()
-        self.keep.append(offsets)
-        t.batch = <const int64_t *>cnp.PyArray_DATA(offsets)
-        return 0
-
-    # ---- options ----
+    cdef bint causal
+    cdef int64_t window_right  # the right bound before causality
 
     cdef int set_options(
         self, object mask, object bias, object is_causal, object window_size, object q_offset, object q_lengths,
@@ -184,6 +65,7 @@ cdef class Call:
         if bias is not None:
             self.set_bias(bias)
         self.set_window(is_causal, window_size)
+        self.set_places()
         if alibi_slopes is not None:
             self.set_alibi(alibi_slopes)
         self.set_lengths(q_offset, q_lengths, kv_lengths)
@@ -194,6 +76,10 @@ cdef class Call:
 
     cdef cnp.ndarray pairs(self, cnp.ndarray a, str name):
         """An array over (..., H, Lq, Lk), any axis of length 1 broadcast; repeated axes are cut to that."""
+        return self.grid(a, name, self.p.Lq, self.p.Lk)
+
+    cdef cnp.ndarray grid(self, cnp.ndarray a, str name, int64_t rows, int64_t columns):
+        """The same over (..., H, rows, columns)."""
         cdef int k, nd = cnp.PyArray_NDIM(a)
         cdef int64_t wanted, n
         for k in range(1, nd + 1):
@@ -203,9 +89,9 @@ cdef class Call:
             elif k > 3:
                 wanted = self.batch[self.batch_ndim + 3 - k]
             else:
-                wanted = self.p.Lk if k == 1 else self.p.Lq if k == 2 else self.p.H
+                wanted = columns if k == 1 else rows if k == 2 else self.p.H
             if wanted == -1 or (n != 1 and n != wanted):
-                full = self.batch_shape() + (self.p.H, self.p.Lq, self.p.Lk)
+                full = self.batch_shape() + (self.p.H, rows, columns)
                 raise ValueError(f"{name} has shape {shape_of(a)}, which does not broadcast to {full}")
         return without_repeats(a, 0)
 
@@ -216,7 +102,21 @@ cdef class Call:
         self.set_strides(t, a)
         return 0
 
+    cdef int set_blocks(self, object mask) except -1:
+        cdef int64_t rows, columns
+        self.p.block_q, self.p.block_k = mask.block_size
+        rows = (self.p.Lq + self.p.block_q - 1) // self.p.block_q
+        columns = (self.p.Lk + self.p.block_k - 1) // self.p.block_k
+        if mask.blocks.shape[-2:] != (rows, columns):
+            raise ValueError(
+                f"mask has {mask.blocks.shape[-2:]} blocks of {mask.block_size} queries and keys; "
+                f"Lq = {self.p.Lq} and Lk = {self.p.Lk} make {(rows, columns)}"
+            )
+        return self.set_pairs(&self.p.blocks, self.grid(mask.blocks, "mask", rows, columns))
+
     cdef int set_mask(self, object mask) except -1:
+        if isinstance(mask, BlockMask):
+            return self.set_blocks(mask)
         cdef cnp.ndarray a = as_array(mask, "mask")
         if cnp.PyArray_TYPE(a) != cnp.NPY_BOOL:
             if a.dtype.kind in "iu":
@@ -224,7 +124,8 @@ cdef class Call:
             else:
                 advice = "additive values go to bias=; for a boolean mask write, say, mask == 0"
             raise TypeError(f"mask must be bool, got {a.dtype}: {advice}")
-        return self.set_pairs(&self.p.mask, self.pairs(a, "mask"))
+        self.mask = self.pairs(a, "mask")
+        return self.set_pairs(&self.p.mask, self.mask)
 
     cdef int set_bias(self, object bias) except -1:
         cdef cnp.ndarray a = as_array(bias, "bias")
@@ -252,8 +153,14 @@ cdef class Call:
             self.p.left = window_bound(left)
             self.p.right = window_bound(right)
         self.positioned = causal or self.p.left < AF_FAR or self.p.right < AF_FAR
+        self.causal = causal
+        self.window_right = self.p.right
         if causal:
             self.p.right = min(self.p.right, 0)
+        return 0
+
+    cdef int set_places(self) except -1:
+        """What else a window is made of, in calls that have more than its two sides."""
         return 0
 
     cdef int set_alibi(self, object alibi_slopes) except -1:
@@ -292,9 +199,7 @@ cdef class Call:
         cdef cnp.ndarray a = as_array(x, name)
         if a.dtype.kind not in "iu" and a.size:
             raise TypeError(f"{name} must be integers, got {a.dtype}")
-        if a.dtype.kind == "u":
-            a = np.asarray(np.minimum(a.astype(np.uint64), np.uint64(AF_MAX_POSITION)))
-        a = np.asarray(np.clip(a.astype(np.int64), -AF_MAX_POSITION, AF_MAX_POSITION))
+        a = whole_array(a)
         if shape_of(a) == () and (one_for_all or self.p.B == 1):
             return np.full(self.p.B, a, np.int64)
         if shape_of(a) != shape and shape_of(a) != (self.p.B,):
@@ -354,41 +259,6 @@ cdef class Call:
 
     # ---- results ----
 
-    cdef tuple outer_shape(self):
-        """The shape of the results without their last axis."""
-        if self.ndim == 2:
-            return (self.p.Lq,)
-        return self.batch_shape() + (self.p.H, self.p.Lq)
-
-    cdef cnp.ndarray new_array(self, int64_t last):
-        """An array (..., H, Lq, last) in the dtype of query."""
-        cdef cnp.npy_intp shape[MAX_DIMS]
-        cdef int k
-        for k in range(self.batch_ndim):
-            shape[k] = self.batch[k]
-        if self.ndim > 2:
-            shape[self.ndim - 3] = self.p.H
-        shape[self.ndim - 2] = self.p.Lq
-        shape[self.ndim - 1] = last
-        if self.p.dtype == AF_BF16:
-            return np.empty([shape[k] for k in range(self.ndim)], self.query.dtype)
-        return cnp.PyArray_EMPTY(self.ndim, shape, cnp.PyArray_TYPE(self.query), 0)
-
-    cdef cnp.ndarray new_output(self, object query):
-        """An output whose memory has the axis order of the caller's query."""
-        if isinstance(query, np.ndarray) and query.ndim == self.ndim and not falls(query):
-            return self.reordered_output(query)
-        return self.new_array(self.p.Dv)
-
-    cdef cnp.ndarray reordered_output(self, object query):
-        strides = query.strides
-        clear = [k for k in range(self.ndim - 1) if strides[k] != 0 and query.shape[k] > 1]
-        order = list(range(self.ndim))
-        for place, k in zip(clear, sorted(clear, key=lambda k: -abs(strides[k]))):
-            order[place] = k
-        shape = self.outer_shape() + (self.p.Dv,)
-        return np.empty([shape[k] for k in order], self.query.dtype).transpose(np.argsort(order))
-
     cdef cnp.ndarray checked_out(self, object out):
         shape = self.outer_shape() + (self.p.Dv,)
         if not isinstance(out, np.ndarray):
@@ -418,15 +288,25 @@ cdef class Call:
                 return False
         return True
 
+    cdef tuple attend(self, object query, object return_lse, object return_weights, object out, object num_threads):
+        """Output, lse, weights; the latter two None where they are not wanted."""
+        cdef cnp.ndarray result = None, target, lse = None, weights = None
+        cdef bint want_lse = flag(return_lse, "return_lse"), want_weights = flag(return_weights, "return_weights")
+        cdef int threads = thread_count(num_threads)
+        if out is not None:
+            result = self.checked_out(out)
+        target = result if result is not None and self.can_write(result) else self.new_output(query)
+        self.set_strides(&self.p.output, target)
+        self.output = target
+        if want_lse:
+            lse = self.new_lse()
+        if want_weights:
+            weights = self.new_array(self.p.Lk)
+            self.set_strides(&self.p.weights, weights)
+        self.run(threads)
+        if result is not None and target is not result:
+            np.copyto(result, target)
+        return (target if result is None else out), lse, weights
+
     cdef int run(self, int threads) except -1:
-        cdef af_run how
-        cdef af_status status
-        how.threads = threads
-        how.interrupted = interrupted
-        with nogil:
-            status = af_attention(&self.p, &how)
-        if status == AF_NO_MEMORY:
-            raise MemoryError("attnfast could not allocate its working memory")
-        if status == AF_INTERRUPTED:
-            return -1  # the exception is set
-        return 0
+        return run_problem(&self.p, threads)

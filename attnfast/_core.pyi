@@ -2,6 +2,8 @@ from typing import Any
 
 from numpy.typing import ArrayLike, NDArray
 
+from .block_mask import BlockMask
+
 Array = NDArray[Any]
 
 DTYPES: tuple[str, ...]
@@ -11,7 +13,7 @@ def attention(
     query: ArrayLike,
     key: ArrayLike,
     value: ArrayLike,
-    mask: ArrayLike | None,
+    mask: ArrayLike | BlockMask | None,
     bias: ArrayLike | None,
     is_causal: bool,
     window_size: Any,
@@ -31,7 +33,7 @@ def attention_weights(
     query: ArrayLike,
     key: ArrayLike,
     stage: str,
-    mask: ArrayLike | None,
+    mask: ArrayLike | BlockMask | None,
     bias: ArrayLike | None,
     is_causal: bool,
     window_size: Any,
@@ -44,11 +46,107 @@ def attention_weights(
     sink_logits: ArrayLike | None,
     num_threads: int | None,
 ) -> Array: ...
+def local_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    window_size: Any,
+    global_tokens: ArrayLike | None,
+    dilation: ArrayLike,
+    centers: ArrayLike | None,
+    sigma: float | None,
+    mask: ArrayLike | BlockMask | None,
+    bias: ArrayLike | None,
+    is_causal: bool,
+    q_offset: Any,
+    q_lengths: ArrayLike | None,
+    kv_lengths: ArrayLike | None,
+    scale: float | None,
+    softcap: float | None,
+    alibi_slopes: ArrayLike | None,
+    sink_logits: ArrayLike | None,
+    return_lse: bool,
+    return_weights: bool,
+    out: Array | None,
+    num_threads: int | None,
+) -> tuple[Array, Array | None, Array | None]: ...
+def additive_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    score_weight: ArrayLike | None,
+    score_bias: ArrayLike | None,
+    mask: ArrayLike | BlockMask | None,
+    bias: ArrayLike | None,
+    is_causal: bool,
+    window_size: Any,
+    q_offset: Any,
+    q_lengths: ArrayLike | None,
+    kv_lengths: ArrayLike | None,
+    softcap: float | None,
+    alibi_slopes: ArrayLike | None,
+    sink_logits: ArrayLike | None,
+    return_lse: bool,
+    return_weights: bool,
+    out: Array | None,
+    num_threads: int | None,
+) -> tuple[Array, Array | None, Array | None]: ...
+def attention_topk(
+    query: ArrayLike,
+    key: ArrayLike,
+    k: int,
+    mask: ArrayLike | BlockMask | None,
+    bias: ArrayLike | None,
+    is_causal: bool,
+    window_size: Any,
+    q_offset: Any,
+    q_lengths: ArrayLike | None,
+    kv_lengths: ArrayLike | None,
+    scale: float | None,
+    softcap: float | None,
+    alibi_slopes: ArrayLike | None,
+    sink_logits: ArrayLike | None,
+    num_threads: int | None,
+) -> tuple[Array, Array]: ...
+def key_importance(
+    query: ArrayLike,
+    key: ArrayLike,
+    per_kv_head: bool,
+    mask: ArrayLike | BlockMask | None,
+    bias: ArrayLike | None,
+    is_causal: bool,
+    window_size: Any,
+    q_offset: Any,
+    q_lengths: ArrayLike | None,
+    kv_lengths: ArrayLike | None,
+    scale: float | None,
+    softcap: float | None,
+    alibi_slopes: ArrayLike | None,
+    sink_logits: ArrayLike | None,
+    num_threads: int | None,
+) -> Array: ...
+def attention_varlen(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    cu_q: ArrayLike,
+    cu_k: ArrayLike,
+    is_causal: bool,
+    window_size: Any,
+    q_offset: Any,
+    scale: float | None,
+    softcap: float | None,
+    alibi_slopes: ArrayLike | None,
+    sink_logits: ArrayLike | None,
+    return_lse: bool,
+    out: Array | None,
+    num_threads: int | None,
+) -> tuple[Array, Array | None]: ...
 def describe(
     query: ArrayLike,
     key: ArrayLike,
     value: ArrayLike,
-    mask: ArrayLike | None,
+    mask: ArrayLike | BlockMask | None,
     bias: ArrayLike | None,
     is_causal: bool,
     window_size: Any,
@@ -63,7 +161,8 @@ def describe(
     return_weights: bool,
     out: Array | None,
     num_threads: int | None,
-) -> tuple[int, int, int, int, int, int, str, str]: ...
+    return_blocks: bool,
+) -> tuple[int, int, int, int, int, int, str, str, Array | None]: ...
 def set_threads(num_threads: int | None) -> None: ...
 def set_own_threads(num_threads: int) -> int: ...
 def check_threads(num_threads: int) -> int: ...
@@ -74,6 +173,8 @@ def use_isa(name: str | None) -> None: ...
 def probe_exp2(x: Array) -> Array: ...
 def probe_tanh(x: Array) -> Array: ...
 def probe_log2(x: Array) -> Array: ...
+def probe_exp_twice(x: Array) -> Array: ...
+def probe_exp_twice_fast(x: Array) -> Array: ...
 def probe_tile(a: Array, b: Array, c: Array | None = ...) -> Array: ...
 def query_lanes(dtype: str = ...) -> int: ...
 def measure_fma_peak(num_threads: int, seconds: float, dtype: str = ...) -> float: ...

@@ -7,13 +7,15 @@ then each option in the order of the signature, then memory for the results. Not
 """
 
 from libc.math cimport isfinite, sqrt
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint8_t
 cimport numpy as cnp
 
 import numbers
 import os
 
 import numpy as np
+
+from .block_mask import BlockMask
 
 cnp.import_array()
 
@@ -35,19 +37,30 @@ cdef extern from "attnfast.h" nogil:
     ctypedef struct af_problem:
         af_dtype dtype
         int64_t B, H, Hk, Lq, Lk, D, Dv
-        af_tensor query, key, value, output
-        void *lse
-        af_tensor weights
+        af_tensor query, key, value, output, lse, weights
         af_stage stage
+        int64_t topk
+        af_tensor top_index, top_weight
+        void *importance
+        bint resume
         double scale, softcap
-        af_tensor bias, mask
+        bint additive
+        af_tensor score_weight, score_bias, bias
         const double *alibi
         int64_t alibi_b
         const double *sink
         int64_t left, right
+        bint causal
         const int64_t *q_offset
         const int64_t *q_length
         const int64_t *kv_length
+        af_tensor center
+        double spread
+        af_tensor order, mask, blocks
+        int64_t block_q, block_k
+        const uint8_t *global_tokens "global"
+        const int64_t *dilation
+        int64_t hole_left, hole_right
     ctypedef struct af_run:
         int threads
         int (*interrupted)() noexcept nogil
@@ -57,8 +70,12 @@ cdef extern from "attnfast.h" nogil:
         int threads
         const char *isa
         const char *kernel
+        int64_t rectangles
+    ctypedef struct af_rectangle:
+        int64_t b, hk, first_query, end_query, first_key, end_key
     af_status af_attention(const af_problem *, const af_run *)
-    void af_describe(const af_problem *, int threads, af_report *)
+    af_status af_attention_packed(const af_problem *, int64_t, const int64_t *, const int64_t *, const af_run *)
+    void af_describe(const af_problem *, int threads, af_report *, af_rectangle *, int64_t)
     int af_threads()
     void af_set_threads(int)
     int af_set_own_threads(int)
@@ -75,7 +92,10 @@ STAGES = ("scores", "capped", "biased", "weights")
 cdef int bfloat16_number = -1  # NumPy's number for ml_dtypes.bfloat16, once it has been seen
 
 include "_arrays.pxi"
+include "_operands.pxi"
 include "_call.pxi"
+include "_local.pxi"
+include "_family.pxi"
 include "_probe.pxi"
 
 
@@ -85,28 +105,10 @@ def attention(
 ):
     """Output, lse, weights; the latter two None where they are not wanted."""
     cdef Call call = Call.__new__(Call)
-    cdef cnp.ndarray result = None, target, lse = None, weights = None
-    cdef bint want_lse, want_weights
-    cdef int threads
     call.set_operands(query, key, value, True)
     call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
                      alibi_slopes, sink_logits)
-    want_lse, want_weights = flag(return_lse, "return_lse"), flag(return_weights, "return_weights")
-    threads = thread_count(num_threads)
-    if out is not None:
-        result = call.checked_out(out)
-    target = result if result is not None and call.can_write(result) else call.new_output(query)
-    call.set_strides(&call.p.output, target)
-    if want_lse:
-        lse = np.empty(call.outer_shape(), np.float64 if call.p.dtype == AF_F64 else np.float32)
-        call.p.lse = cnp.PyArray_DATA(lse)
-    if want_weights:
-        weights = call.new_array(call.p.Lk)
-        call.set_strides(&call.p.weights, weights)
-    call.run(threads)
-    if result is not None and target is not result:
-        np.copyto(result, target)
-    return (target if result is None else out), lse, weights
+    return call.attend(query, return_lse, return_weights, out, num_threads)
 
 
 def attention_weights(
@@ -131,12 +133,14 @@ def attention_weights(
 
 def describe(
     query, key, value, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
-    alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads,
+    alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads, return_blocks,
 ):
     cdef Call call = Call.__new__(Call)
     cdef af_report report
-    cdef bint want_weights
+    cdef bint want_weights, want_blocks
+    cdef cnp.ndarray blocks = None
     cdef int threads
+    cdef int64_t room
     call.set_operands(query, key, value, True)
     call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
                      alibi_slopes, sink_logits)
@@ -147,10 +151,16 @@ def describe(
     if want_weights:
         call.p.weights.data = &call.p  # wanted; not touched
     threads = thread_count(num_threads)
+    want_blocks = flag(return_blocks, "return_blocks")
     with nogil:
-        af_describe(&call.p, threads, &report)
+        af_describe(&call.p, threads, &report, NULL, 0)
+    if want_blocks:
+        room = report.rectangles
+        blocks = np.empty((room, 6), np.int64)
+        with nogil:
+            af_describe(&call.p, threads, &report, <af_rectangle *>cnp.PyArray_DATA(blocks), room)
     return (report.visible_pairs, report.visited_pairs, int(report.flops), int(report.bytes), report.tasks,
-            report.threads, report.isa.decode(), report.kernel.decode())
+            report.threads, report.isa.decode(), report.kernel.decode(), blocks)
 
 
 def set_threads(num_threads):

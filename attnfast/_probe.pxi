@@ -8,6 +8,8 @@ cdef extern from "kernels.h" nogil:
         void (*exp2)(const void *, void *, int64_t) noexcept nogil
         void (*tanh)(const void *, void *, int64_t) noexcept nogil
         void (*log2)(const void *, void *, int64_t) noexcept nogil
+        void (*exp_twice)(const void *, void *, int64_t) noexcept nogil
+        void (*exp_twice_fast)(const void *, void *, int64_t) noexcept nogil
         void (*tile)(bint, int64_t, int64_t, const void *, int64_t, const void *, void *) noexcept nogil
         void (*softmax)(void *, int, void *, void *) noexcept nogil
         double (*fma_peak)(int64_t) noexcept nogil
@@ -29,9 +31,18 @@ cdef const af_kernels *table(str dtype) except NULL:
 def _apply(str name, x):
     cdef cnp.ndarray a = np.ascontiguousarray(x), y = np.empty_like(a)
     cdef const af_probe *probe = table(a.dtype.name).probe
-    f = {"exp2": 0, "tanh": 1, "log2": 2}[name]
-    (probe.exp2 if f == 0 else probe.tanh if f == 1 else probe.log2)(
-        cnp.PyArray_DATA(a), cnp.PyArray_DATA(y), cnp.PyArray_SIZE(a))
+    cdef void (*f)(const void *, void *, int64_t) noexcept nogil
+    if name == "exp2":
+        f = probe.exp2
+    elif name == "tanh":
+        f = probe.tanh
+    elif name == "log2":
+        f = probe.log2
+    elif name == "exp_twice":
+        f = probe.exp_twice
+    else:
+        f = probe.exp_twice_fast
+    f(cnp.PyArray_DATA(a), cnp.PyArray_DATA(y), cnp.PyArray_SIZE(a))
     return y
 
 
@@ -48,6 +59,16 @@ def probe_tanh(x):
 def probe_log2(x):
     """log2(x) for positive normal x by the kernels' vector function; float32 or float64."""
     return _apply("log2", x)
+
+
+def probe_exp_twice(x):
+    """exp(2 x) as additive scores take it of queries and keys; float32 or float64."""
+    return _apply("exp_twice", x)
+
+
+def probe_exp_twice_fast(x):
+    """exp(2 x) as additive scores take it of their sum; float32 or float64."""
+    return _apply("exp_twice_fast", x)
 
 
 def probe_tile(a, b, c=None):

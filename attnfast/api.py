@@ -5,17 +5,19 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core
+from .block_mask import BlockMask
 from .result import AttentionResult, Plan
 
 Array = NDArray[Any]
 Stage = Literal["scores", "capped", "biased", "weights"]
+Mask = ArrayLike | BlockMask
 Window = int | tuple[int | None, int | None] | None
 
 
 class Options(TypedDict, total=False):
     """Keywords of :func:`attention` that do not change what kind of result it returns."""
 
-    mask: ArrayLike | None
+    mask: Mask | None
     bias: ArrayLike | None
     is_causal: bool
     window_size: Window
@@ -65,7 +67,7 @@ def attention(
     key: ArrayLike,
     value: ArrayLike,
     *,
-    mask: ArrayLike | None = None,
+    mask: Mask | None = None,
     bias: ArrayLike | None = None,
     is_causal: bool = False,
     window_size: Window = None,
@@ -103,9 +105,10 @@ def attention(
         Batch axes of query, key and value broadcast.
     value : array_like, ``(..., Hk, Lk, Dv)``
         Same dtype as `query`.
-    mask : array_like of bool, optional
+    mask : array_like of bool or BlockMask, optional
         Broadcastable to ``(..., H, Lq, Lk)``; True where a query may attend to a key. A key that is
-        hidden by this or by anything below has no influence, even if it holds NaN.
+        hidden by this or by anything below has no influence, even if it holds NaN. Blocks that a
+        :class:`BlockMask` hides cost nothing.
     bias : array_like of float, optional
         Broadcastable to ``(..., H, Lq, Lk)``, added to the scores. ``-inf`` hides a key; any finite
         value, ``-1e9`` too, is data.
@@ -217,7 +220,7 @@ def attention_weights(
     key: ArrayLike,
     *,
     stage: Stage = "weights",
-    mask: ArrayLike | None = None,
+    mask: Mask | None = None,
     bias: ArrayLike | None = None,
     is_causal: bool = False,
     window_size: Window = None,
@@ -289,7 +292,7 @@ def plan(
     key: ArrayLike,
     value: ArrayLike,
     *,
-    mask: ArrayLike | None = None,
+    mask: Mask | None = None,
     bias: ArrayLike | None = None,
     is_causal: bool = False,
     window_size: Window = None,
@@ -304,6 +307,7 @@ def plan(
     return_weights: bool = False,
     out: Array | None = None,
     num_threads: int | None = None,
+    return_blocks: bool = False,
 ) -> Plan:
     """What the same call to :func:`attention` would do, without doing it.
 
@@ -313,11 +317,15 @@ def plan(
 softcap, alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads
         As for :func:`attention`. Of `query`, `key`, `value` and `bias` only shape, strides and
         dtype matter: a pair that a bias of ``-inf`` hides counts as visible. A `mask` is read.
+    return_blocks : bool
+        Also list the rectangles of (query, key) pairs that the call visits; see
+        :func:`attnfast.plot.window`.
 
     Returns
     -------
     Plan
-        Named tuple ``(visible_pairs, visited_pairs, flops, bytes, tasks, threads, isa, kernel)``.
+        Named tuple ``(visible_pairs, visited_pairs, flops, bytes, tasks, threads, isa, kernel,
+        blocks)``.
 
     Raises
     ------
@@ -353,5 +361,6 @@ softcap, alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads
             return_weights,
             out,
             num_threads,
+            return_blocks,
         )
     )

@@ -43,6 +43,10 @@ class Plan(NamedTuple):
     kernel : str
         ``"forward"`` (queries in the vector lanes), ``"decode"`` (few queries) or ``"none"``
         (nothing to do).
+    blocks : ndarray of int64 or None
+        If asked for, the rectangles of pairs that are visited, ``(n, 6)``: batch row, key/value
+        head, first query, past the last query, first key, past the last key. Where heads share a
+        key/value head, a query of which only some heads are visited together counts whole.
     """
 
     visible_pairs: int
@@ -53,3 +57,19 @@ class Plan(NamedTuple):
     threads: int
     isa: str
     kernel: str
+    blocks: Any = None
+
+
+class AttentionTopK(NamedTuple):
+    """The heaviest keys of each query.
+
+    Attributes
+    ----------
+    indices : ndarray of int64
+        Keys, heaviest first, ``(..., H, Lq, k)``; -1 where a query sees fewer than `k`.
+    weights : ndarray
+        Their softmax weights, ``(..., H, Lq, k)``; 0 where there is no key.
+    """
+
+    indices: Any
+    weights: Any

@@ -26,6 +26,9 @@ static const size_t PARTIAL_BYTES = (size_t)1 << 20;
 
 enum { LINE = 64 };
 
+/* What one additive score costs for each element, in flops of a product. */
+enum { TANH_FLOPS = 8 };
+
 typedef struct job {
     const af_problem *problem;
     const af_plan *plan;
@@ -41,7 +44,7 @@ static void attention_unit(void *context, int64_t index, void *scratch)
     const int64_t block = index / plan->splits;
     const size_t block_bytes = plan->partial_bytes * (size_t)plan->splits;
     char *partials = plan->splits > 1 ? j->partials + (size_t)block * block_bytes : NULL;
-    const af_unit unit = af_plan_unit(plan, j->problem, j->first_block * plan->splits + index, plan->splits);
+    const af_unit unit = af_plan_unit(plan, j->first_block * plan->splits + index, plan->splits);
     void *partial = partials ? partials + plan->partial_bytes * (size_t)unit.split : NULL;
     if (plan->decode) plan->kernels->decode(j->problem, plan, unit, scratch, partial);
     else plan->kernels->forward(j->problem, plan, unit, scratch, partial);
@@ -52,7 +55,15 @@ static void attention_unit(void *context, int64_t index, void *scratch)
 static void weights_unit(void *context, int64_t index, void *scratch)
 {
     const job *j = context;
-    j->plan->kernels->weights(j->problem, j->plan, af_plan_unit(j->plan, j->problem, index, j->plan->chunks), scratch);
+    j->plan->kernels->weights(j->problem, j->plan, af_plan_unit(j->plan, index, j->plan->chunks), scratch);
+}
+
+static void importance_unit(void *context, int64_t index, void *scratch)
+{
+    const job *j = context;
+    const int64_t chunks = j->plan->chunks, groups = j->plan->head_groups;
+    const af_unit unit = {.split = index % chunks, .hg = index / chunks % groups, .b = index / chunks / groups};
+    j->plan->kernels->importance(j->problem, j->plan, unit, scratch);
 }
 
 static size_t round_to_lines(size_t n) { return (n + LINE - 1) / LINE * LINE; }
@@ -65,18 +76,29 @@ static int64_t chunk_of(double flops, int64_t units)
     return af_max(1, by_work);
 }
 
+static size_t scratch_of(const af_problem *p, const af_plan *plan)
+{
+    return round_to_lines(plan->kernels->scratch_bytes(p, plan));
+}
+
 static double flops_of(const af_problem *p, const af_plan *plan)
 {
-    return 2 * plan->pairs * (double)(p->D + (p->value.data ? p->Dv : 0) + SOFTMAX_FLOPS);
+    const int64_t score = p->additive ? TANH_FLOPS * p->D : p->D;
+    return 2 * plan->pairs * (double)(score + (p->value.data ? p->Dv : 0) + SOFTMAX_FLOPS);
 }
+
+static bool worth_a_team(double flops, bool decode, double bytes)
+{
+    return flops >= PARALLEL_FLOPS || (decode && bytes >= PARALLEL_BYTES);
+}
+
+static int team_of(int threads, int64_t units) { return (int)af_min(threads ? threads : af_threads(), units); }
 
 static int team_size(const af_problem *p, const af_plan *plan, int64_t units, int threads)
 {
     const double size = p->dtype == AF_F64 ? 8 : p->dtype == AF_F32 ? 4 : 2;
     const double bytes = (double)p->B * (double)p->Hk * (double)p->Lk * (double)(p->D + p->Dv) * size;
-    const bool small = flops_of(p, plan) < PARALLEL_FLOPS && (!plan->decode || bytes < PARALLEL_BYTES);
-    if (small) return 1;
-    return (int)af_min(threads ? threads : af_threads(), units);
+    return worth_a_team(flops_of(p, plan), plan->decode, bytes) ? team_of(threads, units) : 1;
 }
 
 /* Blocks of rows whose splits may be in flight together. */
@@ -88,10 +110,17 @@ static int64_t wave_of(const af_plan *plan, int64_t blocks, int threads)
     return af_min(blocks, af_max(1, fit));
 }
 
+/* Units of the pass over the scores that comes after the softmax. */
+static int64_t second_units(const af_problem *p, const af_plan *plan)
+{
+    if (!plan->second) return 0;
+    return p->B * plan->head_groups * plan->chunks * (p->importance ? 1 : plan->blocks);
+}
+
 static af_status compute(const af_problem *p, const af_plan *plan, af_watch *watch, int threads, char *memory,
                          size_t scratch_bytes, int64_t wave)
 {
-    const int64_t blocks = p->B * p->Hk * plan->blocks;
+    const int64_t blocks = p->B * plan->head_groups * plan->blocks;
     char *partials = memory + scratch_bytes * (size_t)threads;
     atomic_int *remaining = (atomic_int *)(partials + plan->partial_bytes * (size_t)(wave * plan->splits));
     job j = {.problem = p, .plan = plan, .partials = partials, .remaining = remaining};
@@ -107,9 +136,9 @@ static af_status compute(const af_problem *p, const af_plan *plan, af_watch *wat
             if (status != AF_OK) return status;
         }
     }
-    if (!p->weights.data) return AF_OK;
-    work.unit = weights_unit;
-    work.count = blocks * plan->chunks;
+    if (!plan->second) return AF_OK;
+    work.unit = p->importance ? importance_unit : weights_unit;
+    work.count = second_units(p, plan);
     work.chunk = chunk_of(flops_of(p, plan), work.count);
     return af_run_work(&work, watch, threads);
 }
@@ -118,7 +147,7 @@ static af_status compute(const af_problem *p, const af_plan *plan, af_watch *wat
 static af_status keep_row_sums(const af_problem *p, af_plan *plan, void **stats)
 {
     *stats = NULL;
-    if (!p->weights.data || p->stage != AF_WEIGHTS) return AF_OK;
+    if (!plan->second || !plan->softmax) return AF_OK;
     const size_t rows = (size_t)(p->B * p->H * p->Lq), size = (size_t)plan->kernels->real_size;
     *stats = malloc(2 * rows * size);
     if (!*stats) return AF_NO_MEMORY;
@@ -127,45 +156,154 @@ static af_status keep_row_sums(const af_problem *p, af_plan *plan, void **stats)
     return AF_OK;
 }
 
-af_status af_attention(const af_problem *p, const af_run *run)
+/* Whether there is anything to write to. */
+static bool af_writes(const af_problem *p)
 {
-    if (p->B == 0 || p->H == 0 || p->Lq == 0) return AF_OK;
+    if (p->B == 0 || p->H == 0 || p->Lq == 0) return false;
+    if ((p->value.data && p->Dv > 0) || p->lse.data) return true;
+    return p->topk || ((p->weights.data || p->importance) && p->Lk > 0);
+}
+
+static af_status run_alone(const af_problem *p, const af_run *run, af_watch *watch)
+{
     assert(p->Hk > 0 && p->H % p->Hk == 0 && p->left >= 0);
-    const bool writes = (p->value.data && p->Dv > 0) || p->lse || (p->weights.data && p->Lk > 0);
-    if (!writes) return AF_OK;
+    if (!af_writes(p)) return AF_OK;
     af_plan plan;
     af_make_plan(&plan, p, af_kernels_for(p->dtype));
     void *stats;
     if (keep_row_sums(p, &plan, &stats) != AF_OK) return AF_NO_MEMORY;
-    const int64_t blocks = p->B * p->Hk * plan.blocks;
-    const int threads = team_size(p, &plan, blocks * plan.splits, run->threads);
-    af_watch watch = af_start_watch(run);
+    const int64_t blocks = p->B * plan.head_groups * plan.blocks;
+    const int threads = team_size(p, &plan, af_max(blocks * plan.splits, second_units(p, &plan)), run->threads);
     const int64_t wave = wave_of(&plan, blocks, threads);
-    const size_t scratch_bytes = round_to_lines(plan.kernels->scratch_bytes(p, &plan));
+    const size_t scratch_bytes = scratch_of(p, &plan);
     size_t bytes = scratch_bytes * (size_t)threads + LINE;
     if (plan.splits > 1) bytes += (plan.partial_bytes * (size_t)plan.splits + sizeof(atomic_int)) * (size_t)wave;
     void *memory = malloc(bytes);
     const af_status status =
-        memory ? compute(p, &plan, &watch, threads, align_to_line(memory), scratch_bytes, wave) : AF_NO_MEMORY;
+        memory ? compute(p, &plan, watch, threads, align_to_line(memory), scratch_bytes, wave) : AF_NO_MEMORY;
     free(memory);
     free(stats);
     return status;
 }
 
-void af_describe(const af_problem *p, int threads, af_report *report)
+af_status af_attention(const af_problem *p, const af_run *run)
+{
+    af_watch watch = af_start_watch(run);
+    return run_alone(p, run, &watch);
+}
+
+/* Packed sequences: those that need no joining of parts are units of one loop, so many at a time. */
+enum { TOGETHER = 256 };
+
+typedef struct sequence {
+    af_problem problem;
+    af_plan plan;
+    int64_t end; /* the number of its last unit plus 1 */
+} sequence;
+
+typedef struct batch {
+    int64_t count;
+    double flops;
+    size_t scratch_bytes;
+    sequence sequence[TOGETHER];
+} batch;
+
+static void sequence_unit(void *context, int64_t index, void *scratch)
+{
+    const batch *all = context;
+    int64_t low = 0, high = all->count - 1; /* the first whose end is beyond the unit */
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (all->sequence[middle].end > index) high = middle;
+        else low = middle + 1;
+    }
+    const sequence *s = &all->sequence[low];
+    const job j = {.problem = &s->problem, .plan = &s->plan};
+    attention_unit((void *)&j, index - (low ? all->sequence[low - 1].end : 0), scratch);
+}
+
+static void skip_rows(af_tensor *t, int64_t rows, size_t size)
+{
+    if (t->data) t->data = (char *)t->data + rows * t->i * (int64_t)size;
+}
+
+static af_problem cut_out(const af_problem *whole, int64_t s, const int64_t *first_query, const int64_t *first_key)
+{
+    const size_t size = whole->dtype == AF_F64 ? 8 : whole->dtype == AF_F32 ? 4 : 2;
+    af_problem p = *whole;
+    p.Lq = first_query[s + 1] - first_query[s];
+    p.Lk = first_key[s + 1] - first_key[s];
+    skip_rows(&p.query, first_query[s], size);
+    skip_rows(&p.output, first_query[s], size);
+    skip_rows(&p.lse, first_query[s], whole->dtype == AF_F64 ? 8 : 4);
+    skip_rows(&p.key, first_key[s], size);
+    skip_rows(&p.value, first_key[s], size);
+    if (p.q_offset) p.q_offset += s;
+    if (p.alibi) p.alibi += s * p.alibi_b;
+    return p;
+}
+
+static af_status run_batch(batch *all, const af_run *run, af_watch *watch)
+{
+    if (!all->count) return AF_OK;
+    const int64_t units = all->sequence[all->count - 1].end;
+    const int threads = worth_a_team(all->flops, false, 0) ? team_of(run->threads, units) : 1;
+    void *memory = malloc(all->scratch_bytes * (size_t)threads + LINE);
+    if (!memory) return AF_NO_MEMORY;
+    af_work work = {.unit = sequence_unit, .context = all, .count = units, .chunk = chunk_of(all->flops, units)};
+    work.scratch = align_to_line(memory);
+    work.scratch_bytes = all->scratch_bytes;
+    const af_status status = af_run_work(&work, watch, threads);
+    free(memory);
+    all->count = 0;
+    all->flops = 0;
+    all->scratch_bytes = 0;
+    return status;
+}
+
+af_status af_attention_packed(const af_problem *whole, int64_t sequences, const int64_t *first_query,
+                              const int64_t *first_key, const af_run *run)
+{
+    af_watch watch = af_start_watch(run);
+    af_status status = AF_OK;
+    batch *all = calloc(1, sizeof *all);
+    if (!all) return AF_NO_MEMORY;
+    for (int64_t s = 0; s < sequences && status == AF_OK; s++) {
+        const af_problem p = cut_out(whole, s, first_query, first_key);
+        if (!af_writes(&p)) continue;
+        sequence *next = &all->sequence[all->count];
+        af_make_plan(&next->plan, &p, af_kernels_for(p.dtype));
+        next->problem = p;
+        if (next->plan.splits > 1) {
+            status = run_alone(&p, run, &watch);
+            continue;
+        }
+        const int64_t before = all->count ? next[-1].end : 0;
+        next->end = before + p.B * next->plan.head_groups * next->plan.blocks;
+        all->flops += flops_of(&p, &next->plan);
+        const size_t scratch_bytes = scratch_of(&p, &next->plan);
+        if (scratch_bytes > all->scratch_bytes) all->scratch_bytes = scratch_bytes;
+        if (++all->count == TOGETHER) status = run_batch(all, run, &watch);
+    }
+    if (status == AF_OK) status = run_batch(all, run, &watch);
+    free(all);
+    return status;
+}
+
+void af_describe(const af_problem *p, int threads, af_report *report, af_rectangle *rectangles, int64_t room)
 {
     *report = (af_report){.isa = af_isa_in_use(p->dtype), .kernel = "none", .threads = 1};
     if (p->B == 0 || p->H == 0 || p->Lq == 0) return;
     af_plan plan;
     af_make_plan(&plan, p, af_kernels_for(p->dtype));
-    af_count_pairs(&plan, p, &report->visible_pairs, &report->visited_pairs);
+    af_survey(&plan, p, report, rectangles, room);
     const double size = p->dtype == AF_F64 ? 8 : p->dtype == AF_F32 ? 4 : 2;
     const double queries = (double)p->B * (double)p->H * (double)p->Lq * (double)(p->D + p->Dv);
     const double keys = (double)p->B * (double)p->Hk * (double)p->Lk * (double)(p->D + p->Dv);
     report->kernel = plan.decode ? "decode" : "forward";
-    report->tasks = p->B * p->Hk * plan.blocks * plan.splits;
+    report->tasks = p->B * plan.head_groups * plan.blocks * plan.splits;
     report->threads = team_size(p, &plan, report->tasks, threads);
-    if (p->weights.data) report->tasks += p->B * p->Hk * plan.blocks * plan.chunks;
+    report->tasks += second_units(p, &plan);
     report->flops = 2 * (double)report->visible_pairs * (double)(p->D + p->Dv);
     report->bytes = size * (queries + keys);
 }

@@ -30,22 +30,46 @@ typedef struct af_tensor {
 typedef struct af_problem {
     af_dtype dtype; /* of query, key, value, output, weights; `real` is double for AF_F64 and float otherwise */
     int64_t B, H, Hk, Lq, Lk, D, Dv;
-    af_tensor query, key, value; /* value absent: no output is computed, only weights */
+    af_tensor query, key, value; /* value absent: no output is computed, only what else is asked for */
+
+    /* Results; absent: not wanted. */
     af_tensor output;
-    void *lse;         /* real [B][H][Lq], contiguous, or NULL */
+    af_tensor lse;     /* real; no j */
     af_tensor weights; /* [B][H][Lq][Lk], what `stage` says */
     af_stage stage;
+    int64_t topk;                    /* entries of a row of these two: */
+    af_tensor top_index, top_weight; /* int64_t, -1 past the visible keys; and elements as in query */
+    void *importance;                /* real [B][H][Lk]: total weight of each key */
+    bool resume; /* output and lse hold the result over other keys, to which this call adds its own */
 
+    /* Scores: scale * q . k, or of the additive kind sum_d weight_d tanh(q_d + k_d + bias_d). */
     double scale, softcap; /* softcap 0: none */
-    af_tensor bias;        /* real; j stride 0 or 1 */
-    af_tensor mask;        /* one byte each, non-zero = may attend; j stride 0 or 1 */
-    const double *alibi;   /* slopes, [b * alibi_b + h], or NULL */
+    bool additive;
+    af_tensor score_weight, score_bias; /* real; over (h, j) */
+    af_tensor bias;                     /* real; j stride 0 or 1 */
+    const double *alibi;                /* slopes, [b * alibi_b + h], or NULL */
     int64_t alibi_b;
-    const double *sink;       /* [H] or NULL */
-    int64_t left, right;      /* key j is inside the window of position p iff p - left <= j <= p + right */
+    const double *sink; /* [H] or NULL */
+
+    /* What a query sees. Key j is inside the window of a place p iff p - left <= j <= p + right. */
+    int64_t left, right;
+    bool causal; /* nor any key past its position: beside `right` only where windows have centers of their own */
     const int64_t *q_offset;  /* [B]: position of query 0 on the key axis, or NULL: 0 */
     const int64_t *q_length;  /* [B] or NULL: Lq */
     const int64_t *kv_length; /* [B] or NULL: Lk */
+    af_tensor center;         /* double, no j: the places of windows, where they are not the queries' positions */
+    double spread;            /* above 0: weights are multiplied by exp(-spread (j - center)^2) after the softmax */
+    af_tensor order;          /* int64_t, no j: queries in the order in which blocks take them, if not that of memory */
+    af_tensor mask;           /* one byte each, non-zero = may attend; j stride 0 or 1 */
+    af_tensor blocks;         /* one byte each block of block_q queries and block_k keys, non-zero = may attend */
+    int64_t block_q, block_k;
+
+    /* With global tokens a query sees only those keys that are global, or every key if it is itself at the position
+     * of one; less the keys j = position + t * dilation[h], -hole_left <= t <= hole_right, which are seen to elsewhere.
+     */
+    const uint8_t *global;   /* [B][Lk] or NULL */
+    const int64_t *dilation; /* [H] */
+    int64_t hole_left, hole_right;
 } af_problem;
 
 /* How to run: at most `threads` threads, 0: af_threads(); `interrupted` (or NULL) is asked between stretches of about
@@ -62,10 +86,25 @@ typedef struct af_report {
     double flops, bytes;
     int threads;
     const char *isa, *kernel;
+    int64_t rectangles;
 } af_report;
 
+/* Pairs that are visited together: queries [first_query, end_query) of all heads of key/value head hk, and keys. */
+typedef struct af_rectangle {
+    int64_t b, hk, first_query, end_query, first_key, end_key;
+} af_rectangle;
+
 af_status af_attention(const af_problem *problem, const af_run *run);
-void af_describe(const af_problem *problem, int threads, af_report *report);
+
+/* Several sequences packed one after the other: sequence s has the rows first_query[s] .. first_query[s + 1] of query
+ * and results, and the rows first_key[s] .. first_key[s + 1] of key and value. `whole` is a problem with B = 1 that
+ * says the rest; its q_offset and alibi have one entry, or row, for each sequence. The bits are those of each sequence
+ * alone. */
+af_status af_attention_packed(const af_problem *whole, int64_t sequences, const int64_t *first_query,
+                              const int64_t *first_key, const af_run *run);
+
+/* Without doing it: what a call would do. `rectangles` (or NULL) receives what it visits, at most `room` of them. */
+void af_describe(const af_problem *problem, int threads, af_report *report, af_rectangle *rectangles, int64_t room);
 
 /* Threads that a call from this thread uses unless told otherwise: what was set for the calling thread, else for the
  * process, else the least of what OpenMP allows the calling thread, the CPUs the process may run on and the CPU quota

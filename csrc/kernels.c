@@ -4,8 +4,9 @@
 
 #include <float.h>
 #include <math.h>
+#include <string.h>
 
-#include "span.h"
+#include "view.h"
 
 #define AF_DTYPE_F32 0
 #define AF_DTYPE_F64 1
@@ -50,10 +51,13 @@ AF_INLINE void e_store_n(elem *p, v x, int n) { v_store_n(p, x, n); }
 #include "kernel/mask.h"
 #include "kernel/score.h"
 #include "kernel/softmax.h"
+#include "kernel/top.h"
 #include "kernel/finish.h"
+#include "kernel/additive.h"
 #include "kernel/forward.h"
 #include "kernel/decode.h"
 #include "kernel/weights.h"
+#include "kernel/importance.h"
 #include "kernel/probe.h"
 
 #define AF_STRING_(x) #x
@@ -72,5 +76,6 @@ const af_kernels AF_TABLE(AF_TYPE, AF_ISA) = {
     .decode = decode,
     .merge = merge,
     .weights = weights,
+    .importance = importance,
     .probe = &probe,
 };

@@ -28,6 +28,8 @@ struct af_kernels {
     void (*merge)(const af_problem *, const af_plan *, af_unit, void *scratch, const void *partials);
     /* Writes the scores or weights of one block of rows against one stretch of all keys. */
     void (*weights)(const af_problem *, const af_plan *, af_unit, void *scratch);
+    /* Adds up the weights of one stretch of keys, which is the unit's split, over all queries of one head. */
+    void (*importance)(const af_problem *, const af_plan *, af_unit, void *scratch);
     const struct af_probe *probe;
 };
 
@@ -36,6 +38,8 @@ typedef struct af_probe {
     void (*exp2)(const void *x, void *y, int64_t n);
     void (*tanh)(const void *x, void *y, int64_t n);
     void (*log2)(const void *x, void *y, int64_t n);
+    void (*exp_twice)(const void *x, void *y, int64_t n);
+    void (*exp_twice_fast)(const void *x, void *y, int64_t n);
     /* c[rows][nr] = a[rows][k] * b[k][nr], or += if accumulate; a's rows are lda apart. */
     void (*tile)(bool accumulate, int64_t rows, int64_t k, const void *a, int64_t lda, const void *b, void *c);
     /* One online softmax step over n keys by nr queries, in place. */

@@ -1,7 +1,7 @@
 #include "plan.h"
 
 #include "kernels.h"
-#include "span.h"
+#include "view.h"
 
 /* Keys per score tile: 64, 128 and 192 measured alike on Zen 4 (AVX-512, D = 64 and 128) within the noise. */
 enum { FORWARD_KEYS = 128 };
@@ -17,8 +17,12 @@ enum { DECODE_SPLIT_BYTES = 1 << 20, DECODE_MAX_SPLITS = 64 };
  * split keys * (D + Dv) of 2^22 is 0.4 GFLOP with 48 rows. */
 enum { FORWARD_SPLIT_KEYS = 2048, FORWARD_SPLIT_WORK = 1 << 22, FORWARD_MAX_SPLITS = 32 };
 
-/* Keys that one unit of the pass over the weights writes. */
-enum { WEIGHTS_CHUNK = 8192 };
+/* With additive scores every row costs a tanh for each element of a key, where blocks of rows in the lanes cost about
+ * an eighth of that but for all lanes. */
+enum { ADDITIVE_DECODE_ROWS = 4 };
+
+/* Keys that one unit of the pass over the weights writes, and of the one that adds them up for each key. */
+enum { WEIGHTS_CHUNK = 8192, IMPORTANCE_CHUNK = 1024 };
 
 static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
@@ -35,7 +39,7 @@ static int decode_keys(const af_problem *p)
 /* The most keys that one block of rows can see. */
 static int64_t longest_span(const af_problem *p, const af_plan *plan)
 {
-    if (p->left >= AF_FAR || p->right >= AF_FAR) return p->Lk;
+    if (p->left >= AF_FAR || p->right >= AF_FAR || p->center.data) return p->Lk;
     const int64_t queries = ceil_div(plan->block_rows, plan->group) + 1;
     return af_max(0, af_min(p->Lk, p->left + p->right + queries));
 }
@@ -57,94 +61,127 @@ static void plan_splits(af_plan *plan, const af_problem *p)
 
 void af_make_plan(af_plan *plan, const af_problem *p, const af_kernels *kernels)
 {
-    *plan = (af_plan){.kernels = kernels, .group = p->H / p->Hk};
+    /* Scores that have weights of their own in each head, and sums over the queries of a head: one head at a time. */
+    *plan = (af_plan){.kernels = kernels, .group = p->additive || p->importance ? 1 : p->H / p->Hk};
+    plan->head_groups = p->H / plan->group;
     plan->rows = plan->group * p->Lq;
-    plan->decode = plan->rows <= kernels->decode_rows;
+    plan->decode = plan->rows <= (p->additive ? ADDITIVE_DECODE_ROWS : kernels->decode_rows);
+    if (p->topk || p->importance) plan->decode = false;
     plan->block_rows = (int)af_min(plan->rows, plan->decode ? kernels->decode_rows : kernels->nr);
     plan->blocks = ceil_div(plan->rows, plan->block_rows);
     plan->key_block = plan->decode ? decode_keys(p) : FORWARD_KEYS;
     plan_splits(plan, p);
-    plan->chunk_keys = WEIGHTS_CHUNK;
-    plan->chunks = af_max(1, ceil_div(p->Lk, WEIGHTS_CHUNK));
-    plan->partial_bytes = (size_t)(2 + p->Dv) * (size_t)kernels->nr * (size_t)kernels->real_size;
-    plan->softmax = p->value.data || p->lse || (p->weights.data && p->stage == AF_WEIGHTS);
-    plan->base2 = p->softcap == 0 && !p->bias.data && !p->alibi && !p->sink && plan->softmax;
-    plan->query_scale = p->scale;
+    plan->chunk_keys = p->importance ? IMPORTANCE_CHUNK : WEIGHTS_CHUNK;
+    plan->chunks = af_max(1, ceil_div(p->Lk, plan->chunk_keys));
+    plan->partial_bytes = (size_t)(2 + p->Dv + 2 * p->topk) * (size_t)kernels->nr * (size_t)kernels->real_size;
+    plan->softmax = !p->weights.data || p->stage == AF_WEIGHTS || p->value.data;
+    plan->second = p->weights.data || p->importance;
+    plan->base2 = p->softcap == 0 && !p->bias.data && !p->alibi && !p->sink && !p->additive && plan->softmax;
+    plan->query_scale = p->additive ? 1 : p->scale;
     if (plan->base2) plan->query_scale *= 1.4426950408889634;
-    plan->pairs = (double)p->B * (double)p->Hk * (double)plan->rows * (double)longest_span(p, plan);
+    plan->pairs = (double)p->B * (double)plan->head_groups * (double)plan->rows * (double)longest_span(p, plan);
 }
 
-af_unit af_plan_unit(const af_plan *plan, const af_problem *p, int64_t index, int64_t splits)
+af_unit af_plan_unit(const af_plan *plan, int64_t index, int64_t splits)
 {
     af_unit unit = {.split = index % splits};
     index /= splits;
     unit.row = (plan->blocks - 1 - index % plan->blocks) * plan->block_rows;
     unit.rows = (int)af_min(plan->block_rows, plan->rows - unit.row);
     index /= plan->blocks;
-    unit.hk = index % p->Hk;
-    unit.b = index / p->Hk;
+    unit.hg = index % plan->head_groups;
+    unit.b = index / plan->head_groups;
     return unit;
 }
 
-/* Pairs of rows [row, end) with keys [j0, j1) that position, length and mask let through. */
-static int64_t visible_in(const af_plan *plan, const af_problem *p, af_unit unit, int64_t row, int64_t end, int64_t j0,
-                          int64_t j1)
+/* Pairs of rows [first, last) of a view with keys [j0, j1) that may attend. */
+static int64_t visible_in(const af_view *w, const af_problem *p, int first, int last, int64_t j0, int64_t j1)
 {
-    const uint8_t *mask = p->mask.data;
+    const uint8_t *mask = p->mask.data, *blocks = p->blocks.data;
     int64_t seen = 0;
-    for (; row < end; row++) {
-        const int64_t i = row / plan->group, h = unit.hk * plan->group + row % plan->group;
-        const af_span keys = af_visible_keys(p, unit.b, i);
-        const int64_t begin = af_max(j0, keys.begin), last = af_min(j1, keys.end);
-        if (!mask) seen += af_max(0, last - begin);
-        else
-            for (int64_t j = begin; j < last; j++) seen += mask[af_offset(&p->mask, unit.b, h, i) + j * p->mask.j] != 0;
+    for (int r = first; r < last; r++) {
+        const af_span keys = af_common(w->visible[r], (af_span){j0, j1});
+        if (mask) {
+            mask = (const uint8_t *)p->mask.data + af_offset(&p->mask, w->b, w->head[r], w->query[r]);
+            for (int64_t j = keys.begin; j < keys.end; j++) seen += mask[j * p->mask.j] != 0;
+        } else if (blocks) {
+            blocks = (const uint8_t *)p->blocks.data;
+            blocks += af_offset(&p->blocks, w->b, w->head[r], w->query[r] / p->block_q);
+            for (int64_t j = keys.begin, end; j < keys.end; j = end) {
+                end = af_min(keys.end, (j / p->block_k + 1) * p->block_k);
+                if (blocks[j / p->block_k * p->blocks.j]) seen += end - j;
+            }
+        } else seen += keys.end - keys.begin;
     }
     return seen;
 }
 
-enum { MAX_VECTORS = 8 };
+typedef struct survey {
+    const af_plan *plan;
+    const af_problem *problem;
+    af_report *report;
+    af_rectangle *rectangles;
+    int64_t room;
+} survey;
 
-/* Walks the pieces of keys as kernel/forward.h and kernel/decode.h do. */
-static void count_block(const af_plan *plan, const af_problem *p, af_unit unit, int64_t *visible, int64_t *visited)
+static void add_rectangle(survey *s, const af_rectangle *rectangle)
 {
-    const int vl = plan->decode ? unit.rows : plan->kernels->vl, nv = (unit.rows + vl - 1) / vl;
-    af_span vectors[MAX_VECTORS] = {{0, 0}}, whole = {0, 0};
-    for (int lane = 0; lane < unit.rows; lane++) {
-        const af_span seen = af_visible_keys(p, unit.b, (unit.row + lane) / plan->group);
-        vectors[lane / vl] = af_join(vectors[lane / vl], seen);
-        whole = af_join(whole, seen);
-    }
-    const uint8_t *mask = af_key_mask(p, unit.b, unit.hk);
-    whole = af_trim(mask, whole);
-    for (int64_t split = 0; split < plan->splits; split++) {
-        const af_span span = af_split(whole, split, plan->split_keys);
-        for (int64_t j = span.begin, n; j < span.end; j += n) {
-            const af_piece piece = af_take_keys(vectors, nv, span, mask, j, plan->key_block);
-            n = piece.keys;
-            const int64_t seen = visible_in(plan, p, unit, unit.row, unit.row + unit.rows, j, j + n);
-            *visible += seen;
-            if (seen || (plan->decode && !mask))
-                *visited += n * (af_min(unit.rows, piece.last * vl) - piece.first * vl);
-        }
-    }
+    if (rectangle->first_key == rectangle->end_key) return;
+    if (s->report->rectangles < s->room) s->rectangles[s->report->rectangles] = *rectangle;
+    s->report->rectangles++;
 }
 
-/* Heads and batch rows that cannot differ are counted once. */
-void af_count_pairs(const af_plan *plan, const af_problem *p, int64_t *visible, int64_t *visited)
+/* Walks the pieces of keys as kernel/forward.h and kernel/decode.h do. */
+static void survey_block(survey *s, af_unit unit)
 {
-    const bool same_heads = !p->mask.data || p->mask.h == 0;
-    const bool same_rows =
-        (!p->mask.data || (p->mask.b == 0 && !p->mask.batch)) && !p->q_offset && !p->q_length && !p->kv_length;
-    const int64_t rows = same_rows ? 1 : p->B, heads = same_heads ? 1 : p->Hk;
-    *visible = *visited = 0;
+    const af_plan *plan = s->plan;
+    const af_problem *p = s->problem;
+    const int part_rows = plan->decode ? AF_MOST_ROWS : plan->kernels->vl;
+    af_rectangle wide = {.b = unit.b};
+    af_view w;
+    af_look(&w, p, plan, unit, part_rows);
+    wide.hk = w.hk;
+    for (int64_t split = 0; split < plan->splits; split++) {
+        const af_span span = af_split(w.span, split, plan->split_keys);
+        for (int64_t j = span.begin, n; j < span.end; j += n) {
+            const af_piece piece = af_next_piece(&w, p, span, j, plan->key_block);
+            n = piece.keys;
+            const int first = piece.first * part_rows, last = (int)af_min(w.n, piece.last * part_rows);
+            const int64_t seen = first < last ? visible_in(&w, p, first, last, j, j + n) : 0;
+            s->report->visible_pairs += seen;
+            if (first >= last || (!seen && !plan->decode)) continue;
+            s->report->visited_pairs += n * (last - first);
+            const int64_t i = w.query[first], end = w.query[last - 1] + 1;
+            if (wide.end_key != j || wide.first_query != i || wide.end_query != end) {
+                add_rectangle(s, &wide);
+                wide.first_query = i;
+                wide.end_query = end;
+                wide.first_key = j;
+            }
+            wide.end_key = j + n;
+        }
+    }
+    add_rectangle(s, &wide);
+}
+
+/* Heads and batch rows that cannot differ are counted once, unless every rectangle is asked for. */
+void af_survey(const af_plan *plan, const af_problem *p, af_report *report, af_rectangle *rectangles, int64_t room)
+{
+    survey s = {plan, p, report, rectangles, room};
+    const bool same_heads = !rectangles && !p->mask.h && !p->blocks.h && !p->center.data && !p->order.data;
+    const bool same_rows = same_heads && !p->mask.b && !p->mask.batch && !p->blocks.b && !p->blocks.batch &&
+                           !p->q_offset && !p->q_length && !p->kv_length && !p->global;
+    const int64_t rows = same_rows ? 1 : p->B, heads = same_heads ? 1 : plan->head_groups;
+    report->visible_pairs = report->visited_pairs = report->rectangles = 0;
     for (int64_t b = 0; b < rows; b++)
-        for (int64_t hk = 0; hk < heads; hk++)
+        for (int64_t hg = 0; hg < heads; hg++)
             for (int64_t block = 0; block < plan->blocks; block++) {
                 const int64_t row = block * plan->block_rows;
                 const int here = (int)af_min(plan->block_rows, plan->rows - row);
-                count_block(plan, p, (af_unit){.b = b, .hk = hk, .row = row, .rows = here}, visible, visited);
+                survey_block(&s, (af_unit){.b = b, .hg = hg, .row = row, .rows = here});
             }
-    *visible *= (p->B / rows) * (p->Hk / heads);
-    *visited *= (p->B / rows) * (p->Hk / heads);
+    const int64_t times = (p->B / rows) * (plan->head_groups / heads);
+    report->visible_pairs *= times;
+    report->visited_pairs *= times;
+    report->rectangles *= times;
 }

@@ -8,10 +8,10 @@
 
 typedef struct af_kernels af_kernels;
 
-/* One unit of work: a block of query rows of one (batch row, key/value head), against one stretch of its keys. */
+/* One unit of work: a block of query rows of one (batch row, head group), against one stretch of its keys. */
 typedef struct af_unit {
-    int64_t b, hk;
-    int64_t row; /* first row; the rows of a key/value head are r = i * G + g for query i and head hk * G + g */
+    int64_t b, hg;
+    int64_t row; /* first row; the rows of a head group are r = i * G + g for query i and head hg * G + g */
     int rows;
     int64_t split; /* which stretch of the keys that these rows can see */
 } af_unit;
@@ -19,8 +19,9 @@ typedef struct af_unit {
 typedef struct af_plan {
     const af_kernels *kernels;
     bool decode;          /* few rows: the kernel that keeps D in the lanes */
-    int64_t group;        /* G = H / Hk query heads share a key/value head */
-    int64_t rows, blocks; /* G * Lq rows for each (batch row, key/value head), in that many blocks */
+    int64_t group;        /* G query heads that are done together: those that share a key/value head, or 1 */
+    int64_t head_groups;  /* H / G */
+    int64_t rows, blocks; /* G * Lq rows for each (batch row, head group), in that many blocks */
     int block_rows;
     int key_block;               /* keys per score tile, a multiple of 64 */
     int64_t split_keys, splits;  /* keys per unit, units per block of rows */
@@ -28,18 +29,19 @@ typedef struct af_plan {
     size_t partial_bytes;        /* one unit's partial result */
     double query_scale;          /* folded into the query when it is packed */
     bool base2;                  /* scores are in units of log 2 (plain problems), else of the natural log */
-    bool softmax;                /* the softmax is wanted: output, lse or weights */
+    bool softmax;                /* the softmax is wanted */
+    bool second;                 /* a second pass over the scores, for weights or their sums */
     double pairs;                /* an upper estimate of the pairs to visit */
-    void *row_max, *row_inverse; /* real [B][H][Lq], kept for the pass that writes weights, or NULL */
+    void *row_max, *row_inverse; /* real [B][H][Lq], kept for a second pass over the scores, or NULL */
 } af_plan;
 
 void af_make_plan(af_plan *plan, const af_problem *p, const af_kernels *kernels);
 
 /* The block and split of a unit's number. Later blocks of rows come first: under a causal mask they cost the most. */
-af_unit af_plan_unit(const af_plan *plan, const af_problem *problem, int64_t index, int64_t splits);
+af_unit af_plan_unit(const af_plan *plan, int64_t index, int64_t splits);
 
 /* Moves on to the block of rows that is numbered next; false after the last. */
-static inline bool af_next_block(const af_plan *plan, const af_problem *problem, af_unit *unit)
+static inline bool af_next_block(const af_plan *plan, const af_problem *p, af_unit *unit)
 {
     if (unit->row > 0) {
         unit->row -= plan->block_rows;
@@ -48,11 +50,13 @@ static inline bool af_next_block(const af_plan *plan, const af_problem *problem,
     }
     unit->row = (plan->blocks - 1) * plan->block_rows;
     unit->rows = (int)(plan->rows - unit->row);
-    if (++unit->hk < problem->Hk) return true;
-    unit->hk = 0;
-    return ++unit->b < problem->B;
+    if (++unit->hg < plan->head_groups) return true;
+    unit->hg = 0;
+    return ++unit->b < p->B;
 }
 
-void af_count_pairs(const af_plan *plan, const af_problem *problem, int64_t *visible, int64_t *visited);
+/* Walks over all that is to be visited and fills these fields of the report, and at most `room` rectangles. */
+void af_survey(const af_plan *plan, const af_problem *problem, af_report *report, af_rectangle *rectangles,
+               int64_t room);
 
 #endif

@@ -1,6 +1,7 @@
 """Hypothesis strategies for whole calls: shapes, dtypes, memory layouts and every option."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -8,7 +9,16 @@ import numpy as np
 from hypothesis import strategies as st
 
 import attnfast
-from support import DTYPES, compute_dtype, randn
+from attnfast import reference
+from support import (
+    DTYPES,
+    LOCAL_OPTIONS,
+    SCORE_OPTIONS,
+    Criterion,
+    compute_dtype,
+    randn,
+    same_batch,
+)
 
 LAYOUTS = (
     "contiguous",
@@ -27,13 +37,55 @@ EDGES = [n + i for n in (8, 16, 24, 32, 48, 64, 96, 128, 144) for i in (-1, 0, 1
 
 
 class Call:
-    """The arguments of one call of `attention`."""
+    """The arguments of one call of `attention` or another function of the same form."""
 
-    def __init__(self, query: Any, key: Any, value: Any, options: dict[str, Any]) -> None:
+    def __init__(
+        self, query: Any, key: Any, value: Any, options: dict[str, Any], function: str = "attention"
+    ) -> None:
         self.query, self.key, self.value, self.options = query, key, value, options
+        self.function = function
 
     def run(self, **more: Any) -> Any:
-        return attnfast.attention(self.query, self.key, self.value, **{**self.options, **more})
+        function = getattr(attnfast, self.function)
+        return function(self.query, self.key, self.value, **{**self.options, **more})
+
+    def criterion(self) -> Criterion:
+        return Criterion(self.query, self.key, self.value, function=self.function, **self.options)
+
+    def unseen(self, array: np.ndarray) -> np.ndarray:
+        """The rows (..., L) of `array`, key or value, that no query sees."""
+        named = (*SCORE_OPTIONS, *LOCAL_OPTIONS)
+        options = {n: x for n, x in self.options.items() if n in named}
+        query, key, _ = same_batch(self.query, self.key, self.value)
+        biased = reference.attention_weights(query * 0, key * 0, stage="biased", **options)
+        unseen = (biased == -np.inf).all(axis=-2)
+        if unseen.ndim > 1:
+            *batch, heads, lk = unseen.shape
+            kv_heads = key.shape[-3]
+            unseen = unseen.reshape((*batch, kv_heads, heads // kv_heads, lk)).all(axis=-2)
+        # What is broadcast must be unseen in every batch row.
+        unseen = unseen.all(axis=tuple(range(unseen.ndim - array.ndim + 1)))
+        thin = tuple(axis for axis, n in enumerate(array.shape[:-1]) if n == 1)
+        return unseen.all(axis=thin, keepdims=True)
+
+    def alone(self) -> Iterator[tuple[tuple[int, ...], "Call"]]:
+        """The index of each batch row and the call of this row alone."""
+        arrays = same_batch(self.query, self.key, self.value)
+        query, key, _ = arrays
+        batch, full = query.shape[:-3], (*query.shape[:-1], key.shape[-2])
+        for row in np.ndindex(*batch):
+            options = dict(self.options)
+            for name in ("q_lengths", "kv_lengths", "q_offset"):
+                if np.ndim(options.get(name)):
+                    options[name] = np.reshape(options[name], batch)[row]
+            for name in ("alibi_slopes", "global_tokens"):
+                if np.ndim(options.get(name)) > 1:
+                    shape = (*batch, options[name].shape[-1])
+                    options[name] = np.reshape(options[name], shape)[row]
+            for name, shape in [("mask", full), ("bias", full), ("centers", full[:-1])]:
+                if name in options and query.ndim > 2:
+                    options[name] = np.broadcast_to(options[name], shape)[row]
+            yield row, Call(*(a[row] for a in arrays), options, self.function)
 
     def __repr__(self) -> str:
         def show(x: Any) -> str:
@@ -47,19 +99,20 @@ class Call:
 
 
 def lay_out(a: np.ndarray, layout: str) -> np.ndarray:
-    """The same numbers in memory of another shape; what lies in between is NaN."""
+    """The same numbers in memory of another shape; NaN or a huge integer lies in between."""
+    gap = np.iinfo(a.dtype).max if a.dtype.kind in "iu" else np.nan
     if layout == "swapped axes" and a.ndim > 2:
         return np.ascontiguousarray(a.swapaxes(-3, -2)).swapaxes(-3, -2)
     if layout == "reversed rows":
         return np.ascontiguousarray(a[..., ::-1, :])[..., ::-1, :]
     if layout == "every other row":
-        spread = np.full((*a.shape[:-2], 2 * a.shape[-2] + 1, a.shape[-1]), np.nan, a.dtype)
+        spread = np.full((*a.shape[:-2], 2 * a.shape[-2] + 1, a.shape[-1]), gap, a.dtype)
         spread[..., 1::2, :] = a
         return spread[..., 1::2, :]
     if layout == "Fortran order":
         return np.asfortranarray(a)
     if layout == "every other column":
-        spread = np.full((*a.shape[:-1], 2 * a.shape[-1] + 1), np.nan, a.dtype)
+        spread = np.full((*a.shape[:-1], 2 * a.shape[-1] + 1), gap, a.dtype)
         spread[..., 1::2] = a
         return spread[..., 1::2]
     if layout == "backwards":
@@ -86,7 +139,7 @@ def _sizes(limit: int) -> st.SearchStrategy[int]:
 
 
 @st.composite
-def calls(draw: Any, dtypes: Any = tuple(DTYPES)) -> Call:
+def calls(draw: Any, dtypes: Any = tuple(DTYPES), most_pairs: int = 100_000) -> Call:
     """Any legal call whose scores are finite."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     dtype = draw(st.sampled_from(dtypes))
@@ -100,7 +153,7 @@ def calls(draw: Any, dtypes: Any = tuple(DTYPES)) -> Call:
         lq = lk = min(lq, lk)
     d = draw(st.sampled_from([1, 2, 3, 7, 8, 16, 24, 33, 40, 64, 65, 80, 128, 130]))
     dv = draw(st.sampled_from([d, d, 1, 5, 8, 17, 48, 64, 96]))
-    while math.prod(batch) * kv_heads * group * lq * lk > 100_000:
+    while math.prod(batch) * kv_heads * group * lq * lk > most_pairs:
         batch, kv_heads, lk = batch[:-1], 1, lk - lk // 3
     heads = kv_heads * group
     full = (*batch, heads, lq, lk)
@@ -126,6 +179,65 @@ def calls(draw: Any, dtypes: Any = tuple(DTYPES)) -> Call:
     full = (*batch, heads, lq, lk)[2 if rank2 and not batch else 0 :]
     options = draw(_options(rng, full, batch, heads, lq, lk, dtype))
     return Call(*arrays, options)
+
+
+@st.composite
+def local_calls(draw: Any, dtypes: Any = tuple(DTYPES)) -> Call:
+    """Any legal call of `local_attention`: windows in any place, global tokens, dilation."""
+    call = draw(calls(dtypes, most_pairs=40_000))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    query, key, _ = same_batch(call.query, call.key, call.value)
+    full, lk = query.shape[:-1], key.shape[-2]
+    batch, heads = full[:-2], full[-2] if len(full) > 1 else 1
+    options = call.options
+    if options.get("window_size") is None:
+        side = st.integers(0, 3) | st.integers(0, lk)
+        options["window_size"] = draw(side | st.tuples(side, side))
+    kind = draw(st.sampled_from(["window", "global", "dilation", "both", "local-m", "local-p"]))
+    if kind in ("global", "both"):
+        options["global_tokens"] = draw(_global_tokens(rng, batch, lk))
+    if kind in ("dilation", "both"):
+        step = st.integers(1, 4) | st.sampled_from([7, 16, 40])
+        per_head = st.just(rng.integers(1, 6, heads))
+        options["dilation"] = draw(step | per_head)
+    if kind in ("local-m", "local-p"):
+        shape = draw(_broadcastable(full))
+        centers = rng.uniform(-5, lk + 5, shape)
+        if kind == "local-m":
+            options["centers"] = np.floor(centers).astype(draw(st.sampled_from(["i8", "i4"])))
+        else:
+            options["centers"] = centers.astype(draw(st.sampled_from(["f8", "f4"])))
+            sides = np.broadcast_to(np.array(options["window_size"], dtype=object), 2)
+            unbounded = any(side in (None, -1) for side in sides)
+            if unbounded or sum(sides) == 0 or draw(st.booleans()):
+                options["sigma"] = draw(st.sampled_from([0.3, 2, 10.0, 1000.0]))
+        if options["centers"].ndim > 1:
+            options["centers"] = lay_out(options["centers"], draw(st.sampled_from(LAYOUTS)))
+    return Call(call.query, call.key, call.value, options, "local_attention")
+
+
+@st.composite
+def _global_tokens(draw: Any, rng: np.random.Generator, batch: tuple[int, ...], lk: int) -> Any:
+    rows = draw(st.sampled_from([(), batch, (math.prod(batch),)]))
+    if draw(st.booleans()):
+        return rng.random((*rows, lk)) < draw(st.sampled_from([0.0, 0.02, 0.3, 1.0]))
+    count = draw(st.integers(0, 4)) if lk else 0
+    return rng.integers(0, max(lk, 1), (*rows, count)).astype(draw(st.sampled_from(["i8", "u2"])))
+
+
+@st.composite
+def additive_calls(draw: Any, dtypes: Any = tuple(DTYPES)) -> Call:
+    """Any legal call of `additive_attention`."""
+    call = draw(calls(dtypes, most_pairs=2500))
+    call.options.pop("scale", None)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    heads, d = call.query.shape[-3] if call.query.ndim > 2 else 1, call.query.shape[-1]
+    for name in ("score_weight", "score_bias"):
+        shape = draw(st.sampled_from([None, (d,), (heads, d)]))
+        if shape is not None:
+            numbers = draw(st.sampled_from([0.3, 1.0, 5.0])) * rng.standard_normal(shape)
+            call.options[name] = numbers.astype(draw(st.sampled_from(["f4", "f8", "f2"])))
+    return Call(call.query, call.key, call.value, call.options, "additive_attention")
 
 
 @st.composite

@@ -11,26 +11,34 @@ absolute error of eps * E_ij, where E_ij adds up the magnitudes that were rounde
 (the terms of the dot product, the capped score, bias, ALiBi); an error e_ij in the scores moves the
 weights by w_ij (e_ij - sum_k w_ik e_ik); and the sums over keys add a few eps of their absolute
 terms. In float32 this comes to about 1e-6 at unit logits and grows with them, as the error does.
+
+Additive scores are sums of w_d tanh(q_d + k_d + b_d). The library takes each tanh from the product
+of exp(2q) and exp(2k), which costs it a few eps however small the tanh is: 3 eps |w_d| per term.
+A Gaussian exp(-t) that multiplies a weight adds an error of (4 + 4t) eps to it.
 """
 
 import os
+import re
 import subprocess
 import sys
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from attnfast import reference
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16]
 DTYPE_IDS = [d.name for d in DTYPES]
+POISON = (np.nan, np.inf, -np.inf, 1e38, -1e38)
 POSITION_OPTIONS = {"q_offset", "q_lengths", "kv_lengths"}
 SCORE_OPTIONS = (
     *POSITION_OPTIONS,
     *("mask", "bias", "is_causal", "window_size", "scale", "softcap", "alibi_slopes"),
 )
+LOCAL_OPTIONS = ("global_tokens", "dilation", "centers")
 
 
 def compute_dtype(dtype: Any) -> np.dtype:
@@ -75,15 +83,56 @@ def same_bits(a: Any, b: Any) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
+def assert_same(a: Any, b: Any) -> None:
+    """Assert that two results hold the same bits, field by field."""
+    if not isinstance(a, tuple):
+        a, b = (a,), (b,)
+    names = getattr(a, "_fields", range(len(a)))
+    for name, x, y in zip(names, a, b, strict=True):
+        assert (x is None and y is None) or same_bits(x, y), name
+
+
+def poisoned(a: np.ndarray, where: Any, poison: float) -> np.ndarray:
+    """A copy of `a` in the same layout, with poison in the rows (..., L) that `where` selects."""
+    copy = np.copy(a, order="K")
+    with np.errstate(over="ignore"):
+        copy[np.broadcast_to(where, a.shape[:-1])] = np.array(poison).astype(a.dtype)
+    return copy
+
+
+def assert_refused(function: Any, kind: type, name: str, message: str, arguments: Any) -> None:
+    """Assert that a call raises, speaks of the argument `name` first, and writes to no array."""
+    before = {n: x.copy() for n, x in arguments.items() if isinstance(x, np.ndarray)}
+    with pytest.raises(kind, match=re.compile(message, re.DOTALL)) as caught:
+        function(**arguments)
+    assert caught.type is kind
+    assert str(caught.value).startswith(name), str(caught.value)
+    for n, x in before.items():
+        assert x.dtype == object or same_bits(x, arguments[n]), f"{n} was written"
+
+
+def show_case(case: Any) -> str:
+    """A name for one case of bad input: the argument, and what is wrong with it."""
+    kind, name, bad, _ = case
+    shown = f"{bad.dtype}{bad.shape}" if isinstance(bad, np.ndarray) else repr(bad)
+    return f"{kind.__name__}-{name}-{shown}"
+
+
 def check(actual: Any, query: Any, key: Any, value: Any, **options: Any) -> None:
     """Assert that a result of `attention` (an array or an AttentionResult) meets the criterion."""
     Criterion(query, key, value, **options).check(actual)
 
 
 class Criterion:
-    """The exact result of one call and how far a result may be from it."""
+    """The exact result of one call and how far a result may be from it.
 
-    def __init__(self, query: Any, key: Any, value: Any, **options: Any) -> None:
+    `function` is ``"attention"``, ``"local_attention"`` or ``"additive_attention"``; the options
+    are those of that function.
+    """
+
+    def __init__(
+        self, query: Any, key: Any, value: Any, *, function: str = "attention", **options: Any
+    ) -> None:
         for name in ("return_lse", "return_weights", "out", "num_threads"):
             options.pop(name, None)
         query, key, value = same_batch(query, key, value)
@@ -92,13 +141,15 @@ class Criterion:
         self.tiny = float(np.finfo(compute_dtype(self.dtype)).tiny)
         self.truth = truth_dtype(self.dtype)
         everything = {**options, "return_lse": True, "return_weights": True}
-        self.exact = reference.attention(query, key, value, compute_dtype=self.truth, **everything)
-        self.plain = reference.attention(
+        compute = getattr(reference, function)
+        self.exact = compute(query, key, value, compute_dtype=self.truth, **everything)
+        self.plain = compute(
             query, key, value, compute_dtype=compute_dtype(self.dtype), **everything
         )
         w = self.exact.weights
         self.value = _like_weights(value.astype(self.truth), w)
-        self.score_error, self.biased = self._score_error(query, key, options)
+        terms = self._additive if function == "additive_attention" else self._product
+        self.score_error, self.biased = self._score_error(query, key, terms, options)
         self.excluded = self.biased == -np.inf
         # Keys whose weight could matter if every score were off by its error.
         top = self.biased.max(axis=-1, initial=-np.inf, keepdims=True)
@@ -107,8 +158,12 @@ class Criterion:
         # order says nothing, only that the output is some mean of the values.
         self.worst_error = (self.relevant * self.score_error).max(axis=-1, initial=0)
         self.unresolved = self.worst_error > 0.05
-        self.weighted_error = w * self.score_error
-        self.row_error = self.weighted_error.sum(axis=-1)
+        self.weighted_error = w * (self.score_error + self._gaussian_error(options))
+        if np.asarray(options.get("centers", 0)).dtype.kind not in "iu":
+            del everything["return_lse"], everything["return_weights"]
+            everything.pop("sigma", None)
+            w = reference.attention_weights(query, key, compute_dtype=self.truth, **everything)
+        self.row_error = (w * self.score_error).sum(axis=-1)
         if options.get("sink_logits") is not None:
             sink = np.abs(np.asarray(options["sink_logits"], dtype=self.truth))
             share = np.clip(1 - w.sum(axis=-1), 0, 1)
@@ -117,12 +172,14 @@ class Criterion:
         # Sums over keys: the library may add them up in another order than NumPy does.
         self.sum_error = self.eps * (8 + np.sqrt(w.shape[-1]))
 
-    def _score_error(self, query: Any, key: Any, options: dict[str, Any]) -> tuple[Any, Any]:
+    def _score_error(
+        self, query: Any, key: Any, terms: Any, options: dict[str, Any]
+    ) -> tuple[Any, Any]:
         """eps * E_ij, and the biased scores."""
-        options = {name: options[name] for name in SCORE_OPTIONS if options.get(name) is not None}
-        biased = reference.attention_weights(query, key, stage="biased", **options)
-        scale = {"scale": abs(options["scale"])} if "scale" in options else {}
-        terms = reference.attention_weights(np.abs(query), np.abs(key), stage="scores", **scale)
+        error, scores = terms(query, key, options)
+        named = (*SCORE_OPTIONS, *LOCAL_OPTIONS)
+        options = {name: options[name] for name in named if options.get(name) is not None}
+        biased = reference.attention_weights(query, key, stage="biased", scores=scores, **options)
         # Zero queries leave the bias and ALiBi alone; with equal signs they cannot cancel.
         added = {name: options[name] for name in POSITION_OPTIONS if name in options}
         if "bias" in options:
@@ -134,9 +191,42 @@ class Criterion:
             added = np.abs(reference.attention_weights(*zeros, stage="biased", **added))
         else:
             added = 0
-        error = self.eps * (2 + np.sqrt(query.shape[-1]) / 4) * terms
-        error += 4 * self.eps * np.abs(biased) + 6 * self.eps * added
+        error = error + 4 * self.eps * np.abs(biased) + 6 * self.eps * added
         return np.where(biased == -np.inf, 0, error), biased
+
+    def _product(self, query: Any, key: Any, options: dict[str, Any]) -> tuple[Any, Any]:
+        """The error of scale * q . k; the reference works out the scores."""
+        scale = {} if options.get("scale") is None else {"scale": abs(options["scale"])}
+        terms = reference.attention_weights(np.abs(query), np.abs(key), stage="scores", **scale)
+        return self.eps * (2 + np.sqrt(query.shape[-1]) / 4) * terms, None
+
+    def _additive(self, query: Any, key: Any, options: dict[str, Any]) -> tuple[Any, Any]:
+        """The error of sum_d w_d tanh(q_d + k_d + b_d), and the scores themselves."""
+        q = query.astype(np.float64).reshape((*self.exact.lse.shape, 1, query.shape[-1]))
+        k = _like_weights(key.astype(np.float64), self.exact.weights)[..., None, :, :]
+        parameters = options.get("score_weight"), options.get("score_bias")
+        w, b = (
+            np.asarray(default if a is None else a).astype(np.float64)[..., None, None, :]
+            for a, default in zip(parameters, ([1.0], [0.0]), strict=True)
+        )
+        if q.ndim == 3:  # one head, without its axis
+            w, b = (a.reshape(a.shape[-3:]) for a in (w, b))
+        tanh = np.tanh(q + k + b)
+        # The bias may be added to the query or to the key first.
+        moved = np.abs(b) > 0
+        each = 3 + (2 + np.sqrt(q.shape[-1]) / 4) * np.abs(tanh)
+        each = each + moved * (1 - tanh**2) * (np.abs(q) + np.abs(k) + np.abs(b))
+        return self.eps * (np.abs(w) * each).sum(axis=-1), (w * tanh).sum(axis=-1)
+
+    def _gaussian_error(self, options: dict[str, Any]) -> Any:
+        """The relative error of what multiplies the weights of local-p attention."""
+        centers = np.asarray(options.get("centers", 0))
+        if centers.dtype.kind in "iu":
+            return 0
+        sigma = options.get("sigma") or np.sum(np.broadcast_to(options["window_size"], 2)) / 4
+        j = np.arange(self.exact.weights.shape[-1])
+        t = ((j - centers.astype(np.float64)[..., None]) / sigma) ** 2 / 2
+        return self.eps * (4 + 4 * t)
 
     def _ulp(self, x: Any) -> Any:
         """Rounding to the output's dtype, subnormal or not."""
@@ -183,7 +273,7 @@ class Criterion:
             reach = np.abs(np.concatenate([values, 0 * values[:1]]) - exact[row]).max(axis=0)
             allowed[row] = np.maximum(allowed[row], reach)
         allowed = np.where(self.excluded.all(axis=-1)[..., None], 0, allowed)
-        _assert_within(output, exact, allowed, "output")
+        assert_within(output, exact, allowed, "output")
 
     def check_lse(self, lse: Any) -> None:
         lse, exact = np.asarray(lse).astype(self.truth), self.exact.lse
@@ -192,16 +282,20 @@ class Criterion:
         lse, exact, plain = (np.where(empty, 0, a) for a in (lse, exact, self.plain.lse))
         row_error = np.where(self.unresolved, self.worst_error, self.row_error)
         rounding = 1.2 * row_error + self.sum_error + 4 * self.eps * np.abs(exact)
-        _assert_within(lse, exact, 2 * np.abs(plain - exact) + rounding, "lse")
+        assert_within(lse, exact, 2 * np.abs(plain - exact) + rounding, "lse")
 
     def check_weights(self, weights: Any) -> None:
-        weights, exact = np.asarray(weights).astype(self.truth), self.exact.weights
+        weights = np.asarray(weights).astype(self.truth)
+        assert_within(weights, self.exact.weights, self.weights_allowed(), "weights")
+
+    def weights_allowed(self) -> Any:
+        """How far each weight may be from the exact one."""
+        exact = self.exact.weights
         row_error = self.row_error[..., None] + self.sum_error
         rounding = 1.2 * (self.weighted_error + exact * row_error) + 4 * self.tiny
         allowed = 2 * self._plain_error(self.plain.weights, exact) + rounding + self._ulp(exact)
         allowed = np.where(self.unresolved[..., None], 1.0, allowed)
-        allowed = np.where(self.excluded, 0, allowed)
-        _assert_within(weights, exact, allowed, "weights")
+        return np.where(self.excluded, 0, allowed)
 
 
 def same_batch(*arrays: Any) -> list[np.ndarray]:
@@ -222,7 +316,7 @@ def _like_weights(value: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return value
 
 
-def _assert_within(actual: np.ndarray, exact: np.ndarray, allowed: Any, name: str) -> None:
+def assert_within(actual: np.ndarray, exact: np.ndarray, allowed: Any, name: str) -> None:
     assert actual.shape == exact.shape, f"{name} has shape {actual.shape}, not {exact.shape}"
     error = np.abs(actual - exact)
     wrong = ~(error <= allowed)

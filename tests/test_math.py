@@ -79,3 +79,20 @@ def test_log2_at_the_edges(dtype):
 def test_every_length_of_the_rest(n):
     x = np.linspace(-3, 0, n, dtype=np.float32)
     assert np.allclose(_core.probe_exp2(x), np.exp2(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exp_twice_is_right_to_two_ulp(dtype):
+    reach = 10 if dtype == np.float32 else 85
+    x = np.concatenate([spread(dtype, -reach, reach), spread(dtype, -1, 1)])
+    exact = np.exp(2 * x.astype(WIDE[x.dtype.name]))
+    assert ulps(_core.probe_exp_twice(x), exact).max() < 2
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_fast_exp_twice_gives_tanh_to_an_eps(dtype):
+    reach = 10 if dtype == np.float32 else 85
+    x = np.concatenate([spread(dtype, -reach, reach), spread(dtype, -1, 1)])
+    e = _core.probe_exp_twice_fast(x).astype(WIDE[x.dtype.name])
+    error = np.abs((e - 1) / (e + 1) - np.tanh(x.astype(e.dtype))).max()
+    assert error < np.finfo(dtype).eps

@@ -15,13 +15,15 @@ static void decode_query(const af_problem *p, const af_plan *plan, const block *
 {
     const v scale = v_set1((real)plan->query_scale);
     elem *rows[AF_NR];
-    find_rows(&p->query, plan->group, k->unit, rows);
+    const real *bias = p->additive ? head_row(&p->score_bias, k) : NULL;
+    find_rows(&p->query, &k->view, rows);
     for (int r = 0; r < k->n; r++, query += p->D) {
         const elem *row = rows[r];
         int64_t d = 0;
         for (; d + VL <= p->D; d += VL) v_store(query + d, v_mul(e_load(row + d), scale));
         const int rest = (int)(p->D - d);
         if (rest) v_store_n(query + d, v_mul(e_load_n(row + d, rest), scale), rest);
+        for (d = 0; bias && d < p->D; d++) query[d] += bias[d];
     }
 }
 
@@ -29,11 +31,11 @@ static void decode_query(const af_problem *p, const af_plan *plan, const block *
 static uint64_t decode_modify(const af_problem *p, const block *k, int r, int64_t j0, int n, real *s)
 {
     const bool all_pairs = p->stage <= AF_CAPPED;
-    const af_span seen = all_pairs ? (af_span){0, p->Lk} : k->visible[r];
+    const af_span seen = all_pairs ? (af_span){0, p->Lk} : k->view.visible[r];
     uint64_t word = low_bits(seen.end - j0) & ~low_bits(seen.begin - j0) & low_bits(n), left = 0;
-    if (p->mask.data && word && !all_pairs) word &= dense_word(&p->mask, k->mask_row[r], j0, n);
+    if ((p->mask.data || af_has_pattern(p)) && word && !all_pairs) word &= row_word(p, k, r, j0, n);
     const real *bias = p->bias.data ? k->bias_row[r] : NULL;
-    const real distance = (real)(af_position(p, k->b, k->query[r]) - j0);
+    const real distance = (real)(af_position(p, k->view.b, k->view.query[r]) - j0);
     real lane[VL];
     for (int i = 0; i < VL; i++) lane[i] = (real)i;
     for (int j = 0; j < n; j += VL) {
@@ -83,11 +85,13 @@ static void decode_softmax(bool base2, int n, int64_t Dv, real *s, real *m, real
 static bool decode_block(const af_problem *p, const af_plan *plan, const block *k, const scratch *s, int64_t j0, int n)
 {
     const int64_t lds = plan->key_block;
-    const elem *key = (const elem *)p->key.data + af_offset(&p->key, k->b, k->hk, j0);
-    const int few = k->n <= dot_group(p->D) && p->key.i == p->D ? n : near_rows(p->D);
+    const elem *key = (const elem *)p->key.data + af_offset(&p->key, k->view.b, k->view.hk, j0);
+    const int few = k->n <= dot_group(p->D) && p->key.i == p->D && !p->additive ? n : near_rows(p->D);
     for (int j = 0; j < n; j += few, key += few * p->key.i) {
+        const int here = n - j < few ? n - j : few;
         fetch_apart(few, n - j, key, p->key.i, p->D);
-        decode_scores(k->n, n - j < few ? n - j : few, p->D, s->query, key, p->key.i, s->s + j, lds);
+        if (p->additive) additive_rows(p, k, here, s->query, key, s->s + j, lds);
+        else decode_scores(k->n, here, p->D, s->query, key, p->key.i, s->s + j, lds);
     }
     uint64_t any = 0;
     for (int j = 0; j < n; j += 64)
@@ -103,16 +107,19 @@ static void decode_keys(const af_problem *p, const af_plan *plan, const block *k
     const int few = near_rows(Dv);
     reset_state(s);
     for (int64_t i = 0; i < k->n * Dv; i++) s->rows[i] = 0;
-    int n;
-    for (int64_t j0 = k->span.begin; j0 < k->span.end; j0 += n) {
-        n = (int)af_min(plan->key_block, k->span.end - j0);
-        if (k->mask) n = (int)af_cut_keys(k->mask + j0, n);
-        if (k->mask && !k->mask[j0]) continue;
+    const af_span span = k->view.span;
+    for (int64_t j0 = span.begin, keys; j0 < span.end; j0 += keys) {
+        const af_piece piece = af_next_piece(&k->view, p, span, j0, plan->key_block);
+        keys = piece.keys;
+        if (piece.first == piece.last) continue;
+        const int n = (int)keys;
         if (!decode_block(p, plan, k, s, j0, n)) continue;
-        for (int r = 0; r < k->n; r++)
+        for (int r = 0; r < k->n; r++) {
             decode_softmax(plan->base2, n, Dv, s->s + r * lds, s->m + r, s->l + r, s->rows + r * Dv);
+            if (p->spread > 0) fade_row(p, k, r, j0, n, s->s + r * lds);
+        }
         if (!Dv) continue;
-        const elem *value = (const elem *)p->value.data + af_offset(&p->value, k->b, k->hk, j0);
+        const elem *value = (const elem *)p->value.data + af_offset(&p->value, k->view.b, k->view.hk, j0);
         for (int j = 0; j < n; j += few, value += few * p->value.i) {
             const int here = n - j < few ? n - j : few;
             const uint64_t *words = s->words + j / 64 * DECODE_ROWS;
@@ -132,8 +139,8 @@ static void decode(const af_problem *p, const af_plan *plan, af_unit unit, void 
     scratch s;
     make_block(&k, p, plan, unit);
     carve(&s, p, plan, memory);
-    k.span = af_split(k.span, unit.split, plan->split_keys);
-    if (k.span.begin < k.span.end) decode_query(p, plan, &k, s.query);
+    k.view.span = af_split(k.view.span, unit.split, plan->split_keys);
+    if (k.view.span.begin < k.view.span.end) decode_query(p, plan, &k, s.query);
     if (p->value.data) zero_output(&s, p->Dv);
     decode_keys(p, plan, &k, &s, false);
     if (p->value.data && k.hides && !finite_output(&k, p->Dv, s.o)) decode_keys(p, plan, &k, &s, true);

@@ -3,14 +3,21 @@
  *   with a sink: m' = max(m, sink), l' = l exp(m - m') + exp(sink - m')
  *   output = O exp(m - m') / l'     lse = m' + log l'     weight of a score = exp(score - m') / l'
  *
- * A row that saw no key has l = 0: zero output, lse -inf. */
+ * A row that saw no key has l = 0: zero output, lse -inf. The results over other keys that a call adds its own to are
+ * like a sink with a value. */
 #ifndef AF_FINISH_H
 #define AF_FINISH_H
 
-/* What lies in a unit's partial result: m[NR], l[NR], O[Dv][NR]. */
+/* What lies in a unit's partial result: m[NR], l[NR], O[Dv][NR], and the lists of top.h. */
 AF_INLINE real *partial_m(void *partial) { return partial; }
 AF_INLINE real *partial_l(void *partial) { return (real *)partial + AF_NR; }
 AF_INLINE real *partial_o(void *partial) { return (real *)partial + 2 * AF_NR; }
+
+AF_INLINE real *partial_top(const af_problem *p, void *partial) { return (real *)partial + (2 + p->Dv) * AF_NR; }
+AF_INLINE real *partial_top_key(const af_problem *p, void *partial)
+{
+    return partial_top(p, partial) + p->topk * AF_NR;
+}
 
 static void save_partial(const af_problem *p, const scratch *s, void *partial)
 {
@@ -18,29 +25,61 @@ static void save_partial(const af_problem *p, const scratch *s, void *partial)
         partial_m(partial)[c] = s->m[c];
         partial_l(partial)[c] = s->l[c];
     }
+    for (int64_t i = 0; i < p->topk * AF_NR; i++) {
+        partial_top(p, partial)[i] = s->top[i];
+        partial_top_key(p, partial)[i] = s->top_key[i];
+    }
     if (!p->value.data) return;
     for (int64_t i = 0; i < p->Dv * AF_NR; i++) partial_o(partial)[i] = s->o[i];
+}
+
+/* One logit more for each lane: O is to be multiplied by factor, what the logit stands for by its weight. */
+static void add_logits(bool base2, int nv, const real *logit, const scratch *s, real *factor, real *weight)
+{
+    for (int c = 0; c < nv; c++) {
+        const v old = v_load(s->m + c * VL), x = v_load(logit + c * VL), m = v_max(x, old);
+        const v shrink = exp_difference(base2, v_sub(old, m)), more = exp_difference(base2, v_sub(x, m));
+        v_store(s->l + c * VL, v_fma(v_load(s->l + c * VL), shrink, more));
+        v_store(s->m + c * VL, m);
+        v_store(factor + c * VL, v_mul(v_load(factor + c * VL), shrink));
+        if (weight) v_store(weight + c * VL, more);
+    }
+}
+
+static real *lse_of(const af_problem *p, const af_view *w, int lane)
+{
+    return (real *)p->lse.data + af_offset(&p->lse, w->b, w->head[lane], w->query[lane]);
+}
+
+/* A row's place in what is kept for a second pass. */
+static int64_t row_number(const af_problem *p, const af_view *w, int lane)
+{
+    return (w->b * p->H + w->head[lane]) * p->Lq + w->query[lane];
 }
 
 static void add_sinks(const af_problem *p, const block *k, const scratch *s, real *factor)
 {
     real sink[AF_NR] = {0};
-    for (int lane = 0; lane < k->n; lane++) sink[lane] = (real)p->sink[k->head[lane]];
-    for (int c = 0; c < k->nv; c++) {
-        const v old = v_load(s->m + c * VL), x = v_load(sink + c * VL), m = v_max(x, old);
-        const v shrink = exp_difference(false, v_sub(old, m));
-        const v l = v_fma(v_load(s->l + c * VL), shrink, exp_difference(false, v_sub(x, m)));
-        v_store(factor + c * VL, shrink);
-        v_store(s->m + c * VL, m);
-        v_store(s->l + c * VL, l);
-    }
+    for (int lane = 0; lane < k->n; lane++) sink[lane] = (real)p->sink[k->view.head[lane]];
+    add_logits(false, k->nv, sink, s, factor, NULL);
+}
+
+/* The result over other keys is one key more: its score is their lse, its value their output. */
+static void add_prior(const af_problem *p, const af_plan *plan, const block *k, const scratch *s, real *factor,
+                      real *keep)
+{
+    real prior[AF_NR] = {0};
+    for (int lane = 0; lane < k->n; lane++) prior[lane] = *lse_of(p, &k->view, lane) * (plan->base2 ? AF_LOG2E : 1);
+    add_logits(plan->base2, k->nv, prior, s, factor, keep);
 }
 
 static void finish(const af_problem *p, const af_plan *plan, const block *k, const scratch *s)
 {
-    real factor[AF_NR], inverse[AF_NR], lse[AF_NR];
+    const af_view *w = &k->view;
+    real factor[AF_NR], inverse[AF_NR], lse[AF_NR], keep[AF_NR] = {0};
     for (int c = 0; c < AF_NR; c++) factor[c] = 1;
     if (p->sink) add_sinks(p, k, s, factor);
+    if (p->resume) add_prior(p, plan, k, s, factor, keep);
     for (int c = 0; c < k->nv; c++) {
         const v m = v_load(s->m + c * VL), l = v_load(s->l + c * VL);
         const vm seen = vm_ne(l, v_zero());
@@ -49,24 +88,26 @@ static void finish(const af_problem *p, const af_plan *plan, const block *k, con
         const v natural = plan->base2 ? v_mul(log2_sum, v_set1(AF_LN2)) : v_fma(v_log2(l), v_set1(AF_LN2), m);
         v_store(inverse + c * VL, one);
         v_store(factor + c * VL, v_mul(v_load(factor + c * VL), one));
+        v_store(keep + c * VL, v_mul(v_load(keep + c * VL), one));
         v_store(lse + c * VL, v_select(seen, natural, v_set1(-AF_INFINITY)));
     }
     for (int lane = 0; lane < k->n; lane++) {
-        if (af_query_is_padding(p, k->b, k->query[lane])) {
-            factor[lane] = inverse[lane] = 0;
+        if (af_query_is_padding(p, w->b, w->query[lane])) {
+            factor[lane] = inverse[lane] = keep[lane] = 0;
             lse[lane] = -AF_INFINITY;
         }
-        const int64_t row = (k->b * p->H + k->head[lane]) * p->Lq + k->query[lane];
-        if (p->lse) ((real *)p->lse)[row] = lse[lane];
+        if (p->lse.data) *lse_of(p, w, lane) = lse[lane];
         if (plan->row_max) {
+            const int64_t row = row_number(p, w, lane);
             ((real *)plan->row_max)[row] = s->m[lane];
             ((real *)plan->row_inverse)[row] = inverse[lane];
         }
     }
+    if (p->topk) finish_top(p, k, s, inverse, plan->base2);
     if (!p->value.data) return;
     elem *rows[AF_NR] = {0};
-    find_rows(&p->output, plan->group, k->unit, rows);
-    lanes_to_rows(k->n, k->nv, p->Dv, s->o, factor, rows);
+    find_rows(&p->output, w, rows);
+    lanes_to_rows(k->n, k->nv, p->Dv, s->o, factor, p->resume ? keep : NULL, rows);
 }
 
 static void merge(const af_problem *p, const af_plan *plan, af_unit unit, void *memory, const void *partials)
@@ -76,6 +117,7 @@ static void merge(const af_problem *p, const af_plan *plan, af_unit unit, void *
     make_block(&k, p, plan, unit);
     carve(&s, p, plan, memory);
     reset_state(&s);
+    if (p->topk) reset_top(p, &s);
     if (p->value.data) zero_output(&s, p->Dv);
     const char *partial = partials;
     for (int64_t i = 0; i < plan->splits; i++)
@@ -85,6 +127,7 @@ static void merge(const af_problem *p, const af_plan *plan, af_unit unit, void *
         }
     for (int64_t i = 0; i < plan->splits; i++) {
         void *part = (void *)(partial + i * plan->partial_bytes);
+        if (p->topk) join_top(p, k.nv, &s, partial_top(p, part), partial_top_key(p, part));
         for (int c = 0; c < k.nv; c++) {
             const v w = exp_difference(plan->base2, v_sub(v_load(partial_m(part) + c * VL), v_load(s.m + c * VL)));
             v_store(s.l + c * VL, v_fma(v_load(partial_l(part) + c * VL), w, v_load(s.l + c * VL)));

@@ -10,11 +10,15 @@
 #ifndef AF_FORWARD_H
 #define AF_FORWARD_H
 
-static void pack_query(const af_problem *p, const af_plan *plan, const block *k, real *query)
+static void pack_query(const af_problem *p, const af_plan *plan, const block *k, const scratch *s)
 {
+    if (p->additive) {
+        pack_additive_query(p, k, s);
+        return;
+    }
     elem *rows[AF_NR] = {0};
-    find_rows(&p->query, plan->group, k->unit, rows);
-    rows_to_lanes(k->n, k->nv, p->D, rows, (real)plan->query_scale, query);
+    find_rows(&p->query, &k->view, rows);
+    rows_to_lanes(k->n, k->nv, p->D, rows, (real)plan->query_scale, s->query);
 }
 
 /* What there is to fetch at the edges of a unit's work: keys up to `fresh` have not been read before; the queries of
@@ -30,19 +34,25 @@ typedef struct edges {
 static void find_edges(edges *e, const af_problem *p, const af_plan *plan, const block *k, af_unit unit)
 {
     const af_unit own = unit;
-    const bool first = unit.row + unit.rows == plan->rows; /* of its key/value head */
-    e->fresh = first ? p->Lk : af_visible_keys(p, unit.b, (unit.row + unit.rows) / plan->group).begin;
+    const bool first = unit.row + unit.rows == plan->rows; /* of its head group */
     e->outputs = p->value.data && plan->splits == 1 ? k->n : 0;
-    if (e->outputs) find_rows(&p->output, plan->group, own, e->output);
+    if (e->outputs) find_rows(&p->output, &k->view, e->output);
+    e->fresh = p->Lk;
     e->queries = 0;
     e->keys = 0;
+    if (p->order.data || p->center.data || p->global) return; /* who comes next sees other keys */
+    if (!first) e->fresh = af_visible_keys(p, unit.b, 0, (unit.row + unit.rows) / plan->group).begin;
     if (!af_next_block(plan, p, &unit)) return;
     e->queries = unit.rows;
-    find_rows(&p->query, plan->group, unit, e->query);
-    const af_span seen = af_visible_keys(p, unit.b, unit.row / plan->group);
-    const bool same = own.b == unit.b && own.hk == unit.hk;
-    e->keys = af_min(plan->key_block, (same ? af_min(seen.end, k->span.begin) : seen.end) - seen.begin);
-    e->key = (const elem *)p->key.data + af_offset(&p->key, unit.b, unit.hk, seen.begin);
+    af_view next; /* of which only the rows are wanted */
+    next.b = unit.b;
+    next.n = unit.rows;
+    af_find_rows(&next, p, plan, unit);
+    find_rows(&p->query, &next, e->query);
+    const af_span seen = af_visible_keys(p, unit.b, 0, next.query[0]);
+    const bool same = own.b == unit.b && own.hg == unit.hg;
+    e->keys = af_min(plan->key_block, (same ? af_min(seen.end, k->view.span.begin) : seen.end) - seen.begin);
+    e->key = (const elem *)p->key.data + af_offset(&p->key, unit.b, af_key_head(p, plan, unit), seen.begin);
 }
 
 static void fetch_edges(ahead *a, const edges *e)
@@ -86,17 +96,17 @@ static bool finite_output(const block *k, int64_t Dv, const real *o)
 static ahead values_and_next_keys(const af_problem *p, const af_plan *plan, const block *k, int64_t j0, int n,
                                   const edges *e)
 {
-    const int64_t next = j0 + n, last = k->span.end;
+    const int64_t next = j0 + n, last = k->view.span.end;
     ahead a = {.value_stride = p->value.i, .key_stride = p->key.i, .D = p->D, .Dv = p->Dv};
     if (p->value.data && j0 < e->fresh) {
-        a.value = (const elem *)p->value.data + af_offset(&p->value, k->b, k->hk, j0);
+        a.value = (const elem *)p->value.data + af_offset(&p->value, k->view.b, k->view.hk, j0);
         a.values = af_min(n, e->fresh - j0);
     }
     if (next >= last) {
         a.key = e->key;
         a.keys = e->keys;
     } else if (next < e->fresh) {
-        a.key = (const elem *)p->key.data + af_offset(&p->key, k->b, k->hk, next);
+        a.key = (const elem *)p->key.data + af_offset(&p->key, k->view.b, k->view.hk, next);
         a.keys = af_min(plan->key_block, af_min(last, e->fresh) - next);
     }
     return a;
@@ -106,7 +116,7 @@ static ahead values_and_next_keys(const af_problem *p, const af_plan *plan, cons
 static void fetch_lanes(ahead *a, const af_problem *p, const af_plan *plan, const block *k, int64_t j0, int n)
 {
     const bool bias = p->bias.data && p->bias.j && k->bias_row[0] != k->bias_row[k->n - 1];
-    const bool mask = p->mask.data && p->mask.j && !k->mask && j0 + n < k->span.end;
+    const bool mask = p->mask.data && p->mask.j && !k->view.mask && j0 + n < k->view.span.end;
     if (!bias && !mask) return;
     a->lanes = k->n;
     a->lanes_a_tile = k->n / (n / AF_MR + 1) + 1;
@@ -115,16 +125,17 @@ static void fetch_lanes(ahead *a, const af_problem *p, const af_plan *plan, cons
     a->bias_end = j0 + n;
     a->mask = mask ? k->mask_row : NULL;
     a->mask_begin = j0 + n;
-    a->mask_end = af_min(k->span.end, j0 + n + plan->key_block);
+    a->mask_end = af_min(k->view.span.end, j0 + n + plan->key_block);
 }
 
 /* Scores of one block of keys after modifiers; the block is at least partly visible. */
 static void score_block(const af_problem *p, const block *k, const scratch *s, int64_t j0, int n, const ahead *next)
 {
-    const elem *key = (const elem *)p->key.data + af_offset(&p->key, k->b, k->hk, j0);
+    const elem *key = (const elem *)p->key.data + af_offset(&p->key, k->view.b, k->view.hk, j0);
     int64_t ldk;
     const real *rows = real_rows(key, p->key.i, n, p->D, s->key, &ldk);
-    score_product(k->v1 - k->v0, n, p->D, rows, ldk, s->query + k->v0 * VL, s->s + k->v0 * VL, next);
+    if (p->additive) additive_product(p, k, s, n, rows, ldk, s->s);
+    else score_product(k->v1 - k->v0, n, p->D, rows, ldk, s->query + k->v0 * VL, s->s + k->v0 * VL, next);
     modify_scores(p, k, j0, n, s->s);
 }
 
@@ -132,7 +143,7 @@ static void score_block(const af_problem *p, const block *k, const scratch *s, i
 static void value_block(const af_problem *p, const block *k, const scratch *s, int64_t j0, int n, bool accumulate,
                         bool careful)
 {
-    const elem *value = (const elem *)p->value.data + af_offset(&p->value, k->b, k->hk, j0);
+    const elem *value = (const elem *)p->value.data + af_offset(&p->value, k->view.b, k->view.hk, j0);
     int64_t ldv;
     const real *rows = real_rows(value, p->value.i, n, p->Dv, s->value, &ldv);
     if (careful) careful_values(k, n, p->Dv, rows, ldv, s->words, s->s, s->o);
@@ -145,23 +156,24 @@ static void run_keys(const af_problem *p, const af_plan *plan, block *k, const s
     real factor[AF_NR];
     bool first = true, empty = true; /* no block done yet, nothing in O yet */
     reset_state(s);
-    for (int64_t j0 = k->span.begin, n; j0 < k->span.end; j0 += n) {
-        n = take_keys(k, j0, plan->key_block);
-        const int seen = visible_words(p, k, j0, (int)n, s->words);
+    if (p->topk) reset_top(p, s);
+    for (int64_t j0 = k->view.span.begin, n; j0 < k->view.span.end; j0 += n) {
+        n = take_keys(k, p, j0, plan->key_block);
+        const int seen = k->v0 == k->v1 ? SEES_NOTHING : visible_words(p, k, j0, (int)n, s->words);
         if (seen == SEES_NOTHING) continue;
         ahead next = values_and_next_keys(p, plan, k, j0, (int)n, edge);
         if (first) fetch_edges(&next, edge);
         fetch_lanes(&next, p, plan, k, j0, (int)n);
         first = false;
         score_block(p, k, s, j0, (int)n, &next);
-        if (careful) {
-            if (seen == SEES_SOME) hide_scores(k, (int)n, s->words, s->s);
-            words_of_scores(k, (int)n, s->s, s->words);
-        }
+        if (seen == SEES_SOME && (careful || p->topk)) hide_scores(k, (int)n, s->words, s->s);
+        if (careful) words_of_scores(k, (int)n, s->s, s->words);
+        if (p->topk) update_top(p, k, s, j0, (int)n);
         const int at = k->v0 * VL, nv = k->v1 - k->v0;
-        const uint64_t *words = seen == SEES_SOME && !careful ? s->words : NULL;
+        const uint64_t *words = seen == SEES_SOME && !careful && !p->topk ? s->words : NULL;
         const bool moved = softmax_step(nv, plan->base2, (int)n, s->s + at, words, k->v0, s->m + at, s->l + at, factor);
         if (!p->value.data) continue;
+        if (p->spread > 0) fade_tile(p, k, j0, (int)n, s->s);
         if (empty && (careful || nv < k->nv)) {
             zero_output(s, p->Dv);
             empty = false;
@@ -181,8 +193,8 @@ static void forward(const af_problem *p, const af_plan *plan, af_unit unit, void
     scratch s;
     make_block(&k, p, plan, unit);
     carve(&s, p, plan, memory);
-    k.span = af_split(k.span, unit.split, plan->split_keys);
-    if (k.span.begin < k.span.end) pack_query(p, plan, &k, s.query);
+    k.view.span = af_split(k.view.span, unit.split, plan->split_keys);
+    if (k.view.span.begin < k.view.span.end) pack_query(p, plan, &k, &s);
     edges edge;
     find_edges(&edge, p, plan, &k, unit);
     run_keys(p, plan, &k, &s, &edge, false);

@@ -2,7 +2,8 @@
  *
  * Query lanes: words[j] has the lanes that see key j, so that one blend a vector applies any mask. Positions and
  * lengths give each lane an interval of keys; toggling its bit at both ends and xoring along the keys fills the words.
- * A dense mask is read along its rows, 64 keys to a word, and the 64 x 64 bits are transposed. */
+ * Masks, block masks and global tokens are read along their rows, 64 keys to a word, and the 64 x 64 bits are
+ * transposed. */
 #ifndef AF_MASK_H
 #define AF_MASK_H
 
@@ -13,6 +14,50 @@ static uint64_t dense_word(const af_tensor *mask, const uint8_t *row, int64_t j0
 {
     if (mask->j == 0) return *row ? low_bits(n) : 0;
     return nonzero_bytes(row + j0, n);
+}
+
+/* Keys of [j0, j0 + n) that a row sees as far as the block mask decides. */
+static uint64_t block_word(const af_problem *p, const af_view *w, int r, int64_t j0, int n)
+{
+    const uint8_t *row = (const uint8_t *)p->blocks.data;
+    row += af_offset(&p->blocks, w->b, w->head[r], w->query[r] / p->block_q);
+    uint64_t word = 0;
+    for (int64_t j = j0, end; j < j0 + n; j = end) {
+        end = af_min(j0 + n, (j / p->block_k + 1) * p->block_k);
+        if (row[j / p->block_k * p->blocks.j]) word |= low_bits(end - j0) & ~low_bits(j - j0);
+    }
+    return word;
+}
+
+/* The same for global tokens, less the hole about the row's position. */
+static uint64_t global_word(const af_problem *p, const af_view *w, int r, int64_t j0, int n)
+{
+    const int64_t position = af_position(p, w->b, w->query[r]), step = p->dilation[w->head[r]];
+    uint64_t word = w->global_rows >> r & 1 ? low_bits(n) : nonzero_bytes(w->global + j0, n);
+    const int64_t ahead = j0 - position;
+    const int64_t first = ahead > 0 ? (ahead + step - 1) / step : -(-ahead / step); /* the first t not before j0 */
+    for (int64_t t = af_max(first, -p->hole_left); t <= p->hole_right && position + t * step < j0 + n; t++)
+        word &= ~((uint64_t)1 << (position + t * step - j0));
+    return word;
+}
+
+/* Keys of [j0, j0 + n) that a row sees as far as these and the dense mask decide, n <= 64. */
+static uint64_t row_word(const af_problem *p, const block *k, int r, int64_t j0, int n)
+{
+    uint64_t word = low_bits(n);
+    if (p->mask.data) word = dense_word(&p->mask, k->mask_row[r], j0, n);
+    if (p->blocks.data && word) word &= block_word(p, &k->view, r, j0, n);
+    if (p->global && word) word &= global_word(p, &k->view, r, j0, n);
+    return word;
+}
+
+/* Whether two rows have the same word, as far as can be told without looking at it. */
+static bool same_words(const af_problem *p, const block *k, int r, int s)
+{
+    const af_view *w = &k->view;
+    if (p->global || (p->mask.data && k->mask_row[r] != k->mask_row[s])) return false;
+    return !p->blocks.data ||
+           (w->query[r] / p->block_q == w->query[s] / p->block_q && (w->head[r] == w->head[s] || !p->blocks.h));
 }
 
 /* Swaps the upper right and lower left d x d bits of every 2 d x 2 d; constant d lets the compiler use vectors. */
@@ -41,25 +86,30 @@ enum { SEES_NOTHING, SEES_SOME, SEES_ALL };
 /* Of the lanes in use. */
 static void words_of_positions(const block *k, int64_t j0, int n, uint64_t *words)
 {
+    const af_span *visible = k->view.visible;
     for (int j = 0; j <= n; j++) words[j] = 0;
     for (int lane = k->v0 * VL; lane < k->n && lane < k->v1 * VL; lane++) {
         const uint64_t bit = (uint64_t)1 << lane;
-        words[af_min(af_max(k->visible[lane].begin - j0, 0), n)] ^= bit;
-        words[af_min(af_max(k->visible[lane].end - j0, 0), n)] ^= bit;
+        words[af_min(af_max(visible[lane].begin - j0, 0), n)] ^= bit;
+        words[af_min(af_max(visible[lane].end - j0, 0), n)] ^= bit;
     }
     for (int j = 1; j < n; j++) words[j] ^= words[j - 1];
 }
 
-static void words_of_mask(const af_problem *p, const block *k, int64_t j0, int n, uint64_t *words)
+static void words_of_rows(const af_problem *p, const block *k, int64_t j0, int n, uint64_t *words)
 {
     for (int j = 0; j < n; j += 64) {
         const int here = n - j < 64 ? n - j : 64;
-        const uint8_t *last = NULL;
         uint64_t square[64] = {0};
-        for (int lane = 0; lane < k->n; lane++) {
-            const uint8_t *row = k->mask_row[lane];
-            square[lane] = row == last ? square[lane - 1] : dense_word(&p->mask, row, j0 + j, here);
-            last = row;
+        if (af_has_pattern(p)) {
+            for (int lane = 0; lane < k->n; lane++)
+                square[lane] =
+                    lane && same_words(p, k, lane, lane - 1) ? square[lane - 1] : row_word(p, k, lane, j0 + j, here);
+        } else {
+            for (int lane = 0; lane < k->n; lane++)
+                square[lane] = lane && k->mask_row[lane] == k->mask_row[lane - 1]
+                                   ? square[lane - 1]
+                                   : dense_word(&p->mask, k->mask_row[lane], j0 + j, here);
         }
         transpose_bits(square);
         for (int i = 0; i < here; i++) words[j + i] &= square[i];
@@ -87,15 +137,39 @@ static void words_of_key_mask(const uint8_t *mask, int n, uint64_t *words)
 
 static uint64_t used_lanes(const block *k) { return low_bits(af_min(k->n, k->v1 * VL)) & ~low_bits(k->v0 * VL); }
 
+/* What a block mask leaves of n keys. */
+static int keys_of_blocks(const af_problem *p, const block *k, int64_t j0, int n)
+{
+    bool any = false, all = true;
+    for (int64_t column = j0 / p->block_k; column <= (j0 + n - 1) / p->block_k; column++)
+        for (int r = 0; r < k->view.block_rows; r++) {
+            const bool seen = k->view.block_row[r].row[column * p->blocks.j];
+            if (!(k->view.block_row[r].parts >> k->v0 & low_bits(k->v1 - k->v0))) continue; /* not in use */
+            any = any || seen;
+            all = all && seen;
+        }
+    return !any ? SEES_NOTHING : all ? SEES_ALL : SEES_SOME;
+}
+
+/* How much of some keys is visible, as far as can be told without words. */
+static int glance(const af_problem *p, const block *k, int64_t j0, int n)
+{
+    if (p->global) return SEES_SOME;
+    const int blocks = p->blocks.data ? keys_of_blocks(p, k, j0, n) : SEES_ALL;
+    if (!p->mask.data || blocks == SEES_NOTHING) return blocks;
+    const int keys = k->view.mask ? keys_of_mask(k->view.mask + j0, n) : SEES_SOME;
+    return keys == SEES_ALL ? blocks : keys;
+}
+
 /* Fills words for the keys [j0, j0 + n) where that is needed, and says how much of the block is visible. */
 static int visible_words(const af_problem *p, const block *k, int64_t j0, int n, uint64_t *words)
 {
-    const bool inside = j0 >= k->inner.begin && j0 + n <= k->inner.end;
-    const int left = !p->mask.data ? SEES_ALL : k->mask ? keys_of_mask(k->mask + j0, n) : SEES_SOME;
+    const bool inside = j0 >= k->view.inner.begin && j0 + n <= k->view.inner.end;
+    const int left = glance(p, k, j0, n);
     if (left == SEES_NOTHING || (inside && left == SEES_ALL)) return left;
     words_of_positions(k, j0, n, words);
-    if (k->mask) words_of_key_mask(k->mask + j0, n, words);
-    else if (p->mask.data) words_of_mask(p, k, j0, n, words);
+    if (k->view.mask) words_of_key_mask(k->view.mask + j0, n, words);
+    if (left == SEES_SOME && ((p->mask.data && !k->view.mask) || af_has_pattern(p))) words_of_rows(p, k, j0, n, words);
     const uint64_t lanes = used_lanes(k);
     uint64_t any = 0, all = lanes;
     for (int j = 0; j < n; j++) {

@@ -27,8 +27,9 @@ static void rows_to_lanes(int n, int nv, int64_t width, elem *const rows[AF_NR],
     }
 }
 
-/* rows[lane][0 .. width) = factor[lane] * lanes', for n lanes. */
-static void lanes_to_rows(int n, int nv, int64_t width, const real *lanes, const real *factor, elem *const rows[AF_NR])
+/* rows[lane][0 .. width) = factor[lane] * lanes', for n lanes; and keep[lane] times what is there, if not NULL. */
+static void lanes_to_rows(int n, int nv, int64_t width, const real *lanes, const real *factor, const real *keep,
+                          elem *const rows[AF_NR])
 {
     for (int j = 0; j < nv; j++) {
         elem *const *group = rows + j * VL;
@@ -39,6 +40,10 @@ static void lanes_to_rows(int n, int nv, int64_t width, const real *lanes, const
             v x[VL];
             UNROLL(r, VL) x[r] = r < here ? v_mul(v_load(lanes + (c + r) * AF_NR + j * VL), scale) : v_zero();
             v_transpose(x);
+            if (keep) {
+                UNROLL(r, VL)
+                    if (r < lanes_here) x[r] = v_fma(e_load_n(group[r] + c, here), v_set1(keep[j * VL + r]), x[r]);
+            }
             if (lanes_here == VL && here == VL) {
                 UNROLL(r, VL) e_store(group[r] + c, x[r]);
             } else {

@@ -13,6 +13,8 @@
 PROBE_FUNCTION(exp2)
 PROBE_FUNCTION(tanh)
 PROBE_FUNCTION(log2)
+PROBE_FUNCTION(exp_twice)
+PROBE_FUNCTION(exp_twice_fast)
 #undef PROBE_FUNCTION
 
 static void probe_tile(bool accumulate, int64_t rows, int64_t k, const void *a, int64_t lda, const void *b, void *c)
@@ -56,7 +58,8 @@ static double probe_read(const void *data, int64_t n)
 }
 
 static const af_probe probe = {
-    probe_exp2, probe_tanh, probe_log2, probe_tile, probe_softmax, probe_fma_peak, probe_read,
+    probe_exp2, probe_tanh,    probe_log2,     probe_exp_twice, probe_exp_twice_fast,
+    probe_tile, probe_softmax, probe_fma_peak, probe_read,
 };
 
 #endif

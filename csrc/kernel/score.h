@@ -1,4 +1,4 @@
-/* Score modifiers: softcap, ALiBi, bias, in this order, on a tile of scores that lies in cache.
+/* Score modifiers: softcap, ALiBi, bias, in this order, on a tile of scores that lies in cache; and of weights.
  *
  *   s <- softcap * tanh(s / softcap)
  *   s <- s - slope * |p - j|
@@ -18,7 +18,7 @@ AF_INLINE v alibi_value(v s, v slope, v distance) { return v_sub(s, v_mul(slope,
 
 AF_INLINE real lane_slope(const af_problem *p, const block *k, int lane)
 {
-    return (real)p->alibi[k->b * p->alibi_b + k->head[lane]];
+    return (real)p->alibi[k->view.b * p->alibi_b + k->view.head[lane]];
 }
 
 static void softcap_tile(const af_problem *p, const block *k, int n, real *s)
@@ -33,7 +33,7 @@ static void alibi_tile(const af_problem *p, const block *k, int64_t j0, int n, r
     real slope[AF_NR] = {0}, position[AF_NR] = {0};
     for (int lane = 0; lane < k->n; lane++) {
         slope[lane] = lane_slope(p, k, lane);
-        position[lane] = (real)(af_position(p, k->b, k->query[lane]) - j0);
+        position[lane] = (real)(af_position(p, k->view.b, k->view.query[lane]) - j0);
     }
     for (int j = 0; j < n; j++, s += AF_NR)
         for (int c = k->v0; c < k->v1; c++) {
@@ -72,6 +72,45 @@ static void bias_tile(const af_problem *p, const block *k, int64_t j0, int n, re
             for (int j = 0; j < n; j += VL)
                 bias_square(k->n - c * VL < VL ? k->n - c * VL : VL, n - j < VL ? n - j : VL, rows + c * VL, j0 + j,
                             s + j * AF_NR + c * VL);
+    }
+}
+
+/* After the softmax, weights fade with the distance from a center: P <- P exp(-spread (j - c)^2), and no others grow.
+ */
+AF_INLINE v fade_value(v p, v distance, real spread)
+{
+    const v x = v_mul(v_mul(distance, distance), v_set1(-spread * (real)1.4426950408889634));
+    return v_mul(p, v_exp2(x));
+}
+
+/* The place of a row's center, counted from key j0 on so that it keeps its fraction. */
+AF_INLINE real center_after(const af_problem *p, const block *k, int lane, int64_t j0)
+{
+    return (real)(af_center(p, k->view.b, k->view.head[lane], k->view.query[lane]) - (double)j0);
+}
+
+static void fade_tile(const af_problem *p, const block *k, int64_t j0, int n, real *s)
+{
+    const real spread = (real)p->spread;
+    real center[AF_NR] = {0};
+    for (int lane = 0; lane < k->n; lane++) center[lane] = center_after(p, k, lane, j0);
+    for (int j = 0; j < n; j++, s += AF_NR)
+        for (int c = k->v0; c < k->v1; c++) {
+            const v distance = v_sub(v_set1((real)j), v_load(center + c * VL));
+            v_store(s + c * VL, fade_value(v_load(s + c * VL), distance, spread));
+        }
+}
+
+/* The same for one row of weights, keys in the lanes. */
+static void fade_row(const af_problem *p, const block *k, int r, int64_t j0, int n, real *s)
+{
+    const real center = center_after(p, k, r, j0);
+    real lane[VL];
+    for (int i = 0; i < VL; i++) lane[i] = (real)i;
+    for (int j = 0; j < n; j += VL) {
+        const int here = n - j < VL ? n - j : VL;
+        const v distance = v_add(v_load(lane), v_set1((real)j - center));
+        v_store_n(s + j, fade_value(v_load_n(s + j, here), distance, (real)p->spread), here);
     }
 }
 

@@ -21,9 +21,10 @@ static void tile_to_weights(const af_problem *p, const af_plan *plan, const bloc
             const v weight = v_mul(p_unscaled, v_load(w->inverse + c * VL));
             v_store(x, v_select(vm_ne(score, v_set1(-AF_INFINITY)), weight, v_zero()));
         }
+    if (p->spread > 0) fade_tile(p, k, j0, n, s);
     elem *rows[AF_NR];
     for (int lane = 0; lane < k->n; lane++) rows[lane] = w->row[lane] + j0;
-    lanes_to_rows(k->n, k->nv, n, s, w->one, rows);
+    lanes_to_rows(k->n, k->nv, n, s, w->one, NULL, rows);
 }
 
 static void fill_weights(const block *k, const weight_rows *w, int64_t begin, int64_t end, real x)
@@ -46,15 +47,17 @@ static void decode_weights(const af_problem *p, const af_plan *plan, const block
         decode_block(p, plan, k, s, j0, n);
         for (int r = 0; r < k->n; r++) {
             real *row = s->s + r * lds;
-            for (int j = 0; j < n; j += VL) {
+            for (int j = 0; p->stage == AF_WEIGHTS && j < n; j += VL) {
                 const int here = n - j < VL ? n - j : VL;
                 v x = v_load_n(row + j, here);
-                if (p->stage == AF_WEIGHTS) {
-                    const vm seen = vm_ne(x, v_set1(-AF_INFINITY));
-                    x = v_mul(exp_difference(plan->base2, v_sub(x, v_set1(w->m[r]))), v_set1(w->inverse[r]));
-                    x = v_select(seen, x, v_zero());
-                }
-                e_store_n(w->row[r] + j0 + j, x, here);
+                const vm seen = vm_ne(x, v_set1(-AF_INFINITY));
+                x = v_mul(exp_difference(plan->base2, v_sub(x, v_set1(w->m[r]))), v_set1(w->inverse[r]));
+                v_store_n(row + j, v_select(seen, x, v_zero()), here);
+            }
+            if (p->spread > 0) fade_row(p, k, r, j0, n, row);
+            for (int j = 0; j < n; j += VL) {
+                const int here = n - j < VL ? n - j : VL;
+                e_store_n(w->row[r] + j0 + j, v_load_n(row + j, here), here);
             }
         }
     }
@@ -68,18 +71,18 @@ static void weights(const af_problem *p, const af_plan *plan, af_unit unit, void
     make_block(&k, p, plan, unit);
     carve(&s, p, plan, memory);
     for (int lane = 0; lane < AF_NR; lane++) w.m[lane] = w.inverse[lane] = 0, w.one[lane] = 1;
-    find_rows(&p->weights, plan->group, unit, w.row);
+    find_rows(&p->weights, &k.view, w.row);
     for (int lane = 0; lane < k.n; lane++) {
-        const int64_t row = (k.b * p->H + k.head[lane]) * p->Lq + k.query[lane];
         if (!plan->row_max) continue;
+        const int64_t row = row_number(p, &k.view, lane);
         w.m[lane] = ((const real *)plan->row_max)[row];
         w.inverse[lane] = ((const real *)plan->row_inverse)[row];
     }
     const bool all_pairs = p->stage <= AF_CAPPED;
     const real hidden = p->stage == AF_WEIGHTS ? 0 : -AF_INFINITY;
     const af_span chunk = af_split((af_span){0, p->Lk}, unit.split, plan->chunk_keys);
-    af_span span = all_pairs ? chunk : (af_span){af_max(chunk.begin, k.span.begin), af_min(chunk.end, k.span.end)};
-    if (span.begin >= span.end) span = (af_span){chunk.end, chunk.end};
+    af_span span = all_pairs ? chunk : af_common(chunk, k.view.span);
+    if (span.begin == span.end) span = (af_span){chunk.end, chunk.end};
     fill_weights(&k, &w, chunk.begin, span.begin, hidden);
     fill_weights(&k, &w, span.end, chunk.end, hidden);
     if (span.begin == span.end) return;
@@ -87,7 +90,7 @@ static void weights(const af_problem *p, const af_plan *plan, af_unit unit, void
         decode_weights(p, plan, &k, &s, &w, span);
         return;
     }
-    pack_query(p, plan, &k, s.query);
+    pack_query(p, plan, &k, &s);
     for (int64_t j0 = span.begin; j0 < span.end; j0 += plan->key_block) {
         const int n = (int)af_min(plan->key_block, span.end - j0);
         const int seen = all_pairs ? SEES_ALL : visible_words(p, &k, j0, n, s.words);

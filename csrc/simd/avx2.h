@@ -61,6 +61,7 @@ AF_INLINE v v_add(v a, v b) { return OP(add)(a, b); }
 AF_INLINE v v_sub(v a, v b) { return OP(sub)(a, b); }
 AF_INLINE v v_mul(v a, v b) { return OP(mul)(a, b); }
 AF_INLINE v v_div(v a, v b) { return OP(div)(a, b); }
+AF_INLINE v v_reciprocal(v a) { return v_div(v_set1(1), a); }
 AF_INLINE v v_fma(v a, v b, v c) { return OP(fmadd)(a, b, c); }
 AF_INLINE v v_max(v a, v b) { return OP(max)(a, b); }
 AF_INLINE v v_min(v a, v b) { return OP(min)(a, b); }

@@ -44,6 +44,20 @@ AF_INLINE v v_sub(v a, v b) { return OP(sub)(a, b); }
 AF_INLINE v v_mul(v a, v b) { return OP(mul)(a, b); }
 AF_INLINE v v_div(v a, v b) { return OP(div)(a, b); }
 AF_INLINE v v_fma(v a, v b, v c) { return OP(fmadd)(a, b, c); }
+#if AF_DOUBLE
+AF_INLINE v v_reciprocal(v a) /* of a normal number */
+{
+    v r = OP(rcp14)(a);
+    r = v_fma(r, OP(fnmadd)(a, r, v_set1(1)), r);
+    return v_fma(r, OP(fnmadd)(a, r, v_set1(1)), r);
+}
+#else
+AF_INLINE v v_reciprocal(v a)
+{
+    const v r = OP(rcp14)(a);
+    return v_fma(r, OP(fnmadd)(a, r, v_set1(1)), r);
+}
+#endif
 AF_INLINE v v_max(v a, v b) { return OP(max)(a, b); }
 AF_INLINE v v_min(v a, v b) { return OP(min)(a, b); }
 AF_INLINE v v_abs(v a) { return OP(abs)(a); }

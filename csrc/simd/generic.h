@@ -74,6 +74,7 @@ AF_INLINE v v_add(v a, v b) { return a + b; }
 AF_INLINE v v_sub(v a, v b) { return a - b; }
 AF_INLINE v v_mul(v a, v b) { return a * b; }
 AF_INLINE v v_div(v a, v b) { return a / b; }
+AF_INLINE v v_reciprocal(v a) { return v_div(v_set1(1), a); }
 AF_INLINE v v_fma(v a, v b, v c) { return a * b + c; }
 AF_INLINE v v_max(v a, v b) { return v_select((vm)(a > b), a, b); }
 AF_INLINE v v_min(v a, v b) { return v_select((vm)(a < b), a, b); }

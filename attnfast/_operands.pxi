@@ -1,0 +1,185 @@
+# Query, key and value of a call: their shapes and strides, and arrays for results that go with them. Included by
+# _core.pyx.
+
+
+cdef class Operands:
+    """A problem whose operands are known, with everything it points to kept alive."""
+
+    cdef af_problem p
+    cdef list keep
+    cdef cnp.ndarray query, key, value
+    cdef int batch_ndim, ndim
+    cdef cnp.npy_intp batch[MAX_DIMS]
+
+    cdef int set_operands(self, object query, object key, object value, bint has_value) except -1:
+        cdef int dq, dk, dv
+        self.keep = []
+        self.query = operand(query, "query", &dq)
+        self.key = operand(key, "key", &dk)
+        self.value = operand(value, "value", &dv) if has_value else None
+        self.check_dtype("key", self.key, dq, dk)
+        if has_value:
+            self.check_dtype("value", self.value, dq, dv)
+        self.p.dtype = <af_dtype>dq
+        self.p.stage = AF_WEIGHTS
+        self.set_shape()
+        return 0
+
+    cdef int check_dtype(self, str name, cnp.ndarray a, int dq, int da) except -1:
+        if da != dq:
+            wanted = DTYPES[dq]
+            spelled = f"np.{wanted}" if dq != AF_BF16 else "ml_dtypes.bfloat16"
+            raise TypeError(f"{name} has dtype {a.dtype} but query has {wanted}: write {name}.astype({spelled})")
+        return 0
+
+    cdef int set_shape(self) except -1:
+        cdef af_problem *p = &self.p
+        p.H, p.Lq, p.D = axis(self.query, 3), axis(self.query, 2), axis(self.query, 1)
+        p.Hk, p.Lk = axis(self.key, 3), axis(self.key, 2)
+        if axis(self.key, 1) != p.D:
+            raise ValueError(
+                f"key has head size {axis(self.key, 1)} but query has {p.D} (last axis): "
+                f"key {shape_of(self.key)}, query {shape_of(self.query)}"
+            )
+        if self.value is not None:
+            p.Dv = axis(self.value, 1)
+            if axis(self.value, 2) != p.Lk or axis(self.value, 3) != p.Hk:
+                raise ValueError(
+                    f"value must have the heads and length of key, ({p.Hk}, {p.Lk}, ...): "
+                    f"value {shape_of(self.value)}, key {shape_of(self.key)}"
+                )
+        if (p.Hk == 0 and p.H != 0) or (p.Hk != 0 and p.H % p.Hk != 0):
+            raise ValueError(
+                f"key has {p.Hk} heads, which does not divide the {p.H} heads of query: "
+                f"key {shape_of(self.key)}, query {shape_of(self.query)}"
+            )
+        self.ndim = max(cnp.PyArray_NDIM(self.query), cnp.PyArray_NDIM(self.key))
+        if self.value is not None:
+            self.ndim = max(self.ndim, cnp.PyArray_NDIM(self.value))
+        if self.ndim > MAX_DIMS:
+            raise ValueError(f"query, key and value may have at most {MAX_DIMS} axes")
+        self.batch_ndim = max(0, self.ndim - 3)
+        self.set_batch()
+        self.set_strides(&p.query, self.query)
+        self.set_strides(&p.key, self.key)
+        if self.value is not None:
+            self.set_strides(&p.value, self.value)
+        return 0
+
+    cdef int join_batch(self, str name, cnp.ndarray a) except -1:
+        cdef int k
+        cdef int64_t n
+        for k in range(self.batch_ndim):
+            n = axis(a, self.batch_ndim - k + 3)
+            if n == 1 or n == self.batch[k]:
+                continue
+            if self.batch[k] != 1:
+                raise ValueError(
+                    f"the batch axes of {name} do not broadcast: {name} {shape_of(a)}, "
+                    f"query {shape_of(self.query)}, key {shape_of(self.key)}"
+                )
+            self.batch[k] = n
+        return 0
+
+    cdef int set_batch(self) except -1:
+        cdef int k
+        cdef int64_t total = 1
+        for k in range(self.batch_ndim):
+            self.batch[k] = 1
+        self.join_batch("query", self.query)
+        self.join_batch("key", self.key)
+        if self.value is not None:
+            self.join_batch("value", self.value)
+        for k in range(self.batch_ndim):
+            if self.batch[k] != 0 and total > AF_FAR // self.batch[k]:
+                raise ValueError("the batch axes have too many elements")
+            total *= self.batch[k]
+        self.p.B = total
+        return 0
+
+    cdef tuple batch_shape(self):
+        return tuple([self.batch[k] for k in range(self.batch_ndim)])
+
+    cdef int set_strides(self, af_tensor *t, cnp.ndarray a) except -1:
+        """Strides of an array whose last three axes are (heads, rows, elements), broadcast where they are 1."""
+        cdef int nd = cnp.PyArray_NDIM(a)
+        cdef cnp.npy_intp size = cnp.PyArray_ITEMSIZE(a)
+        cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(a)
+        cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(a)
+        t.data = cnp.PyArray_DATA(a)
+        t.batch = NULL
+        t.b = 0
+        t.h = strides[nd - 3] // size if nd > 2 and shape[nd - 3] != 1 else 0
+        t.i = strides[nd - 2] // size if nd > 1 and shape[nd - 2] != 1 else 0
+        t.j = strides[nd - 1] // size if nd > 0 and shape[nd - 1] != 1 else 0
+        if self.p.B > 1 and nd > 3:
+            self.set_batch_strides(t, a, size)
+        return 0
+
+    cdef int set_batch_strides(self, af_tensor *t, cnp.ndarray a, cnp.npy_intp size) except -1:
+        """One stride for all batch axes where they collapse, else a table of offsets."""
+        cdef cnp.npy_intp step[MAX_DIMS]
+        cdef int k, own, missing = self.batch_ndim - (cnp.PyArray_NDIM(a) - 3)
+        cdef bint collapses = True
+        cdef int64_t span = -1
+        for k in range(self.batch_ndim):
+            own = k - missing
+            step[k] = cnp.PyArray_STRIDES(a)[own] // size if own >= 0 and cnp.PyArray_DIMS(a)[own] != 1 else 0
+        for k in range(self.batch_ndim - 1, -1, -1):
+            if self.batch[k] == 1:
+                continue
+            if span == -1:
+                t.b = step[k]
+            elif step[k] != span:
+                collapses = False
+            span = step[k] * self.batch[k]
+        if collapses:
+            return 0
+        cdef cnp.ndarray offsets = np.zeros(1, np.int64)
+        for k in range(self.batch_ndim):
+            offsets = np.add.outer(offsets, np.arange(self.batch[k], dtype=np.int64) * step[k]).ravel()
+        self.keep.append(offsets)
+        t.batch = <const int64_t *>cnp.PyArray_DATA(offsets)
+        return 0
+
+    # ---- results ----
+
+    cdef tuple outer_shape(self):
+        """The shape of the results without their last axis."""
+        if self.ndim == 2:
+            return (self.p.Lq,)
+        return self.batch_shape() + (self.p.H, self.p.Lq)
+
+    cdef cnp.ndarray new_array(self, int64_t last):
+        """An array (..., H, Lq, last) in the dtype of query."""
+        cdef cnp.npy_intp shape[MAX_DIMS]
+        cdef int k
+        for k in range(self.batch_ndim):
+            shape[k] = self.batch[k]
+        if self.ndim > 2:
+            shape[self.ndim - 3] = self.p.H
+        shape[self.ndim - 2] = self.p.Lq
+        shape[self.ndim - 1] = last
+        if self.p.dtype == AF_BF16:
+            return np.empty([shape[k] for k in range(self.ndim)], self.query.dtype)
+        return cnp.PyArray_EMPTY(self.ndim, shape, cnp.PyArray_TYPE(self.query), 0)
+
+    cdef cnp.ndarray new_output(self, object query):
+        """An output whose memory has the axis order of the caller's query."""
+        if isinstance(query, np.ndarray) and query.ndim == self.ndim and not falls(query):
+            return self.reordered_output(query)
+        return self.new_array(self.p.Dv)
+
+    cdef cnp.ndarray reordered_output(self, object query):
+        strides = query.strides
+        clear = [k for k in range(self.ndim - 1) if strides[k] != 0 and query.shape[k] > 1]
+        order = list(range(self.ndim))
+        for place, k in zip(clear, sorted(clear, key=lambda k: -abs(strides[k]))):
+            order[place] = k
+        shape = self.outer_shape() + (self.p.Dv,)
+        return np.empty([shape[k] for k in order], self.query.dtype).transpose(np.argsort(order))
+
+    cdef cnp.ndarray new_lse(self):
+        cdef cnp.ndarray lse = np.empty(self.outer_shape(), np.float64 if self.p.dtype == AF_F64 else np.float32)
+        self.set_strides(&self.p.lse, lse[..., None])
+        return lse

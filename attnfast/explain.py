@@ -1,0 +1,161 @@
+"""Where attention goes, without the ``Lq x Lk`` weights: heaviest keys, total weight of keys."""
+
+from typing import Literal
+
+from numpy.typing import ArrayLike
+
+from . import _core
+from .api import Array, Mask, Window
+from .result import AttentionTopK
+
+
+def attention_topk(
+    query: ArrayLike,
+    key: ArrayLike,
+    k: int,
+    *,
+    mask: Mask | None = None,
+    bias: ArrayLike | None = None,
+    is_causal: bool = False,
+    window_size: Window = None,
+    q_offset: ArrayLike | Literal["end"] | None = None,
+    q_lengths: ArrayLike | None = None,
+    kv_lengths: ArrayLike | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sink_logits: ArrayLike | None = None,
+    num_threads: int | None = None,
+) -> AttentionTopK:
+    """The `k` heaviest keys of each query, with their exact softmax weights.
+
+    Memory is ``O(Lq * k)``; time that of the scores, and grows with `k`.
+
+    Parameters
+    ----------
+    query, key
+        As for :func:`attention`: ``(..., H, Lq, D)`` and ``(..., Hk, Lk, D)``.
+    k : int
+        How many keys, from 0 to ``Lk``.
+    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap, \
+alibi_slopes, sink_logits, num_threads
+        As for :func:`attention`.
+
+    Returns
+    -------
+    AttentionTopK
+        Named tuple ``(indices, weights)`` of shape ``(..., H, Lq, k)``: int64 keys, heaviest first,
+        of equal scores the first key first; and weights in the dtype of `query`, whose denominator
+        is over all visible keys. Where a query sees fewer than `k` keys, -1 and 0.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As for :func:`attention`; ValueError for a `k` out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast import attention_topk
+    >>> q = k = np.eye(4, dtype=np.float32)
+    >>> indices, weights = attention_topk(q, k, 2, is_causal=True, scale=3.0)
+    >>> indices
+    array([[ 0, -1],
+           [ 1,  0],
+           [ 2,  0],
+           [ 3,  0]])
+    >>> weights.round(2)
+    array([[1.  , 0.  ],
+           [0.95, 0.05],
+           [0.91, 0.05],
+           [0.87, 0.04]], dtype=float32)
+    """
+    indices, weights = _core.attention_topk(
+        query,
+        key,
+        k,
+        mask,
+        bias,
+        is_causal,
+        window_size,
+        q_offset,
+        q_lengths,
+        kv_lengths,
+        scale,
+        softcap,
+        alibi_slopes,
+        sink_logits,
+        num_threads,
+    )
+    return AttentionTopK(indices, weights)
+
+
+def key_importance(
+    query: ArrayLike,
+    key: ArrayLike,
+    *,
+    per_kv_head: bool = False,
+    mask: Mask | None = None,
+    bias: ArrayLike | None = None,
+    is_causal: bool = False,
+    window_size: Window = None,
+    q_offset: ArrayLike | Literal["end"] | None = None,
+    q_lengths: ArrayLike | None = None,
+    kv_lengths: ArrayLike | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sink_logits: ArrayLike | None = None,
+    num_threads: int | None = None,
+) -> Array:
+    """The total softmax weight that each key receives from all queries.
+
+    The column sums of :func:`attention_weights`, without the weights: memory is ``O(Lk)``, time
+    that of the scores twice.
+
+    Parameters
+    ----------
+    query, key
+        As for :func:`attention`: ``(..., H, Lq, D)`` and ``(..., Hk, Lk, D)``.
+    per_kv_head : bool
+        Add up the query heads that share a key head.
+    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap, \
+alibi_slopes, sink_logits, num_threads
+        As for :func:`attention`.
+
+    Returns
+    -------
+    ndarray, ``(..., H, Lk)`` or ``(..., Hk, Lk)``
+        float32, float64 for float64. The sum over keys is the number of queries that see any key,
+        less what sinks take.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As for :func:`attention`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast import key_importance
+    >>> x = np.array([[4.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
+    >>> key_importance(x, x).round(2)
+    array([1., 1., 1.])
+    """
+    return _core.key_importance(
+        query,
+        key,
+        per_kv_head,
+        mask,
+        bias,
+        is_causal,
+        window_size,
+        q_offset,
+        q_lengths,
+        kv_lengths,
+        scale,
+        softcap,
+        alibi_slopes,
+        sink_logits,
+        num_threads,
+    )

@@ -1,0 +1,142 @@
+"""Local attention: windows, dilated windows, global tokens, windows about predicted places."""
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from . import _core
+from .api import Array, Mask, Window
+from .block_mask import BlockMask
+from .result import AttentionResult
+
+
+def local_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    window_size: Window,
+    *,
+    global_tokens: ArrayLike | None = None,
+    dilation: ArrayLike = 1,
+    centers: ArrayLike | None = None,
+    sigma: float | None = None,
+    mask: Mask | None = None,
+    bias: ArrayLike | None = None,
+    is_causal: bool = False,
+    q_offset: ArrayLike | Literal["end"] | None = None,
+    q_lengths: ArrayLike | None = None,
+    kv_lengths: ArrayLike | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sink_logits: ArrayLike | None = None,
+    return_lse: bool = False,
+    return_weights: bool = False,
+    out: Array | None = None,
+    num_threads: int | None = None,
+) -> Any:
+    r"""Attention within windows; work is ``O(Lq * window)``.
+
+    Query ``i`` at place ``p = i + q_offset`` sees the keys
+
+    .. math:: j = p + d\,t, \qquad -left \le t \le right
+
+    of its window, d being the dilation of its head; the global tokens; and, if it is a global token
+    itself, every key. This is the pattern of Longformer [1]_. With `centers` the window lies about
+    a place of each query's own, as in Luong's local attention [2]_: whole numbers are his local-m,
+    real ones his local-p, where in addition each weight is multiplied, after the softmax, by
+
+    .. math:: \exp\left(-\frac{(j - c_i)^2}{2 \sigma^2}\right).
+
+    These weights are not normalised again: rows add up to less than 1.
+
+    Parameters
+    ----------
+    query, key, value
+        As for :func:`attention`: ``(..., H, Lq, D)``, ``(..., Hk, Lk, D)``, ``(..., Hk, Lk, Dv)``.
+    window_size : int or (left, right)
+        Keys of the window before and after its middle, which it holds too. An int stands for both;
+        -1 or None is unbounded.
+    global_tokens : array_like, optional
+        Positions on the key axis whose tokens attend to all and are attended by all: indices
+        ``(n,)`` or ``(B, n)``, or one bool for each key, ``(Lk,)`` or ``(B, Lk)``. Other masks,
+        causality too, hold for them as well.
+    dilation : int or array_like of int ``(H,)``
+        Distance between neighbouring keys of a window.
+    centers : array_like, optional
+        Broadcastable to ``(..., H, Lq)``; in any order. The window holds the keys with
+        ``center - left <= j <= center + right``. Causality and ALiBi still go by ``p``.
+    sigma : float, optional
+        Width of the factor for real `centers`, default ``(left + right) / 4``: half the window.
+    mask, bias, is_causal, q_offset, q_lengths, kv_lengths, scale, softcap, alibi_slopes, \
+sink_logits, return_lse, return_weights, out, num_threads
+        As for :func:`attention`. A :class:`BlockMask` together with a dilation is made elementwise
+        first, and `return_weights` takes ``Lq x Lk`` memory and time.
+
+    Returns
+    -------
+    ndarray or AttentionResult
+        As for :func:`attention`. The weights are those that multiply `value`; lse is that of the
+        softmax, before any factor.
+
+    Raises
+    ------
+    TypeError
+        A dtype or type that is not accepted.
+    ValueError
+        A shape that does not fit or a number out of range; `centers` together with `global_tokens`
+        or a dilation; `sigma` without real centers.
+    MemoryError
+        As for :func:`attention`.
+
+    References
+    ----------
+    .. [1] I. Beltagy et al., "Longformer: The Long-Document Transformer", 2020.
+    .. [2] M.-T. Luong et al., "Effective Approaches to Attention-based Neural Machine Translation",
+       2015.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast import local_attention
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = rng.standard_normal((3, 4, 1000, 64), dtype=np.float32)
+    >>> local_attention(q, k, v, 16, global_tokens=[0], dilation=[1, 1, 2, 4]).shape
+    (4, 1000, 64)
+
+    Five decoder states that look at places of a source of 1000 words:
+
+    >>> places = np.array([3.5, 180.2, 420.0, 700.9, 998.0])
+    >>> o, _, w = local_attention(q[:, :5], k, v, 10, centers=places, return_weights=True)
+    >>> int((w[0, 1] > 0).sum()), bool(w[0, 1].sum() < 1)
+    (20, True)
+    """
+    plain = centers is not None or (
+        global_tokens is None and bool(np.all(np.asarray(dilation) == 1))
+    )
+    if isinstance(mask, BlockMask) and not plain:
+        mask = mask.dense(np.shape(query)[-2], np.shape(key)[-2])
+    scoring = (scale, softcap, alibi_slopes, sink_logits)
+    positions = (is_causal, q_offset, q_lengths, kv_lengths)
+    output, lse, weights = _core.local_attention(
+        query,
+        key,
+        value,
+        window_size,
+        global_tokens,
+        dilation,
+        centers,
+        sigma,
+        mask,
+        bias,
+        *positions,
+        *scoring,
+        return_lse,
+        return_weights,
+        out,
+        num_threads,
+    )
+    if lse is None and weights is None:
+        return output
+    return AttentionResult(output, lse, weights)

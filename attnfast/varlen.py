@@ -1,0 +1,96 @@
+"""Attention over sequences of different length, packed without padding."""
+
+from typing import Any, Literal
+
+from numpy.typing import ArrayLike
+
+from . import _core
+from .api import Array, Window
+from .result import AttentionResult
+
+
+def attention_varlen(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    cu_q: ArrayLike,
+    cu_k: ArrayLike,
+    *,
+    is_causal: bool = False,
+    window_size: Window = None,
+    q_offset: ArrayLike | Literal["end"] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sink_logits: ArrayLike | None = None,
+    return_lse: bool = False,
+    out: Array | None = None,
+    num_threads: int | None = None,
+) -> Any:
+    """Attention within each of several sequences that lie one after the other.
+
+    Sequence ``s`` has the rows ``cu_q[s] : cu_q[s + 1]`` of `query` and the rows
+    ``cu_k[s] : cu_k[s + 1]`` of `key` and `value`. The bits of its result are those of
+    :func:`attention` on it alone. Nothing is padded.
+
+    Parameters
+    ----------
+    query : array_like, ``(Tq, H, D)``
+        The queries of all sequences; heads are the second axis here.
+    key, value : array_like, ``(Tk, Hk, D)``, ``(Tk, Hk, Dv)``
+        Their keys and values.
+    cu_q, cu_k : array_like of int, ``(sequences + 1,)``
+        Where each sequence begins, and the end: from 0 to ``Tq`` and ``Tk``, never falling.
+    is_causal, window_size, scale, softcap, sink_logits, num_threads
+        As for :func:`attention`, in each sequence.
+    q_offset : int, array_like of int ``(sequences,)``, or "end", optional
+        As for :func:`attention`, for each sequence.
+    alibi_slopes : array_like ``(H,)`` or ``(sequences, H)``, optional
+        As for :func:`attention`.
+    return_lse : bool
+        Also return the natural logarithm of the softmax denominators.
+    out : ndarray ``(Tq, H, Dv)``, optional
+        Where to write the output.
+
+    Returns
+    -------
+    ndarray or AttentionResult
+        The output ``(Tq, H, Dv)``; with `return_lse` the named tuple with lse ``(Tq, H)``, float32
+        (float64 for float64), and None for the weights.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As for :func:`attention`; ValueError for bounds that fall or do not cover the rows.
+
+    Examples
+    --------
+    Three sentences of 5, 9 and 2 words:
+
+    >>> import numpy as np
+    >>> from attnfast import attention, attention_varlen
+    >>> x = np.random.default_rng(0).standard_normal((16, 4, 32))  # words, heads, head size
+    >>> cu = [0, 5, 14, 16]
+    >>> o = attention_varlen(x, x, x, cu, cu, is_causal=True)
+    >>> second = x[5:14].swapaxes(0, 1)
+    >>> np.array_equal(o[5:14].swapaxes(0, 1), attention(second, second, second, is_causal=True))
+    True
+    """
+    output, lse = _core.attention_varlen(
+        query,
+        key,
+        value,
+        cu_q,
+        cu_k,
+        is_causal,
+        window_size,
+        q_offset,
+        scale,
+        softcap,
+        alibi_slopes,
+        sink_logits,
+        return_lse,
+        out,
+        num_threads,
+    )
+    return output if lse is None else AttentionResult(output, lse, None)

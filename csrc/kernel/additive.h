@@ -1,0 +1,184 @@
+/* Additive scores: s[j, i] = sum_d w_d tanh(q[i, d] + b_d + k[j, d]), without the tensor over i, j and d.
+ *
+ *   tanh(x + y) = 1 - 2 / t,  t = 1 + e^2x e^2y
+ *   w / t + w' / t' = (w t' + w' t) / (t t')
+ *
+ * so with the exponentials of queries (in the lanes, as in tile.h) and of a block of keys taken once, two elements of
+ * the sum cost one reciprocal and six other operations. The sum of the w / t of DEPTH elements starts at minus half the
+ * sum of their w, which is where all t are 2: what is added up stays as small as the sum of w tanh itself. The error of
+ * a tanh is some 3 eps, whatever its size. Where a query or key has an element beyond AF_TAME in size, the product t t'
+ * could overflow: there, tanh is taken of the sum x + y. Who takes which way depends on that query and that key alone.
+ */
+#ifndef AF_ADDITIVE_H
+#define AF_ADDITIVE_H
+
+#define AF_TAME ((real)(AF_DOUBLE ? 85 : 10))
+
+enum { ADDITIVE_MR = AF_MR / 2, DEPTH = 8 };
+
+/* All rows of a block are of one head. */
+static const real *head_row(const af_tensor *t, const block *k)
+{
+    return t->data ? (const real *)t->data + k->view.head[0] * t->h : NULL;
+}
+
+/* s->query[D][NR] = q + b, s->query_exp = exp(2 (q + b)), s->start the sums of w / 2 over each DEPTH elements, negated;
+ * *s->wild has the lanes that are not tame. */
+static void pack_additive_query(const af_problem *p, const block *k, const scratch *s)
+{
+    elem *rows[AF_NR] = {0};
+    const real *bias = head_row(&p->score_bias, k);
+    find_rows(&p->query, &k->view, rows);
+    rows_to_lanes(k->n, k->nv, p->D, rows, 1, s->query);
+    uint64_t tame = ~(uint64_t)0;
+    for (int64_t d = 0; d < p->D; d++)
+        for (int c = 0; c < k->nv; c++) {
+            real *x = s->query + d * AF_NR + c * VL;
+            const v sum = bias ? v_add(v_load(x), v_set1(bias[d])) : v_load(x);
+            const uint64_t all = vm_word(vm_gt(v_set1(AF_TAME), v_abs(sum)));
+            tame &= ~((low_bits(VL) & ~all) << c * VL);
+            v_store(x, sum);
+            v_store(s->query_exp + d * AF_NR + c * VL, v_exp_twice(sum));
+        }
+    *s->wild = ~tame;
+    const real *weight = head_row(&p->score_weight, k);
+    for (int64_t d = 0; d < p->D; d++) {
+        if (d % DEPTH == 0) s->start[d / DEPTH] = 0;
+        s->start[d / DEPTH] -= weight[d] / 2;
+    }
+}
+
+/* s->key_exp[n][D] = exp(2 key); s->key_wild says which keys are not tame. */
+static void exp_keys(const scratch *s, int n, int64_t D, const real *key, int64_t ldk)
+{
+    for (int j = 0; j < n; j++, key += ldk) {
+        uint64_t wild = 0;
+        for (int64_t d = 0; d < D; d += VL) {
+            const int here = D - d < VL ? (int)(D - d) : VL;
+            const v x = v_load_n(key + d, here);
+            wild |= ~vm_word(vm_gt(v_set1(AF_TAME), v_abs(x))) & low_bits(VL);
+            v_store_n(s->key_exp + j * D + d, v_exp_twice(x), here);
+        }
+        s->key_wild[j] = wild != 0;
+    }
+}
+
+/* Adds the terms w / t of n elements, n at most DEPTH, for mr keys by nv vectors of queries; mr and nv are constants.
+ */
+AF_INLINE void additive_step(const int mr, const int nv, int n, int64_t D, const real *key, const real *query,
+                             const real *weight, v acc[ADDITIVE_MR][AF_NV])
+{
+    const v one = v_set1(1);
+    int d = 0;
+    for (; d + 2 <= n; d += 2, query += 2 * AF_NR) {
+        const v w0 = v_set1(weight[d]), w1 = v_set1(weight[d + 1]);
+        UNROLL(i, mr) {
+            const v x0 = v_set1(key[i * D + d]), x1 = v_set1(key[i * D + d + 1]);
+            UNROLL(c, nv) {
+                const v t0 = v_fma(x0, v_load(query + c * VL), one);
+                const v t1 = v_fma(x1, v_load(query + AF_NR + c * VL), one);
+                const v both = v_reciprocal(v_mul(t0, t1));
+                acc[i][c] = v_fma(v_fma(w0, t1, v_mul(w1, t0)), both, acc[i][c]);
+            }
+        }
+    }
+    if (d == n) return;
+    UNROLL(i, mr)
+        UNROLL(c, nv) {
+            const v t = v_fma(v_set1(key[i * D + d]), v_load(query + c * VL), one);
+            acc[i][c] = v_fma(v_set1(weight[d]), v_reciprocal(t), acc[i][c]);
+        }
+}
+
+AF_INLINE void additive_tile(const int mr, const int nv, int64_t D, const real *key, const real *query,
+                             const real *weight, const real *start, real *s)
+{
+    v sum[ADDITIVE_MR][AF_NV];
+    UNROLL(i, mr)
+        UNROLL(c, nv) sum[i][c] = v_zero();
+    for (int64_t d = 0; d < D; d += DEPTH, start++) {
+        v acc[ADDITIVE_MR][AF_NV];
+        UNROLL(i, mr)
+            UNROLL(c, nv) acc[i][c] = v_set1(*start);
+        if (D - d >= DEPTH) additive_step(mr, nv, DEPTH, D, key + d, query + d * AF_NR, weight + d, acc);
+        else additive_step(mr, nv, (int)(D - d), D, key + d, query + d * AF_NR, weight + d, acc);
+        UNROLL(i, mr)
+            UNROLL(c, nv) sum[i][c] = v_add(sum[i][c], acc[i][c]);
+    }
+    UNROLL(i, mr)
+        UNROLL(c, nv) v_store(s + i * AF_NR + c * VL, v_mul(sum[i][c], v_set1(-2)));
+}
+
+AF_INLINE void additive_tiles(const int nv, int n, int64_t D, const scratch *s, int at, const real *weight, real *out)
+{
+    const real *query = s->query_exp + at;
+    int j = 0;
+    for (; j + ADDITIVE_MR <= n; j += ADDITIVE_MR)
+        additive_tile(ADDITIVE_MR, nv, D, s->key_exp + j * D, query, weight, s->start, out + j * AF_NR);
+    for (; j < n; j++) additive_tile(1, nv, D, s->key_exp + j * D, query, weight, s->start, out + j * AF_NR);
+}
+
+/* One key by the lanes of a word, the direct way. */
+static void additive_wild(int nv, int64_t D, const real *key, const real *query, const real *weight, uint64_t lanes,
+                          real *s)
+{
+    for (int c = 0; c < nv; c++) {
+        v sum = v_zero();
+        for (int64_t d = 0; d < D; d++)
+            sum = v_fma(v_set1(weight[d]), v_tanh(v_add(v_load(query + d * AF_NR + c * VL), v_set1(key[d]))), sum);
+        v_store(s + c * VL, v_select(vm_bits(lanes >> c * VL), sum, v_load(s + c * VL)));
+    }
+}
+
+/* S[n][NR] of the lanes in use. */
+static void additive_product(const af_problem *p, const block *k, const scratch *s, int n, const real *key, int64_t ldk,
+                             real *out)
+{
+    const int nv = k->v1 - k->v0, at = k->v0 * VL;
+    const real *weight = head_row(&p->score_weight, k);
+    exp_keys(s, n, p->D, key, ldk);
+    if (nv == 1) additive_tiles(1, n, p->D, s, at, weight, out + at);
+    else if (nv == 2) additive_tiles(2, n, p->D, s, at, weight, out + at);
+    else additive_tiles(AF_NV, n, p->D, s, at, weight, out + at);
+    for (int j = 0; j < n; j++) {
+        const uint64_t lanes = (s->key_wild[j] ? ~(uint64_t)0 : *s->wild) >> at;
+        if (lanes & low_bits(nv * VL))
+            additive_wild(nv, p->D, key + j * ldk, s->query + at, weight, lanes, out + j * AF_NR + at);
+    }
+}
+
+/* t = 1 + e^2x, as far as tanh x is not 1 or -1 in all its bits. */
+AF_INLINE v additive_term(v x)
+{
+    const v near = v_max(v_set1(-AF_TAME), v_min(v_set1(AF_TAME), x));
+    return v_add(v_exp_twice_fast(near), v_set1(1));
+}
+
+/* Few queries, D in the lanes (decode.h): s[r][j]; query[r][D] is q + b. */
+static __attribute__((noinline)) void additive_rows(const af_problem *p, const block *k, int n, const real *query,
+                                                    const elem *key, real *s, int64_t lds)
+{
+    const real *weight = head_row(&p->score_weight, k);
+    for (int j = 0; j < n; j++, key += p->key.i)
+        for (int r = 0; r < k->n; r++) {
+            const real *row = query + r * p->D;
+            v sum = v_zero();
+            int64_t d = 0;
+            for (; d + 2 * VL <= p->D; d += 2 * VL) {
+                const v t0 = additive_term(v_add(v_load(row + d), e_load(key + d)));
+                const v t1 = additive_term(v_add(v_load(row + d + VL), e_load(key + d + VL)));
+                const v w0 = v_load(weight + d), w1 = v_load(weight + d + VL), both = v_reciprocal(v_mul(t0, t1));
+                const v halves = v_mul(v_add(w0, w1), v_set1((real)-0.5));
+                sum = v_add(sum, v_fma(v_fma(w0, t1, v_mul(w1, t0)), both, halves));
+            }
+            for (; d < p->D; d += VL) {
+                const int here = p->D - d < VL ? (int)(p->D - d) : VL;
+                const v t = additive_term(v_add(v_load_n(row + d, here), e_load_n(key + d, here)));
+                const v w = v_load_n(weight + d, here);
+                sum = v_add(sum, v_fma(w, v_reciprocal(t), v_mul(w, v_set1((real)-0.5))));
+            }
+            s[r * lds + j] = -2 * v_hsum(sum);
+        }
+}
+
+#endif
