@@ -1,0 +1,166 @@
+"""Additive attention of a decoder to the states of an encoder."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from ..additive import additive_attention
+from .linear import Linear, Seed, as_input, as_named, size
+from .masks import as_key_mask
+
+Array = NDArray[Any]
+
+
+class BahdanauAttention:
+    r"""Additive attention with its projections, as in [1]_.
+
+    .. math::
+        e_{ij} = v^\top \tanh(W_q^\top s_i + W_k^\top h_j + b) \qquad
+        c_i = \sum_j \mathrm{softmax}_j(e_{ij})\, h_j
+
+    Parameters
+    ----------
+    query_dim, key_dim : int
+        Width of a decoder state ``s`` and of an encoder state ``h``.
+    units : int
+        Width of the sum inside the tanh.
+    use_bias : bool
+        Whether there is a ``b``; the paper has none.
+    weights : mapping of str to array_like, optional
+        ``w_query (query_dim, units)``, ``w_key (key_dim, units)``, ``v (units,)`` and with
+        `use_bias` ``b (units,)``. By default they are drawn, ``b`` as zeros.
+    dtype : dtype, optional
+        float32 or float64. Default: that of `weights`, or float32.
+    seed : int or numpy.random.Generator, optional
+        Draws the weights, uniformly within ``sqrt(6 / (n_in + n_out))``.
+
+    Attributes
+    ----------
+    weights : dict of str to ndarray
+        The arrays by those names.
+
+    References
+    ----------
+    .. [1] D. Bahdanau, K. Cho, Y. Bengio, "Neural Machine Translation by Jointly Learning to Align
+       and Translate", 2015.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast.layers import BahdanauAttention
+    >>> layer = BahdanauAttention(query_dim=32, key_dim=48, units=24, seed=0)
+    >>> states = np.random.default_rng(1).standard_normal((4, 30, 48), dtype=np.float32)
+    >>> keys = layer.project_keys(states)
+    >>> s = np.zeros((4, 1, 32), np.float32)
+    >>> for step in range(3):
+    ...     context = layer(s, states, keys=keys, kv_lengths=[30, 12, 7, 21])
+    ...     s = np.tanh(s + context[..., :32])
+    >>> context.shape
+    (4, 1, 48)
+    """
+
+    def __init__(
+        self,
+        query_dim: int,
+        key_dim: int,
+        units: int,
+        *,
+        use_bias: bool = False,
+        weights: Mapping[str, ArrayLike] | None = None,
+        dtype: DTypeLike | None = None,
+        seed: Seed = None,
+    ) -> None:
+        n = size(units, "units")
+        shapes: dict[str, tuple[int, ...]] = {
+            "w_query": (size(query_dim, "query_dim"), n),
+            "w_key": (size(key_dim, "key_dim"), n),
+            "v": (n,),
+        }
+        if use_bias:
+            shapes["b"] = (n,)
+        self.weights = as_named(shapes, weights, dtype, seed)
+
+    def project_keys(self, states: ArrayLike) -> Array:
+        """``states @ w_key``, ``(..., Lk, units)``, to be made once and passed as `keys`."""
+        w_key = self.weights["w_key"]
+        return Linear(w_key)(as_input(states, "states", len(w_key), w_key.dtype))
+
+    @overload
+    def __call__(
+        self,
+        query: ArrayLike,
+        states: ArrayLike,
+        *,
+        keys: ArrayLike | None = ...,
+        key_mask: ArrayLike | None = ...,
+        kv_lengths: ArrayLike | None = ...,
+        return_weights: Literal[False] = ...,
+        num_threads: int | None = ...,
+    ) -> Array: ...
+    @overload
+    def __call__(
+        self,
+        query: ArrayLike,
+        states: ArrayLike,
+        *,
+        keys: ArrayLike | None = ...,
+        key_mask: ArrayLike | None = ...,
+        kv_lengths: ArrayLike | None = ...,
+        return_weights: Literal[True],
+        num_threads: int | None = ...,
+    ) -> tuple[Array, Array]: ...
+    def __call__(
+        self,
+        query: ArrayLike,
+        states: ArrayLike,
+        *,
+        keys: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        kv_lengths: ArrayLike | None = None,
+        return_weights: bool = False,
+        num_threads: int | None = None,
+    ) -> Array | tuple[Array, Array]:
+        """The contexts of decoder states.
+
+        Parameters
+        ----------
+        query : array_like, ``(..., Lq, query_dim)``
+            Decoder states, one or many.
+        states : array_like, ``(..., Lk, key_dim)``
+            Encoder states.
+        keys : array_like ``(..., Lk, units)``, optional
+            What :meth:`project_keys` made of `states`.
+        key_mask : array_like of bool ``(..., Lk)``, optional
+            True for real states, False for padding.
+        kv_lengths : array_like of int ``(B,)``, optional
+            States from here on are padding.
+        return_weights : bool
+            Also return the softmax weights.
+        num_threads : int, optional
+            As for :func:`attnfast.attention`.
+
+        Returns
+        -------
+        ndarray or (ndarray, ndarray)
+            Contexts ``(..., Lq, key_dim)``, and weights ``(..., Lq, Lk)`` if asked for.
+        """
+        w_query, w_key, v = (self.weights[name] for name in ("w_query", "w_key", "v"))
+        s = as_input(query, "query", len(w_query), w_query.dtype)
+        h = as_input(states, "states", len(w_key), w_key.dtype)
+        k = Linear(w_key)(h) if keys is None else as_input(keys, "keys", len(v), v.dtype)
+        options: dict[str, Any] = {"kv_lengths": kv_lengths, "num_threads": num_threads}
+        if key_mask is not None:
+            options["mask"] = as_key_mask(key_mask, "key_mask", h.shape[:-1])[..., None, None, :]
+        q, k, h = (x[..., None, :, :] for x in (Linear(w_query)(s), k, h))
+        options["score_bias"] = self.weights.get("b")
+        if not return_weights:
+            return np.asarray(additive_attention(q, k, h, v, **options))[..., 0, :, :]
+        result = additive_attention(q, k, h, v, return_weights=True, **options)
+        return result.output[..., 0, :, :], result.weights[..., 0, :, :]
+
+    def __repr__(self) -> str:
+        w = self.weights
+        sizes = f"{len(w['w_query'])}, {len(w['w_key'])}, {len(w['v'])}"
+        return f"BahdanauAttention({sizes}, use_bias={'b' in w}, dtype={w['v'].dtype})"

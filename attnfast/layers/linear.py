@@ -1,0 +1,130 @@
+"""A linear map, random weights for one, and the checks that all layers make of their inputs."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+Array = NDArray[Any]
+Seed = int | np.random.Generator | None
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """``x @ weight + bias`` over the last axis of ``x``.
+
+    Attributes
+    ----------
+    weight : ndarray, ``(n_in, n_out)``
+        float32 or float64. (PyTorch stores the transpose.)
+    bias : ndarray ``(n_out,)`` or None
+        Of the same dtype.
+    """
+
+    weight: Array
+    bias: Array | None = None
+
+    def __post_init__(self) -> None:
+        real_dtype(self.weight.dtype, "weight")
+        if self.weight.ndim != 2:
+            raise ValueError(f"weight must have shape (n_in, n_out), got {self.weight.shape}")
+        if self.bias is not None:
+            check_array(self.bias, "bias", self.weight.shape[1:], self.weight.dtype)
+
+    @property
+    def n_in(self) -> int:
+        """Width of the input."""
+        return int(self.weight.shape[0])
+
+    @property
+    def n_out(self) -> int:
+        """Width of the output."""
+        return int(self.weight.shape[1])
+
+    def __call__(self, x: Array) -> Array:
+        """The map of ``(..., n_in)`` to ``(..., n_out)``, in one matrix product."""
+        rows = math.prod(x.shape[:-1])
+        with np.errstate(invalid="ignore", over="ignore"):  # padding may hold anything
+            y = x.reshape(rows, self.n_in) @ self.weight
+        if self.bias is not None:
+            y += self.bias
+        return y.reshape(*x.shape[:-1], self.n_out)
+
+
+def glorot(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """``(n_in, n_out)`` weights, or ``(n_in,)`` for one output, within sqrt(6 / (n_in + n_out))."""
+    limit = math.sqrt(6 / sum((*shape, 1)[:2]))
+    return rng.uniform(-limit, limit, shape).astype(dtype)
+
+
+def size(n: int, name: str) -> int:
+    """A whole number above 0."""
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
+        raise TypeError(f"{name} must be an int, got {type(n).__name__}")
+    if n < 1:
+        raise ValueError(f"{name} must be at least 1, got {n}")
+    return int(n)
+
+
+def real_dtype(dtype: DTypeLike, name: str = "dtype") -> np.dtype[Any]:
+    """float32 or float64, in which layers with weights compute."""
+    found = np.dtype(dtype)
+    if found not in (np.float32, np.float64):
+        raise TypeError(f"{name} must be float32 or float64, got {found}")
+    return found
+
+
+def check_array(x: Array, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Raise unless an array of weights has this shape and dtype."""
+    if x.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {x.shape}")
+    if x.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype} like the other weights, got {x.dtype}")
+
+
+def as_weights(x: Any, dtype: DTypeLike | None = None) -> Array:
+    """A new array of float32 or float64 from an array or a torch tensor; the latter for float64."""
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()
+        x = x.float() if str(x.dtype) == "torch.bfloat16" else x
+    x = np.asarray(x)
+    if dtype is None:
+        dtype = np.float64 if x.dtype == np.float64 else np.float32
+    return np.array(x, dtype=real_dtype(dtype))
+
+
+def as_input(x: ArrayLike, name: str, width: int, dtype: np.dtype[Any]) -> Array:
+    """An input ``(..., length, width)`` of the layer's dtype."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array: pass its .data, and the mask as key_mask")
+    a = np.asarray(x)
+    if a.ndim < 2 or a.shape[-1] != width:
+        raise ValueError(f"{name} must have shape (..., length, {width}), got {a.shape}")
+    if a.dtype.newbyteorder("=") != dtype:
+        raise TypeError(
+            f"{name} has dtype {a.dtype} but the layer has {dtype}: write {name}.astype(np.{dtype})"
+        )
+    return a.astype(dtype, copy=False)
+
+
+def as_named(
+    shapes: Mapping[str, tuple[int, ...]],
+    weights: Mapping[str, Any] | None,
+    dtype: DTypeLike | None,
+    seed: Seed,
+) -> dict[str, Array]:
+    """Arrays of these shapes: the caller's, or drawn, with ``b`` as zeros."""
+    if weights is None:
+        rng, real = np.random.default_rng(seed), real_dtype(np.float32 if dtype is None else dtype)
+        drawn = {name: glorot(rng, shape, real) for name, shape in shapes.items()}
+        return {name: np.zeros_like(a) if name == "b" else a for name, a in drawn.items()}
+    if weights.keys() != shapes.keys():
+        raise ValueError(f"weights must be {', '.join(shapes)}, got {', '.join(weights)}")
+    arrays = {name: as_weights(weights[name], dtype) for name in shapes}
+    first = next(iter(arrays.values()))
+    for name, array in arrays.items():
+        check_array(array, f"weights[{name!r}]", shapes[name], first.dtype)
+    return arrays

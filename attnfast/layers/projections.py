@@ -1,0 +1,82 @@
+"""The weights of multi-head attention: four linear maps that fit together."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .linear import Linear, check_array, size
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Projections:
+    """The linear maps of multi-head attention, with their heads.
+
+    Attributes
+    ----------
+    query, key, value, output : Linear
+        From the inputs to ``H * D``, ``Hk * D`` and ``Hk * Dv``, and from ``H * Dv`` to the output.
+        Heads lie side by side. All of one dtype.
+    num_heads, num_kv_heads : int
+        ``H`` and ``Hk``.
+    extra_key, extra_value : ndarray or None
+        ``(Hk * D,)`` and ``(Hk * Dv,)``: one more key and value, of no place, that every query sees
+        whatever the masks. PyTorch's ``bias_k`` and ``bias_v``.
+    """
+
+    query: Linear
+    key: Linear
+    value: Linear
+    output: Linear
+    num_heads: int
+    num_kv_heads: int
+    extra_key: Array | None = None
+    extra_value: Array | None = None
+
+    def __post_init__(self) -> None:
+        heads, kv_heads = size(self.num_heads, "num_heads"), size(self.num_kv_heads, "num_kv_heads")
+        if heads % kv_heads:
+            raise ValueError(f"num_kv_heads ({kv_heads}) does not divide num_heads ({heads})")
+        if self.query.n_out % heads:
+            raise ValueError(f"num_heads ({heads}) does not divide the {self.query.n_out} of query")
+        if self.key.n_out != kv_heads * self.head_dim:
+            raise ValueError(
+                f"key goes to {self.key.n_out}, which is not {kv_heads} heads of {self.head_dim}"
+            )
+        if self.value.n_out % kv_heads:
+            raise ValueError(f"value goes to {self.value.n_out}, not to {kv_heads} equal heads")
+        if self.output.n_in != heads * self.value_head_dim:
+            raise ValueError(
+                f"output comes from {self.output.n_in}, "
+                f"which is not {heads} heads of {self.value_head_dim}"
+            )
+        for name, m in (("key", self.key), ("value", self.value), ("output", self.output)):
+            check_array(m.weight, name, m.weight.shape, self.dtype)
+        if (self.extra_key is None) != (self.extra_value is None):
+            raise ValueError("extra_key and extra_value must both be given or neither")
+        if self.extra_key is not None and self.extra_value is not None:
+            check_array(self.extra_key, "extra_key", (self.key.n_out,), self.dtype)
+            check_array(self.extra_value, "extra_value", (self.value.n_out,), self.dtype)
+
+    @property
+    def head_dim(self) -> int:
+        """``D``, the size of a head of query and key."""
+        return self.query.n_out // self.num_heads
+
+    @property
+    def value_head_dim(self) -> int:
+        """``Dv``, the size of a head of value."""
+        return self.value.n_out // self.num_kv_heads
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64."""
+        return self.query.weight.dtype
+
+    @property
+    def use_bias(self) -> bool:
+        """Whether any of the maps adds a bias."""
+        return any(m.bias is not None for m in (self.query, self.key, self.value, self.output))
