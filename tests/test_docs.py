@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-MODULES = ["api", "config", "merge", "reference"]
+MODULES = [
+    "additive",
+    "api",
+    "block_mask",
+    "config",
+    "explain",
+    "local",
+    "merge",
+    "reference",
+    "varlen",
+]
 README = Path(__file__).parent.parent / "README.md"
 
 
