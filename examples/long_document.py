@@ -112,7 +112,7 @@ def main() -> None:
     add("files", nargs="*", type=Path, help="text files (default: what ships with Python)")
     add("--window", type=int, default=256, metavar="N", help="tokens seen on either side")
     add("--global-tokens", type=int, default=8, metavar="N", help="first tokens, global")
-    add("--layers", type=int, default=3, metavar="N", help="layers to go through, 1 to 6")
+    add("--layers", type=int, default=2, metavar="N", help="layers to go through, 1 to 6")
     add(
         "--plot", type=Path, default=Path("long_document.png"), metavar="FILE", help="where to draw"
     )
