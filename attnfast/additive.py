@@ -1,14 +1,47 @@
 """Additive (Bahdanau) attention."""
 
-from typing import Any, Literal
+from typing import Literal, Unpack, overload
 
 from numpy.typing import ArrayLike
 
 from . import _core
-from .api import Array, Mask, Window
+from .options import AdditiveOptions, Array, Mask, Offset, Window
 from .result import AttentionResult
 
 
+@overload
+def additive_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    score_weight: ArrayLike | None = ...,
+    *,
+    return_lse: Literal[False] = ...,
+    return_weights: Literal[False] = ...,
+    **options: Unpack[AdditiveOptions],
+) -> Array: ...
+@overload
+def additive_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    score_weight: ArrayLike | None = ...,
+    *,
+    return_lse: Literal[True],
+    return_weights: bool = ...,
+    **options: Unpack[AdditiveOptions],
+) -> AttentionResult: ...
+@overload
+def additive_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    score_weight: ArrayLike | None = ...,
+    *,
+    return_lse: bool = ...,
+    return_weights: Literal[True],
+    **options: Unpack[AdditiveOptions],
+) -> AttentionResult: ...
 def additive_attention(
     query: ArrayLike,
     key: ArrayLike,
@@ -20,7 +53,7 @@ def additive_attention(
     bias: ArrayLike | None = None,
     is_causal: bool = False,
     window_size: Window = None,
-    q_offset: ArrayLike | Literal["end"] | None = None,
+    q_offset: Offset | None = None,
     q_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
     softcap: float | None = None,
@@ -30,7 +63,7 @@ def additive_attention(
     return_weights: bool = False,
     out: Array | None = None,
     num_threads: int | None = None,
-) -> Any:
+) -> Array | AttentionResult:
     r"""Attention with the additive scores of Bahdanau et al. [1]_.
 
     .. math:: s_{ij} = \sum_d w_d \tanh(q_{id} + k_{jd} + b_d)

@@ -1,35 +1,14 @@
 """The public functions: signatures, defaults, documentation. ``_core`` checks the arguments."""
 
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Literal, Unpack, overload
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from . import _core
-from .block_mask import BlockMask
+from .options import Array, AttentionOptions, Mask, Offset, Window
 from .result import AttentionResult, Plan
 
-Array = NDArray[Any]
 Stage = Literal["scores", "capped", "biased", "weights"]
-Mask = ArrayLike | BlockMask
-Window = int | tuple[int | None, int | None] | None
-
-
-class Options(TypedDict, total=False):
-    """Keywords of :func:`attention` that do not change what kind of result it returns."""
-
-    mask: Mask | None
-    bias: ArrayLike | None
-    is_causal: bool
-    window_size: Window
-    q_offset: ArrayLike | Literal["end"] | None
-    q_lengths: ArrayLike | None
-    kv_lengths: ArrayLike | None
-    scale: float | None
-    softcap: float | None
-    alibi_slopes: ArrayLike | None
-    sink_logits: ArrayLike | None
-    out: Array | None
-    num_threads: int | None
 
 
 @overload
@@ -40,7 +19,7 @@ def attention(
     *,
     return_lse: Literal[False] = ...,
     return_weights: Literal[False] = ...,
-    **options: Unpack[Options],
+    **options: Unpack[AttentionOptions],
 ) -> Array: ...
 @overload
 def attention(
@@ -50,7 +29,7 @@ def attention(
     *,
     return_lse: Literal[True],
     return_weights: bool = ...,
-    **options: Unpack[Options],
+    **options: Unpack[AttentionOptions],
 ) -> AttentionResult: ...
 @overload
 def attention(
@@ -60,7 +39,7 @@ def attention(
     *,
     return_lse: bool = ...,
     return_weights: Literal[True],
-    **options: Unpack[Options],
+    **options: Unpack[AttentionOptions],
 ) -> AttentionResult: ...
 def attention(
     query: ArrayLike,
@@ -71,7 +50,7 @@ def attention(
     bias: ArrayLike | None = None,
     is_causal: bool = False,
     window_size: Window = None,
-    q_offset: ArrayLike | Literal["end"] | None = None,
+    q_offset: Offset | None = None,
     q_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
     scale: float | None = None,
@@ -224,7 +203,7 @@ def attention_weights(
     bias: ArrayLike | None = None,
     is_causal: bool = False,
     window_size: Window = None,
-    q_offset: ArrayLike | Literal["end"] | None = None,
+    q_offset: Offset | None = None,
     q_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
     scale: float | None = None,
@@ -296,7 +275,7 @@ def plan(
     bias: ArrayLike | None = None,
     is_causal: bool = False,
     window_size: Window = None,
-    q_offset: ArrayLike | Literal["end"] | None = None,
+    q_offset: Offset | None = None,
     q_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
     scale: float | None = None,

@@ -1,11 +1,9 @@
 """Where attention goes, without the ``Lq x Lk`` weights: heaviest keys, total weight of keys."""
 
-from typing import Literal
-
 from numpy.typing import ArrayLike
 
 from . import _core
-from .api import Array, Mask, Window
+from .options import Array, Mask, Offset, Window
 from .result import AttentionTopK
 
 
@@ -18,7 +16,7 @@ def attention_topk(
     bias: ArrayLike | None = None,
     is_causal: bool = False,
     window_size: Window = None,
-    q_offset: ArrayLike | Literal["end"] | None = None,
+    q_offset: Offset | None = None,
     q_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
     scale: float | None = None,
@@ -99,7 +97,7 @@ def key_importance(
     bias: ArrayLike | None = None,
     is_causal: bool = False,
     window_size: Window = None,
-    q_offset: ArrayLike | Literal["end"] | None = None,
+    q_offset: Offset | None = None,
     q_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
     scale: float | None = None,

@@ -1,16 +1,49 @@
 """Local attention: windows, dilated windows, global tokens, windows about predicted places."""
 
-from typing import Any, Literal
+from typing import Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _core
-from .api import Array, Mask, Window
 from .block_mask import BlockMask
+from .options import Array, LocalOptions, Mask, Offset, Window
 from .result import AttentionResult
 
 
+@overload
+def local_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    window_size: Window,
+    *,
+    return_lse: Literal[False] = ...,
+    return_weights: Literal[False] = ...,
+    **options: Unpack[LocalOptions],
+) -> Array: ...
+@overload
+def local_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    window_size: Window,
+    *,
+    return_lse: Literal[True],
+    return_weights: bool = ...,
+    **options: Unpack[LocalOptions],
+) -> AttentionResult: ...
+@overload
+def local_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    window_size: Window,
+    *,
+    return_lse: bool = ...,
+    return_weights: Literal[True],
+    **options: Unpack[LocalOptions],
+) -> AttentionResult: ...
 def local_attention(
     query: ArrayLike,
     key: ArrayLike,
@@ -24,7 +57,7 @@ def local_attention(
     mask: Mask | None = None,
     bias: ArrayLike | None = None,
     is_causal: bool = False,
-    q_offset: ArrayLike | Literal["end"] | None = None,
+    q_offset: Offset | None = None,
     q_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
     scale: float | None = None,
@@ -35,7 +68,7 @@ def local_attention(
     return_weights: bool = False,
     out: Array | None = None,
     num_threads: int | None = None,
-) -> Any:
+) -> Array | AttentionResult:
     r"""Attention within windows; work is ``O(Lq * window)``.
 
     Query ``i`` at place ``p = i + q_offset`` sees the keys

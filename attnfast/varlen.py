@@ -1,14 +1,36 @@
 """Attention over sequences of different length, packed without padding."""
 
-from typing import Any, Literal
+from typing import Literal, Unpack, overload
 
 from numpy.typing import ArrayLike
 
 from . import _core
-from .api import Array, Window
+from .options import Array, Offset, VarlenOptions, Window
 from .result import AttentionResult
 
 
+@overload
+def attention_varlen(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    cu_q: ArrayLike,
+    cu_k: ArrayLike,
+    *,
+    return_lse: Literal[False] = ...,
+    **options: Unpack[VarlenOptions],
+) -> Array: ...
+@overload
+def attention_varlen(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    cu_q: ArrayLike,
+    cu_k: ArrayLike,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[VarlenOptions],
+) -> AttentionResult: ...
 def attention_varlen(
     query: ArrayLike,
     key: ArrayLike,
@@ -18,7 +40,7 @@ def attention_varlen(
     *,
     is_causal: bool = False,
     window_size: Window = None,
-    q_offset: ArrayLike | Literal["end"] | None = None,
+    q_offset: Offset | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     alibi_slopes: ArrayLike | None = None,
@@ -26,7 +48,7 @@ def attention_varlen(
     return_lse: bool = False,
     out: Array | None = None,
     num_threads: int | None = None,
-) -> Any:
+) -> Array | AttentionResult:
     """Attention within each of several sequences that lie one after the other.
 
     Sequence ``s`` has the rows ``cu_q[s] : cu_q[s + 1]`` of `query` and the rows

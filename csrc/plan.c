@@ -17,12 +17,16 @@ enum { DECODE_SPLIT_BYTES = 1 << 20, DECODE_MAX_SPLITS = 64 };
  * split keys * (D + Dv) of 2^22 is 0.4 GFLOP with 48 rows. */
 enum { FORWARD_SPLIT_KEYS = 2048, FORWARD_SPLIT_WORK = 1 << 22, FORWARD_MAX_SPLITS = 32 };
 
+/* Where rows see a few keys here and there of a long stretch, most splits would be empty: a unit that does see all of
+ * its keys (the row of a global token) then lasts up to 0.1 s. */
+enum { SPARSE_SPLIT_WORK = 1 << 27 };
+
 /* With additive scores every row costs a tanh for each element of a key, where blocks of rows in the lanes cost about
  * an eighth of that but for all lanes. */
 enum { ADDITIVE_DECODE_ROWS = 4 };
 
 /* Keys that one unit of the pass over the weights writes, and of the one that adds them up for each key. */
-enum { WEIGHTS_CHUNK = 8192, IMPORTANCE_CHUNK = 1024 };
+enum { WEIGHTS_CHUNK = 8192, IMPORTANCE_CHUNK = 1024, IMPORTANCE_LEAST = 128, IMPORTANCE_PAIRS = 1 << 26 };
 
 static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
@@ -52,11 +56,20 @@ static void plan_splits(af_plan *plan, const af_problem *p)
         keys = af_max(256, DECODE_SPLIT_BYTES / (width * elem_bytes(p)));
         keys = af_max(keys, ceil_div(span, DECODE_MAX_SPLITS));
     } else {
-        keys = plan->blocks <= 1 ? FORWARD_SPLIT_KEYS : af_max(1024, FORWARD_SPLIT_WORK / width);
+        const bool sparse = p->blocks.data || p->global || p->center.data;
+        const int64_t work = sparse ? SPARSE_SPLIT_WORK : FORWARD_SPLIT_WORK;
+        keys = plan->blocks <= 1 ? FORWARD_SPLIT_KEYS : af_max(1024, work / width);
         keys = af_max(keys, ceil_div(span, FORWARD_MAX_SPLITS));
     }
     plan->split_keys = round_up(keys, plan->key_block);
     plan->splits = af_max(1, ceil_div(span, plan->split_keys));
+}
+
+/* Fewer keys where there are many queries, so that a unit is over in good time. */
+static int64_t importance_chunk(const af_problem *p)
+{
+    const int64_t keys = IMPORTANCE_PAIRS / p->Lq / IMPORTANCE_LEAST * IMPORTANCE_LEAST;
+    return af_max(IMPORTANCE_LEAST, af_min(IMPORTANCE_CHUNK, keys));
 }
 
 void af_make_plan(af_plan *plan, const af_problem *p, const af_kernels *kernels)
@@ -71,7 +84,7 @@ void af_make_plan(af_plan *plan, const af_problem *p, const af_kernels *kernels)
     plan->blocks = ceil_div(plan->rows, plan->block_rows);
     plan->key_block = plan->decode ? decode_keys(p) : FORWARD_KEYS;
     plan_splits(plan, p);
-    plan->chunk_keys = p->importance ? IMPORTANCE_CHUNK : WEIGHTS_CHUNK;
+    plan->chunk_keys = p->importance ? importance_chunk(p) : WEIGHTS_CHUNK;
     plan->chunks = af_max(1, ceil_div(p->Lk, plan->chunk_keys));
     plan->partial_bytes = (size_t)(2 + p->Dv + 2 * p->topk) * (size_t)kernels->nr * (size_t)kernels->real_size;
     plan->softmax = !p->weights.data || p->stage == AF_WEIGHTS || p->value.data;

@@ -5,8 +5,9 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..api import Mask, Window, attention
+from ..api import attention
 from ..merge import merge_attention
+from ..options import Mask, Window
 from ..result import AttentionResult
 from .linear import as_input
 from .masks import as_key_mask, hide_keys

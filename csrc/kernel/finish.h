@@ -19,12 +19,21 @@ AF_INLINE real *partial_top_key(const af_problem *p, void *partial)
     return partial_top(p, partial) + p->topk * AF_NR;
 }
 
+/* Whether any row saw a key, by its sum of weights. What else lies in a partial result means nothing if none did. */
+static bool saw_keys(const real *l)
+{
+    bool any = false;
+    for (int c = 0; c < AF_NR; c++) any = any || l[c] != 0;
+    return any;
+}
+
 static void save_partial(const af_problem *p, const scratch *s, void *partial)
 {
     for (int c = 0; c < AF_NR; c++) {
         partial_m(partial)[c] = s->m[c];
         partial_l(partial)[c] = s->l[c];
     }
+    if (!saw_keys(s->l)) return;
     for (int64_t i = 0; i < p->topk * AF_NR; i++) {
         partial_top(p, partial)[i] = s->top[i];
         partial_top_key(p, partial)[i] = s->top_key[i];
@@ -127,6 +136,7 @@ static void merge(const af_problem *p, const af_plan *plan, af_unit unit, void *
         }
     for (int64_t i = 0; i < plan->splits; i++) {
         void *part = (void *)(partial + i * plan->partial_bytes);
+        if (!saw_keys(partial_l(part))) continue;
         if (p->topk) join_top(p, k.nv, &s, partial_top(p, part), partial_top_key(p, part));
         for (int c = 0; c < k.nv; c++) {
             const v w = exp_difference(plan->base2, v_sub(v_load(partial_m(part) + c * VL), v_load(s.m + c * VL)));

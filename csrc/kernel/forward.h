@@ -162,6 +162,7 @@ static void run_keys(const af_problem *p, const af_plan *plan, block *k, const s
         const int seen = k->v0 == k->v1 ? SEES_NOTHING : visible_words(p, k, j0, (int)n, s->words);
         if (seen == SEES_NOTHING) continue;
         ahead next = values_and_next_keys(p, plan, k, j0, (int)n, edge);
+        if (first && !careful) pack_query(p, plan, k, s);
         if (first) fetch_edges(&next, edge);
         fetch_lanes(&next, p, plan, k, j0, (int)n);
         first = false;
@@ -194,7 +195,6 @@ static void forward(const af_problem *p, const af_plan *plan, af_unit unit, void
     make_block(&k, p, plan, unit);
     carve(&s, p, plan, memory);
     k.view.span = af_split(k.view.span, unit.split, plan->split_keys);
-    if (k.view.span.begin < k.view.span.end) pack_query(p, plan, &k, &s);
     edges edge;
     find_edges(&edge, p, plan, &k, unit);
     run_keys(p, plan, &k, &s, &edge, false);
