@@ -22,8 +22,9 @@ static void add_weights(const af_plan *plan, const block *k, int n, const real *
         for (int c = k->v0; c < k->v1; c++) {
             const v score = v_load(s + j * AF_NR + c * VL);
             const v raw = exp_difference(plan->base2, v_sub(score, v_load(m + c * VL)));
-            const v weight = v_mul(raw, v_load(inverse + c * VL)); /* NaN, if the row has a NaN that it sees */
-            sum = v_add(sum, v_select(vm_ne(score, v_set1(-AF_INFINITY)), weight, v_zero()));
+            const v one = v_load(inverse + c * VL); /* 0 for lanes without a row, or whose row sees nothing */
+            const v seen = v_select(vm_ne(score, v_set1(-AF_INFINITY)), v_mul(raw, one), v_zero());
+            sum = v_add(sum, v_select(vm_ne(one, v_zero()), seen, v_zero()));
         }
         v_store(sums + j * VL, sum);
     }
