@@ -25,6 +25,10 @@ cdef int thread_count(object num_threads) except -1:
     return min(n, 1024)
 
 
+cdef int check_signals() except -1:
+    return PyErr_CheckSignals()
+
+
 cdef int interrupted() noexcept nogil:
     with gil:
         return PyErr_CheckSignals() < 0
@@ -104,7 +108,8 @@ cdef class Call(Operands):
 
     cdef int set_blocks(self, object mask) except -1:
         cdef int64_t rows, columns
-        self.p.block_q, self.p.block_k = mask.block_size
+        self.p.block_q = min(mask.block_size[0], max(self.p.Lq, 1))
+        self.p.block_k = min(mask.block_size[1], max(self.p.Lk, 1))
         rows = (self.p.Lq + self.p.block_q - 1) // self.p.block_q
         columns = (self.p.Lk + self.p.block_k - 1) // self.p.block_k
         if mask.blocks.shape[-2:] != (rows, columns):
@@ -115,8 +120,10 @@ cdef class Call(Operands):
         return self.set_pairs(&self.p.blocks, self.grid(mask.blocks, "mask", rows, columns))
 
     cdef int set_mask(self, object mask) except -1:
-        if isinstance(mask, BlockMask):
+        if isinstance(mask, BlockMask) and mask.block_size != (1, 1):
             return self.set_blocks(mask)
+        if isinstance(mask, BlockMask):
+            mask = mask.blocks  # one pair a block: an elementwise mask
         cdef cnp.ndarray a = as_array(mask, "mask")
         if cnp.PyArray_TYPE(a) != cnp.NPY_BOOL:
             if a.dtype.kind in "iu":

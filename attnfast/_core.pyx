@@ -6,7 +6,7 @@ Legality is decided here and nowhere else. A call goes through ``Call``: operand
 then each option in the order of the signature, then memory for the results. Nothing is written before the last check.
 """
 
-from libc.math cimport isfinite, sqrt
+from libc.math cimport isfinite, log, sqrt
 from libc.stdint cimport int64_t, uint8_t
 cimport numpy as cnp
 
@@ -55,10 +55,14 @@ cdef extern from "attnfast.h" nogil:
         const int64_t *q_length
         const int64_t *kv_length
         af_tensor center
-        double spread
+        double fading
         af_tensor order, mask, blocks
-        int64_t block_q, block_k
+        int64_t block_q, block_k, block_step
+        const int64_t *block_first_query
+        const int64_t *block_first_key
         const uint8_t *global_tokens "global"
+        const int64_t *global_places
+        const int64_t *global_starts
         const int64_t *dilation
         int64_t hole_left, hole_right
     ctypedef struct af_run:
@@ -94,8 +98,11 @@ cdef int bfloat16_number = -1  # NumPy's number for ml_dtypes.bfloat16, once it 
 include "_arrays.pxi"
 include "_operands.pxi"
 include "_call.pxi"
+include "_places.pxi"
 include "_local.pxi"
-include "_family.pxi"
+include "_additive.pxi"
+include "_explain.pxi"
+include "_varlen.pxi"
 include "_probe.pxi"
 
 

@@ -1,120 +1,13 @@
-# Local attention: windows about centers, dilated windows, global tokens. Included by _core.pyx.
+# Local attention: the runs that a call is made of. Included by _core.pyx.
 #
 # A window of dilation d is a plain window among the queries and keys of one residue class mod d. The classes become
 # batch rows with strides d times as long, so the kernels need not know. Global tokens are a second run over the few
 # pairs that the windows leave out, whose results are added to those of the first.
 
 
-cdef class LocalCall(Call):
-
-    cdef object global_tokens, dilation, centers, sigma  # as given
-    cdef bint simple  # neither dilation nor global tokens
-
-    cdef int set_places(self) except -1:
-        self.simple = True
-        if self.centers is not None:
-            return self.set_centers()
-        if self.sigma is not None:
-            raise ValueError("sigma needs centers of a floating dtype")
-        self.set_dilation()
-        if self.global_tokens is not None:
-            self.set_global_tokens()
-        self.positioned = self.positioned or not self.simple
-        return 0
-
-    cdef int set_dilation(self) except -1:
-        cdef cnp.ndarray a = as_array(self.dilation, "dilation")
-        if a.dtype.kind not in "iu":
-            raise TypeError(f"dilation must be integers, got {a.dtype}")
-        if shape_of(a) != () and shape_of(a) != (self.p.H,):
-            raise ValueError(f"dilation must be an int or have shape {(self.p.H,)}, got {shape_of(a)}")
-        if a.size and a.min() < 1:
-            raise ValueError(f"dilation must be at least 1, got {a.min()}")
-        a = np.ascontiguousarray(np.broadcast_to(whole_array(a), (self.p.H,)))
-        self.simple = self.simple and bool((a == 1).all())
-        self.keep.append(a)
-        self.p.dilation = <const int64_t *>cnp.PyArray_DATA(a)
-        return 0
-
-    cdef int set_global_tokens(self) except -1:
-        cdef cnp.ndarray a = as_array(self.global_tokens, "global_tokens"), tokens
-        cdef int64_t Lk = self.p.Lk
-        kind, last = a.dtype.kind, "Lk" if a.dtype.kind == "b" else "n"
-        if kind not in "biu" and a.size:
-            raise TypeError(f"global_tokens must be indices or bool, got {a.dtype}")
-        whole = [(n,) for n in (shape_of(a)[-1:] if cnp.PyArray_NDIM(a) else ())]
-        if cnp.PyArray_NDIM(a) == 0 or shape_of(a)[:-1] not in ((), self.batch_shape(), (self.p.B,)):
-            raise ValueError(
-                f"global_tokens must have shape ({last},) or {self.batch_shape()} + ({last},), got {shape_of(a)}"
-            )
-        if kind == "b" and whole[0] != (Lk,):
-            raise ValueError(f"global_tokens must have one bool for each of the {Lk} keys, got shape {shape_of(a)}")
-        if kind != "b" and a.size and (a.min() < 0 or a.max() >= Lk):
-            raise ValueError(f"global_tokens must be within 0 .. {Lk - 1}, got {a.min()} .. {a.max()}")
-        rows = np.broadcast_to(a, (self.p.B,) + whole[0]) if cnp.PyArray_NDIM(a) == 1 else a.reshape(
-            (self.p.B,) + whole[0])
-        tokens = np.zeros((self.p.B, Lk), np.bool_)
-        if kind == "b":
-            tokens[...] = rows
-        elif a.size:
-            np.put_along_axis(tokens, rows.astype(np.int64), True, axis=1)
-        if tokens.any():
-            self.simple = False
-            self.keep.append(tokens)
-            self.p.global_tokens = <const uint8_t *>cnp.PyArray_DATA(tokens)
-        return 0
-
-    cdef int set_centers(self) except -1:
-        cdef cnp.ndarray a = as_array(self.centers, "centers")
-        if self.global_tokens is not None:
-            raise ValueError("centers cannot be combined with global_tokens")
-        if np.any(np.asarray(self.dilation) != 1):
-            raise ValueError("centers cannot be combined with dilation")
-        if a.dtype.kind not in "iu" and dtype_of(a) < 0:
-            raise TypeError(f"centers must be whole or real numbers, got {a.dtype}")
-        smooth = a.dtype.kind not in "iu"
-        places = a.astype(np.float64)
-        if not np.isfinite(places).all():
-            raise ValueError("centers must be finite")
-        self.set_spread(smooth)
-        try:
-            self.set_rows(&self.p.center, places)
-        except ValueError:
-            full = self.batch_shape() + (self.p.H, self.p.Lq)
-            raise ValueError(f"centers has shape {shape_of(a)}, which does not broadcast to {full}") from None
-        if cnp.PyArray_NDIM(a) and np.any(places[..., 1:] < places[..., :-1]):
-            self.set_rows(&self.p.order, np.argsort(places, axis=-1, kind="stable").astype(np.int64))
-        self.p.right = self.window_right
-        self.p.causal = self.causal
-        self.positioned = self.causal
-        return 0
-
-    cdef int set_rows(self, af_tensor *t, object a) except -1:
-        """Numbers over (..., H, Lq)."""
-        return self.set_pairs(t, self.grid(np.ascontiguousarray(a)[..., None], "centers", self.p.Lq, 1))
-
-    cdef int set_spread(self, bint smooth) except -1:
-        if not smooth:
-            if self.sigma is not None:
-                raise ValueError("sigma needs centers of a floating dtype")
-            return 0
-        if self.sigma is None:
-            width = self.p.left + self.window_right
-            if width == 0 or self.p.left >= AF_FAR or self.window_right >= AF_FAR:
-                raise ValueError("sigma must be given for a window without width or bounds")
-            sigma = width / 4
-        else:
-            sigma = real_number(self.sigma, "sigma")
-            if not (isfinite(sigma) and sigma > 0):
-                raise ValueError(f"sigma must be finite and above 0, got {sigma}")
-        limit = 1e300 if self.p.dtype == AF_F64 else 1e30
-        self.p.spread = min(limit, 0.5 / sigma / sigma) if sigma > 1e-150 else limit
-        return 0
-
-    # ---- runs ----
+cdef class LocalCall(PlacedCall):
 
     cdef int run(self, int threads) except -1:
-        cdef af_problem rest
         cdef af_tensor weights = self.p.weights
         cdef cnp.ndarray lse = None
         if self.simple or self.p.H == 0 or self.p.B == 0:
@@ -123,7 +16,7 @@ cdef class LocalCall(Call):
         if self.p.lse.data == NULL:
             lse = self.new_lse()  # what joins the two runs
         self.p.weights.data = NULL
-        if self.p.global_tokens == NULL:
+        if self.global_tokens is None:
             self.run_windows(threads)
         elif self.p.dtype in (AF_F16, AF_BF16):
             self.run_wide(threads)
@@ -156,6 +49,8 @@ cdef class LocalCall(Call):
     cdef int run_rest(self, int threads) except -1:
         """The pairs of global tokens that are in no window."""
         cdef af_problem rest = self.p
+        if rest.global_tokens == NULL:
+            return 0
         rest.hole_left, rest.hole_right = rest.left, rest.right
         rest.left = AF_FAR
         rest.right = 0 if self.causal else AF_FAR
@@ -197,21 +92,31 @@ cdef class LocalCall(Call):
     cdef cnp.ndarray visible_pairs(self):
         """Bool (B, H, Lq, Lk), without what causality, lengths and block masks hide."""
         cdef af_problem *p = &self.p
-        j = np.arange(p.Lk)
-        places = per_row(p.q_offset, p.B, 0)[:, None] + np.arange(p.Lq)
-        step = np.array([p.dilation[h] for h in range(p.H)], np.int64)[:, None, None]
-        ahead = (j - places[:, :, None])[:, None]
-        visible = ahead % step == 0
-        visible &= (-p.left <= ahead // step) & (ahead // step <= p.right)
-        if p.global_tokens != NULL:
-            tokens = borrowed(<char *>p.global_tokens, 1, 0, p.B, p.Lk, p.Lk, np.bool_)[0]
-            inside = (places >= 0) & (places < p.Lk)
-            rows = inside & np.take_along_axis(tokens, np.clip(places, 0, p.Lk - 1), axis=1)
-            visible |= tokens[:, None, None, :] | rows[:, None, :, None]
+        visible = np.zeros((p.B, p.H, p.Lq, p.Lk), np.bool_)
+        mask = None
         if self.mask is not None:
             full = self.batch_shape() + (p.H, p.Lq, p.Lk)
-            visible &= np.broadcast_to(self.mask, full).reshape((p.B, p.H, p.Lq, p.Lk))
-        return np.ascontiguousarray(visible)
+            mask = np.broadcast_to(self.mask, full)
+        tokens = None
+        if p.global_tokens != NULL:
+            tokens = borrowed(<char *>p.global_tokens, 1, 0, p.B, p.Lk, p.Lk, np.bool_)[0]
+        first = per_row(p.q_offset, p.B, 0)
+        rows = max(1, (1 << 20) // max(1, p.Lk))
+        j = np.arange(p.Lk)
+        for b in range(p.B):
+            for h in range(p.H):
+                for i in range(0, p.Lq, rows):
+                    here = visible[b, h, i : i + rows]
+                    places = first[b] + np.arange(i, i + len(here))[:, None]
+                    steps, rest = np.divmod(j - places, p.dilation[h])
+                    np.logical_and(rest == 0, (-p.left <= steps) & (steps <= p.right), out=here)
+                    if tokens is not None:
+                        inside = (places >= 0) & (places < p.Lk)
+                        here |= tokens[b] | (inside & tokens[b, np.clip(places, 0, p.Lk - 1)])
+                    if mask is not None:
+                        here &= mask[np.unravel_index(b, self.batch_shape()) + (h,)][i : i + rows]
+                    check_signals()
+        return visible
 
     cdef int run_windows(self, int threads) except -1:
         """Heads of one dilation together, as long as they begin and end with a group."""
@@ -257,8 +162,8 @@ cdef class LocalCall(Call):
 
     cdef int run_classes(self, af_problem p, int64_t step, int64_t first, int64_t end, int threads) except -1:
         """Queries i = r (mod step), first <= r < end; keys of the class of their positions."""
-        cdef cnp.ndarray own, other, offset, q_length, kv_length, places
-        cdef int64_t Lq = (p.Lq - first + step - 1) // step
+        cdef cnp.ndarray own, other, offset, q_length, kv_length, places, block_query, block_key
+        cdef int64_t Lq = (p.Lq - first + step - 1) // step, Lk = (p.Lk + step - 1) // step
         if Lq <= 0 or first == end:
             return 0
         own = np.arange(first, end)
@@ -268,11 +173,19 @@ cdef class LocalCall(Call):
         q_length = class_lengths(per_row(p.q_length, p.B, p.Lq)[:, None], own, step)
         kv_length = class_lengths(per_row(p.kv_length, p.B, p.Lk)[:, None], other, step)
         held = [offset, q_length, kv_length]  # alive until the run is over
-        self.split_rows(&p.query, p.B, own, step, held)
-        self.split_rows(&p.output, p.B, own, step, held)
-        self.split_rows(&p.lse, p.B, own, step, held)
-        self.split_rows(&p.key, p.B, other, step, held)
-        self.split_rows(&p.value, p.B, other, step, held)
+        self.split_rows(&p.query, p.B, own, step, Lq, held)
+        self.split_rows(&p.output, p.B, own, step, Lq, held)
+        self.split_rows(&p.lse, p.B, own, step, Lq, held)
+        self.split_rows(&p.key, p.B, other, step, Lk, held)
+        self.split_rows(&p.value, p.B, other, step, Lk, held)
+        if p.blocks.data != NULL:
+            block_query = np.ascontiguousarray(np.broadcast_to(own, (p.B, len(own))).ravel())
+            block_key = np.ascontiguousarray(other.ravel())
+            held += [block_query, block_key]
+            p.block_step = step
+            p.block_first_query = <const int64_t *>cnp.PyArray_DATA(block_query)
+            p.block_first_key = <const int64_t *>cnp.PyArray_DATA(block_key)
+            self.split_rows(&p.blocks, p.B, np.zeros(len(own), np.int64), 1, 2, held)
         if p.mask.data != NULL:
             self.split_pairs(&p.mask, np.bool_, p, own, other, step, held)
         if p.bias.data != NULL:
@@ -288,17 +201,19 @@ cdef class LocalCall(Call):
         p.kv_length = <const int64_t *>cnp.PyArray_DATA(kv_length)
         p.B *= len(own)
         p.Lq = Lq
-        p.Lk = (p.Lk + step - 1) // step
+        p.Lk = Lk
         return run_problem(&p, threads)
 
-    cdef int split_rows(self, af_tensor *t, int64_t B, cnp.ndarray residues, int64_t step, list held) except -1:
+    cdef int split_rows(
+        self, af_tensor *t, int64_t B, cnp.ndarray residues, int64_t step, int64_t rows, list held,
+    ) except -1:
         """Every step-th row from a residue on, a batch row for each."""
         if t.data == NULL:
             return 0
         table = np.ascontiguousarray((batch_offsets(t, B)[:, None] + residues * t.i).ravel())
         held.append(table)
         t.batch = <const int64_t *>cnp.PyArray_DATA(table)
-        t.i *= step
+        t.i = t.i * step if rows > 1 else 0
         return 0
 
     cdef int split_pairs(
@@ -306,7 +221,7 @@ cdef class LocalCall(Call):
     ) except -1:
         """The same for pairs; their columns are gathered, because kernels want them side by side."""
         if t.j == 0:
-            return self.split_rows(t, p.B, own, step, held)
+            return self.split_rows(t, p.B, own, step, (p.Lq - own[0] + step - 1) // step, held)
         cdef int64_t size = np.dtype(dtype).itemsize, plane
         heads = p.H if t.h else 1
         rows = (p.Lq - own[0] + step - 1) // step if t.i else 1
@@ -364,7 +279,7 @@ def local_attention(
     query, key, value, window_size, global_tokens, dilation, centers, sigma, mask, bias, is_causal, q_offset,
     q_lengths, kv_lengths, scale, softcap, alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads,
 ):
-    """Output, lse, weights; weights only where windows have centers of their own or nothing but two sides."""
+    """Output, lse, weights; the latter two None where they are not wanted."""
     cdef LocalCall call = LocalCall.__new__(LocalCall)
     call.global_tokens, call.dilation, call.centers, call.sigma = global_tokens, dilation, centers, sigma
     call.set_operands(query, key, value, True)

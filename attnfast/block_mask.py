@@ -24,13 +24,6 @@ class BlockMask:
     block_size : int or (bq, bk)
         Queries and keys in a block; the last ones may be shorter. Multiples of 64 suit the kernels.
 
-    Attributes
-    ----------
-    blocks : ndarray of bool
-        A read-only copy of what was given.
-    block_size : tuple of int
-        ``(bq, bk)``.
-
     Raises
     ------
     TypeError
@@ -52,16 +45,20 @@ class BlockMask:
     """
 
     def __init__(self, blocks: ArrayLike, block_size: int | tuple[int, int]) -> None:
-        self.block_size = _pair(block_size)
-        a = np.asarray(blocks)
-        if a.dtype != np.bool_:
-            raise TypeError(f"blocks must be bool, got {a.dtype}: write blocks != 0")
-        if a.ndim < 2:
-            raise ValueError(
-                f"blocks must have at least 2 axes (block rows, block columns), got shape {a.shape}"
-            )
-        self.blocks: Blocks = a.copy()
-        self.blocks.flags.writeable = False
+        a = _bool_array(blocks, "blocks", "block rows, block columns")
+        self._block_size = _pair(block_size)
+        self._blocks = a.copy()
+        self._blocks.flags.writeable = False
+
+    @property
+    def blocks(self) -> Blocks:
+        """True where a block of queries may attend to a block of keys; read-only."""
+        return self._blocks.view()
+
+    @property
+    def block_size(self) -> tuple[int, int]:
+        """Queries and keys in a block."""
+        return self._block_size
 
     @classmethod
     def from_mask(cls, mask: ArrayLike, block_size: int | tuple[int, int]) -> "BlockMask":
@@ -90,23 +87,20 @@ class BlockMask:
         array([[1, 0],
                [0, 1]])
         """
-        bq, bk = _pair(block_size)
-        a = np.asarray(mask)
-        if a.dtype != np.bool_:
-            raise TypeError(f"mask must be bool, got {a.dtype}: write mask != 0")
-        if a.ndim < 2:
-            raise ValueError(f"mask must have at least 2 axes (Lq, Lk), got shape {a.shape}")
+        a = _bool_array(mask, "mask", "Lq, Lk")
+        sizes = _pair(block_size)
+        bq, bk = (min(n, max(length, 1)) for n, length in zip(sizes, a.shape[-2:], strict=True))
         rows, columns = np.arange(0, a.shape[-2], bq), np.arange(0, a.shape[-1], bk)
         if a.size == 0:
-            return cls(np.zeros((*a.shape[:-2], len(rows), len(columns)), bool), (bq, bk))
+            return cls(np.zeros((*a.shape[:-2], len(rows), len(columns)), bool), sizes)
         count = np.add.reduceat(a, rows, axis=-2, dtype=np.int64)
         count = np.add.reduceat(count, columns, axis=-1)
-        sizes = np.minimum(bq, a.shape[-2] - rows)[:, None] * np.minimum(bk, a.shape[-1] - columns)
-        mixed = (count != 0) & (count != sizes)
+        pairs = np.minimum(bq, a.shape[-2] - rows)[:, None] * np.minimum(bk, a.shape[-1] - columns)
+        mixed = (count != 0) & (count != pairs)
         if mixed.any():
             at = tuple(int(n) for n in np.argwhere(mixed)[0])
             raise ValueError(f"mask shows a part of block {at} only, of {bq} queries and {bk} keys")
-        return cls(count != 0, (bq, bk))
+        return cls(count != 0, sizes)
 
     @classmethod
     def from_function(
@@ -139,6 +133,8 @@ class BlockMask:
         """
         bq, bk = _pair(block_size)
         rows, columns = _blocks(Lq, bq, "Lq"), _blocks(Lk, bk, "Lk")
+        if not callable(visible):
+            raise TypeError(f"visible must be a function, got {type(visible).__name__}")
         blocks = np.asarray(visible(np.arange(rows)[:, None], np.arange(columns)[None, :]))
         if blocks.dtype != np.bool_:
             raise TypeError(f"visible must return bool, got {blocks.dtype}")
@@ -237,11 +233,26 @@ class BlockMask:
                 f"Lq = {Lq} and Lk = {Lk} make {wanted} blocks, the mask has "
                 f"{self.blocks.shape[-2:]}"
             )
-        return self.blocks[..., np.arange(Lq)[:, None] // bq, np.arange(Lk) // bk]
+        rows, columns = np.arange(Lq) // min(bq, max(Lq, 1)), np.arange(Lk) // min(bk, max(Lk, 1))
+        return self.blocks[..., rows[:, None], columns]
 
     def __repr__(self) -> str:
         seen = self.blocks.mean() if self.blocks.size else 0.0
         return f"BlockMask({self.blocks.shape}, block_size={self.block_size}, visible={seen:.3g})"
+
+
+def _bool_array(x: Any, name: str, axes: str) -> Blocks:
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; combine its .data and its .mask first")
+    try:
+        a = np.asarray(x)
+    except ValueError as error:
+        raise ValueError(f"{name} is not a regular array: {error}") from None
+    if a.dtype != np.bool_:
+        raise TypeError(f"{name} must be bool, got {a.dtype}: write {name} != 0")
+    if a.ndim < 2:
+        raise ValueError(f"{name} must have at least 2 axes ({axes}), got shape {a.shape}")
+    return a
 
 
 def _pair(block_size: Any) -> tuple[int, int]:

@@ -2,11 +2,9 @@
 
 from typing import Literal, Unpack, overload
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _core
-from .block_mask import BlockMask
 from .options import Array, LocalOptions, Mask, Offset, Window
 from .result import AttentionResult
 
@@ -104,8 +102,7 @@ def local_attention(
         Width of the factor for real `centers`, default ``(left + right) / 4``: half the window.
     mask, bias, is_causal, q_offset, q_lengths, kv_lengths, scale, softcap, alibi_slopes, \
 sink_logits, return_lse, return_weights, out, num_threads
-        As for :func:`attention`. A :class:`BlockMask` together with a dilation is made elementwise
-        first, and `return_weights` takes ``Lq x Lk`` memory and time.
+        As for :func:`attention`. `return_weights` takes ``Lq x Lk`` memory and time.
 
     Returns
     -------
@@ -145,11 +142,6 @@ sink_logits, return_lse, return_weights, out, num_threads
     >>> int((w[0, 1] > 0).sum()), bool(w[0, 1].sum() < 1)
     (20, True)
     """
-    plain = centers is not None or (
-        global_tokens is None and bool(np.all(np.asarray(dilation) == 1))
-    )
-    if isinstance(mask, BlockMask) and not plain:
-        mask = mask.dense(np.shape(query)[-2], np.shape(key)[-2])
     scoring = (scale, softcap, alibi_slopes, sink_logits)
     positions = (is_causal, q_offset, q_lengths, kv_lengths)
     output, lse, weights = _core.local_attention(

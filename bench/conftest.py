@@ -5,7 +5,7 @@ import pytest
 import attnfast
 from attnfast import _core
 
-ROWS: list[tuple[str, float, str, float]] = []
+ROWS: list[tuple[str, float, str, float | None]] = []
 SECONDS = 0.3
 
 
@@ -40,11 +40,11 @@ def bandwidth(threads):
 
 @pytest.fixture
 def record(request):
-    """Note a rate and what it is a share of, for the table at the end."""
+    """Note a rate and what it is a share of, if anything, for the table at the end."""
 
-    def note(rate: float, unit: str, limit: float) -> None:
-        assert rate > 0 and limit > 0
-        ROWS.append((request.node.name, rate, unit, rate / limit))
+    def note(rate: float, unit: str, limit: float | None) -> None:
+        assert rate > 0 and (limit is None or limit > 0)
+        ROWS.append((request.node.name, rate, unit, rate / limit if limit else None))
 
     return note
 
@@ -55,4 +55,5 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.section("share of the measured limits")
     width = max(len(name) for name, *_ in ROWS)
     for name, rate, unit, share in ROWS:
-        terminalreporter.write_line(f"{name:<{width}}  {rate:8.2f} {unit:<8}  {100 * share:5.1f} %")
+        percent = "-" if share is None else f"{100 * share:5.1f} %"
+        terminalreporter.write_line(f"{name:<{width}}  {rate:8.2f} {unit:<8}  {percent}")

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 
 import attnfast
-from attnfast.bench.cases import Case
+from attnfast.bench.case import Case
+from attnfast.bench.functions.attention import call_options
 from attnfast.bench.inputs import Inputs
 from attnfast.bench.machine import cpu_name
-from attnfast.bench.peers.own import call_options
 from attnfast.bench.results import CaseResult, Report
 
 WAKE_SECONDS = 5e-6  # a parallel region of libgomp, threads awake
@@ -75,6 +75,8 @@ def main() -> None:
     heads = "tasks", f"{here}: measured", "model", f"{n}: model", "bound by"
     print(f"{'case':32}" + "".join(f"{head:>13}" for head in heads))
     for result in report.results:
+        if result.case.function != "attention":
+            continue  # its plan is another
         one = report.on_one_thread(result.case.name)
         alone = one.entries["attnfast"].median if one else None
         together = result.entries["attnfast"].median

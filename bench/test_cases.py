@@ -8,8 +8,8 @@ from itertools import cycle
 
 import attnfast
 from attnfast.bench.cases import select
+from attnfast.bench.functions.attention import call_options
 from attnfast.bench.inputs import make_inputs, visible_pairs
-from attnfast.bench.peers.own import call_options
 
 
 def pytest_generate_tests(metafunc):

@@ -1,4 +1,5 @@
-/* The driver: table -> plan -> scratch -> units of work on a team of threads. */
+/* The driver: table -> plan -> scratch -> units of work on a team of threads; for one problem, and for many sequences
+ * packed one after the other, whose units make one loop. */
 #include <assert.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -24,6 +25,9 @@ enum { SOFTMAX_FLOPS = 16 };
 /* Partial results that may be waiting to be joined, per thread. */
 static const size_t PARTIAL_BYTES = (size_t)1 << 20;
 
+/* Keys add up the weights of so many rows at a time: a unit lasts 0.1 s at most. */
+enum { STRETCH_ROWS = 1 << 16 };
+
 enum { LINE = 64 };
 
 /* What one additive score costs for each element, in flops of a product. */
@@ -33,6 +37,7 @@ typedef struct job {
     const af_problem *problem;
     const af_plan *plan;
     int64_t first_block;   /* of this wave */
+    int64_t first_row;     /* of this stretch of rows, where keys add up their weights */
     char *partials;        /* [blocks of the wave][splits] */
     atomic_int *remaining; /* [blocks of the wave] splits still to come */
 } job;
@@ -62,7 +67,9 @@ static void importance_unit(void *context, int64_t index, void *scratch)
 {
     const job *j = context;
     const int64_t chunks = j->plan->chunks, groups = j->plan->head_groups;
-    const af_unit unit = {.split = index % chunks, .hg = index / chunks % groups, .b = index / chunks / groups};
+    af_unit unit = {.split = index % chunks, .hg = index / chunks % groups, .b = index / chunks / groups};
+    unit.row = j->first_row;
+    unit.rows = (int)af_min(STRETCH_ROWS, j->plan->rows - j->first_row);
     j->plan->kernels->importance(j->problem, j->plan, unit, scratch);
 }
 
@@ -96,7 +103,7 @@ static int team_of(int threads, int64_t units) { return (int)af_min(threads ? th
 
 static int team_size(const af_problem *p, const af_plan *plan, int64_t units, int threads)
 {
-    const double size = p->dtype == AF_F64 ? 8 : p->dtype == AF_F32 ? 4 : 2;
+    const double size = (double)af_elem_bytes(p->dtype);
     const double bytes = (double)p->B * (double)p->Hk * (double)p->Lk * (double)(p->D + p->Dv) * size;
     return worth_a_team(flops_of(p, plan), plan->decode, bytes) ? team_of(threads, units) : 1;
 }
@@ -140,7 +147,11 @@ static af_status compute(const af_problem *p, const af_plan *plan, af_watch *wat
     work.unit = p->importance ? importance_unit : weights_unit;
     work.count = second_units(p, plan);
     work.chunk = chunk_of(flops_of(p, plan), work.count);
-    return af_run_work(&work, watch, threads);
+    af_status status = AF_OK;
+    const int64_t rows = p->importance ? STRETCH_ROWS : plan->rows;
+    for (j.first_row = 0; j.first_row < plan->rows && status == AF_OK; j.first_row += rows)
+        status = af_run_work(&work, watch, threads);
+    return status;
 }
 
 /* Memory for the maximum and sum of each row, if a pass over the weights is to come. */
@@ -157,7 +168,7 @@ static af_status keep_row_sums(const af_problem *p, af_plan *plan, void **stats)
 }
 
 /* Whether there is anything to write to. */
-static bool af_writes(const af_problem *p)
+static bool has_results(const af_problem *p)
 {
     if (p->B == 0 || p->H == 0 || p->Lq == 0) return false;
     if ((p->value.data && p->Dv > 0) || p->lse.data) return true;
@@ -166,8 +177,8 @@ static bool af_writes(const af_problem *p)
 
 static af_status run_alone(const af_problem *p, const af_run *run, af_watch *watch)
 {
+    if (!has_results(p)) return AF_OK;
     assert(p->Hk > 0 && p->H % p->Hk == 0 && p->left >= 0);
-    if (!af_writes(p)) return AF_OK;
     af_plan plan;
     af_make_plan(&plan, p, af_kernels_for(p->dtype));
     void *stats;
@@ -222,20 +233,20 @@ static void sequence_unit(void *context, int64_t index, void *scratch)
     attention_unit((void *)&j, index - (low ? all->sequence[low - 1].end : 0), scratch);
 }
 
-static void skip_rows(af_tensor *t, int64_t rows, size_t size)
+static void skip_rows(af_tensor *t, int64_t rows, int64_t size)
 {
-    if (t->data) t->data = (char *)t->data + rows * t->i * (int64_t)size;
+    if (t->data) t->data = (char *)t->data + rows * t->i * size;
 }
 
 static af_problem cut_out(const af_problem *whole, int64_t s, const int64_t *first_query, const int64_t *first_key)
 {
-    const size_t size = whole->dtype == AF_F64 ? 8 : whole->dtype == AF_F32 ? 4 : 2;
+    const int64_t size = af_elem_bytes(whole->dtype);
     af_problem p = *whole;
     p.Lq = first_query[s + 1] - first_query[s];
     p.Lk = first_key[s + 1] - first_key[s];
     skip_rows(&p.query, first_query[s], size);
     skip_rows(&p.output, first_query[s], size);
-    skip_rows(&p.lse, first_query[s], whole->dtype == AF_F64 ? 8 : 4);
+    skip_rows(&p.lse, first_query[s], af_real_bytes(whole->dtype));
     skip_rows(&p.key, first_key[s], size);
     skip_rows(&p.value, first_key[s], size);
     if (p.q_offset) p.q_offset += s;
@@ -270,7 +281,7 @@ af_status af_attention_packed(const af_problem *whole, int64_t sequences, const 
     if (!all) return AF_NO_MEMORY;
     for (int64_t s = 0; s < sequences && status == AF_OK; s++) {
         const af_problem p = cut_out(whole, s, first_query, first_key);
-        if (!af_writes(&p)) continue;
+        if (!has_results(&p)) continue;
         sequence *next = &all->sequence[all->count];
         af_make_plan(&next->plan, &p, af_kernels_for(p.dtype));
         next->problem = p;
@@ -297,7 +308,7 @@ void af_describe(const af_problem *p, int threads, af_report *report, af_rectang
     af_plan plan;
     af_make_plan(&plan, p, af_kernels_for(p->dtype));
     af_survey(&plan, p, report, rectangles, room);
-    const double size = p->dtype == AF_F64 ? 8 : p->dtype == AF_F32 ? 4 : 2;
+    const double size = (double)af_elem_bytes(p->dtype);
     const double queries = (double)p->B * (double)p->H * (double)p->Lq * (double)(p->D + p->Dv);
     const double keys = (double)p->B * (double)p->Hk * (double)p->Lk * (double)(p->D + p->Dv);
     report->kernel = plan.decode ? "decode" : "forward";

@@ -58,17 +58,21 @@ typedef struct af_problem {
     const int64_t *q_length;  /* [B] or NULL: Lq */
     const int64_t *kv_length; /* [B] or NULL: Lk */
     af_tensor center;         /* double, no j: the places of windows, where they are not the queries' positions */
-    double spread;            /* above 0: weights are multiplied by exp(-spread (j - center)^2) after the softmax */
+    double fading;            /* above 0: weights are multiplied by 2^-(fading (j - center))^2 after the softmax */
     af_tensor order;          /* int64_t, no j: queries in the order in which blocks take them, if not that of memory */
     af_tensor mask;           /* one byte each, non-zero = may attend; j stride 0 or 1 */
     af_tensor blocks;         /* one byte each block of block_q queries and block_k keys, non-zero = may attend */
     int64_t block_q, block_k;
+    int64_t block_step; /* which count query i as first + i * block_step, key j likewise; 0: as they are */
+    const int64_t *block_first_query, *block_first_key; /* [B] */
 
     /* With global tokens a query sees only those keys that are global, or every key if it is itself at the position
      * of one; less the keys j = position + t * dilation[h], -hole_left <= t <= hole_right, which are seen to elsewhere.
      */
-    const uint8_t *global;   /* [B][Lk] or NULL */
-    const int64_t *dilation; /* [H] */
+    const uint8_t *global;        /* [B][Lk] or NULL */
+    const int64_t *global_places; /* the same as sorted keys, one batch row after the other, then Lk */
+    const int64_t *global_starts; /* [B + 1]: where those of a batch row begin */
+    const int64_t *dilation;      /* [H] */
     int64_t hole_left, hole_right;
 } af_problem;
 

@@ -18,25 +18,23 @@ enum { DECODE_SPLIT_BYTES = 1 << 20, DECODE_MAX_SPLITS = 64 };
 enum { FORWARD_SPLIT_KEYS = 2048, FORWARD_SPLIT_WORK = 1 << 22, FORWARD_MAX_SPLITS = 32 };
 
 /* Where rows see a few keys here and there of a long stretch, most splits would be empty: a unit that does see all of
- * its keys (the row of a global token) then lasts up to 0.1 s. */
-enum { SPARSE_SPLIT_WORK = 1 << 27 };
+ * its keys (the row of a global token) then lasts some 30 ms. A tanh counts as so many products. */
+enum { SPARSE_SPLIT_WORK = 1 << 25, TANH_WORK = 8 };
 
 /* With additive scores every row costs a tanh for each element of a key, where blocks of rows in the lanes cost about
  * an eighth of that but for all lanes. */
 enum { ADDITIVE_DECODE_ROWS = 4 };
 
 /* Keys that one unit of the pass over the weights writes, and of the one that adds them up for each key. */
-enum { WEIGHTS_CHUNK = 8192, IMPORTANCE_CHUNK = 1024, IMPORTANCE_LEAST = 128, IMPORTANCE_PAIRS = 1 << 26 };
+enum { WEIGHTS_CHUNK = 8192, IMPORTANCE_CHUNK = 1024, IMPORTANCE_LEAST = 128, IMPORTANCE_CHUNKS = 16 };
 
 static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 static int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-static int64_t elem_bytes(const af_problem *p) { return p->dtype == AF_F64 ? 8 : p->dtype == AF_F32 ? 4 : 2; }
-
 static int decode_keys(const af_problem *p)
 {
-    const int64_t fit = DECODE_BLOCK_BYTES / (af_max(1, p->D) * elem_bytes(p)) / 64 * 64;
+    const int64_t fit = DECODE_BLOCK_BYTES / (af_max(1, p->D) * af_elem_bytes(p->dtype)) / 64 * 64;
     return (int)af_max(64, af_min(fit, DECODE_MOST_KEYS));
 }
 
@@ -50,10 +48,10 @@ static int64_t longest_span(const af_problem *p, const af_plan *plan)
 
 static void plan_splits(af_plan *plan, const af_problem *p)
 {
-    const int64_t span = longest_span(p, plan), width = af_max(1, p->D + p->Dv);
+    const int64_t span = longest_span(p, plan), width = af_max(1, (p->additive ? TANH_WORK : 1) * p->D + p->Dv);
     int64_t keys;
     if (plan->decode) {
-        keys = af_max(256, DECODE_SPLIT_BYTES / (width * elem_bytes(p)));
+        keys = af_max(256, DECODE_SPLIT_BYTES / (width * af_elem_bytes(p->dtype)));
         keys = af_max(keys, ceil_div(span, DECODE_MAX_SPLITS));
     } else {
         const bool sparse = p->blocks.data || p->global || p->center.data;
@@ -65,10 +63,10 @@ static void plan_splits(af_plan *plan, const af_problem *p)
     plan->splits = af_max(1, ceil_div(span, plan->split_keys));
 }
 
-/* Fewer keys where there are many queries, so that a unit is over in good time. */
+/* Not too few chunks for threads to share. */
 static int64_t importance_chunk(const af_problem *p)
 {
-    const int64_t keys = IMPORTANCE_PAIRS / p->Lq / IMPORTANCE_LEAST * IMPORTANCE_LEAST;
+    const int64_t keys = round_up(ceil_div(p->Lk, IMPORTANCE_CHUNKS), IMPORTANCE_LEAST);
     return af_max(IMPORTANCE_LEAST, af_min(IMPORTANCE_CHUNK, keys));
 }
 
@@ -89,7 +87,8 @@ void af_make_plan(af_plan *plan, const af_problem *p, const af_kernels *kernels)
     plan->partial_bytes = (size_t)(2 + p->Dv + 2 * p->topk) * (size_t)kernels->nr * (size_t)kernels->real_size;
     plan->softmax = !p->weights.data || p->stage == AF_WEIGHTS || p->value.data;
     plan->second = p->weights.data || p->importance;
-    plan->base2 = p->softcap == 0 && !p->bias.data && !p->alibi && !p->sink && !p->additive && plan->softmax;
+    plan->base2 =
+        p->softcap == 0 && !p->bias.data && !p->alibi && !p->sink && !p->additive && !p->topk && plan->softmax;
     plan->query_scale = p->additive ? 1 : p->scale;
     if (plan->base2) plan->query_scale *= 1.4426950408889634;
     plan->pairs = (double)p->B * (double)plan->head_groups * (double)plan->rows * (double)longest_span(p, plan);
@@ -119,10 +118,11 @@ static int64_t visible_in(const af_view *w, const af_problem *p, int first, int 
             for (int64_t j = keys.begin; j < keys.end; j++) seen += mask[j * p->mask.j] != 0;
         } else if (blocks) {
             blocks = (const uint8_t *)p->blocks.data;
-            blocks += af_offset(&p->blocks, w->b, w->head[r], w->query[r] / p->block_q);
+            blocks += af_offset(&p->blocks, w->b, w->head[r], af_block_of_query(p, w->b, w->query[r]));
             for (int64_t j = keys.begin, end; j < keys.end; j = end) {
-                end = af_min(keys.end, (j / p->block_k + 1) * p->block_k);
-                if (blocks[j / p->block_k * p->blocks.j]) seen += end - j;
+                const int64_t column = af_block_of_key(p, w->b, j);
+                end = af_min(keys.end, af_block_end(p, w->b, column));
+                if (blocks[column * p->blocks.j]) seen += end - j;
             }
         } else seen += keys.end - keys.begin;
     }

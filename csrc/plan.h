@@ -8,6 +8,10 @@
 
 typedef struct af_kernels af_kernels;
 
+/* Bytes of what is stored and of what is computed in. */
+static inline int64_t af_real_bytes(af_dtype dtype) { return dtype == AF_F64 ? 8 : 4; }
+static inline int64_t af_elem_bytes(af_dtype dtype) { return dtype <= AF_F64 ? af_real_bytes(dtype) : 2; }
+
 /* One unit of work: a block of query rows of one (batch row, head group), against one stretch of its keys. */
 typedef struct af_unit {
     int64_t b, hg;

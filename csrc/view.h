@@ -50,6 +50,24 @@ static inline bool af_rows_see_alike(const af_problem *p)
     return p->left >= AF_FAR && p->right >= AF_FAR && !p->causal && !p->q_length;
 }
 
+/* Blocks of a block mask: of a query, of a key, and the first key after one. */
+
+static inline int64_t af_block_of_query(const af_problem *p, int64_t b, int64_t i)
+{
+    return (p->block_step ? p->block_first_query[b] + i * p->block_step : i) / p->block_q;
+}
+
+static inline int64_t af_block_of_key(const af_problem *p, int64_t b, int64_t j)
+{
+    return (p->block_step ? p->block_first_key[b] + j * p->block_step : j) / p->block_k;
+}
+
+static inline int64_t af_block_end(const af_problem *p, int64_t b, int64_t column)
+{
+    const int64_t end = (column + 1) * p->block_k;
+    return p->block_step ? (end - p->block_first_key[b] + p->block_step - 1) / p->block_step : end;
+}
+
 /* The key/value head of a unit's rows. */
 static inline int64_t af_key_head(const af_problem *p, const af_plan *plan, af_unit unit)
 {
@@ -85,7 +103,7 @@ static inline void af_find_block_rows(af_view *w, const af_problem *p)
     af_block_row *last = NULL;
     w->block_rows = 0;
     for (int r = 0; r < w->n; r++) {
-        const int64_t at = af_offset(&p->blocks, w->b, w->head[r], w->query[r] / p->block_q);
+        const int64_t at = af_offset(&p->blocks, w->b, w->head[r], af_block_of_query(p, w->b, w->query[r]));
         const uint8_t *row = (const uint8_t *)p->blocks.data + at;
         const uint32_t part = (uint32_t)1 << r / w->part_rows;
         if (!last || row != last->row) {
@@ -179,24 +197,47 @@ static inline uint32_t af_column_parts(const af_view *w, const af_problem *p, in
     return parts;
 }
 
+/* The first global token from key j on; Lk if there is none. */
+static inline int64_t af_next_global(const af_problem *p, int64_t b, int64_t j)
+{
+    int64_t low = p->global_starts[b], high = p->global_starts[b + 1];
+    const int64_t last = high;
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (p->global_places[middle] < j) low = middle + 1;
+        else high = middle;
+    }
+    return low < last ? p->global_places[low] : p->Lk;
+}
+
 /* Each of these cuts the keys [j, end) where the parts that see them change, and to `most` if any part does; returns
  * those parts. */
 
 static inline uint32_t af_cut_blocks(const af_view *w, const af_problem *p, int64_t j, int64_t most, int64_t *end)
 {
-    int64_t column = j / p->block_k;
-    const uint32_t parts = af_column_parts(w, p, column);
+    int64_t column = af_block_of_key(p, w->b, j);
+    uint32_t parts = af_column_parts(w, p, column);
     if (parts) *end = af_min(*end, j + most);
-    do column++;
-    while (column < (*end + p->block_k - 1) / p->block_k && af_column_parts(w, p, column) == parts);
-    *end = af_min(*end, column * p->block_k);
+    int64_t next = af_block_end(p, w->b, column);
+    while (next < *end) {
+        column = af_block_of_key(p, w->b, next);
+        const uint32_t others = af_column_parts(w, p, column);
+        if (others != parts && (!parts || next - j >= AF_LEAST_KEYS)) break;
+        parts |= others;
+        next = af_block_end(p, w->b, column);
+    }
+    *end = af_min(*end, next);
     return parts;
 }
 
-static inline uint32_t af_cut_globals(const af_view *w, int64_t j, int64_t most, int64_t *end)
+static inline uint32_t af_cut_globals(const af_view *w, const af_problem *p, int64_t j, int64_t most, int64_t *end)
 {
     const bool global = w->global[j];
-    if (global || w->global_parts) *end = af_min(*end, j + most);
+    if (!global && !w->global_parts) {
+        *end = af_min(*end, af_next_global(p, w->b, j));
+        return 0;
+    }
+    *end = af_min(*end, j + most);
     const int64_t n = *end - j;
     if (!w->global_parts) *end = j + af_cut_keys(w->global + j, n);
     else *end = j + (global ? af_visible_run(w->global + j, n) : af_hidden_run(w->global + j, n));
@@ -225,7 +266,7 @@ static inline af_piece af_next_piece(const af_view *w, const af_problem *p, af_s
     uint32_t parts = ~(uint32_t)0;
     int64_t end = span.end;
     if (p->blocks.data) parts &= af_cut_blocks(w, p, j, most, &end);
-    if (p->global) parts &= af_cut_globals(w, j, most, &end);
+    if (p->global) parts &= af_cut_globals(w, p, j, most, &end);
     if (p->center.data) parts &= af_cut_windows(w, j, &end);
     if (!parts) return (af_piece){.keys = end - j};
     end = af_min(end, j + most);

@@ -13,7 +13,7 @@ weights by w_ij (e_ij - sum_k w_ik e_ik); and the sums over keys add a few eps o
 terms. In float32 this comes to about 1e-6 at unit logits and grows with them, as the error does.
 
 Additive scores are sums of w_d tanh(q_d + k_d + b_d). The library takes each tanh from the product
-of exp(2q) and exp(2k), which costs it a few eps however small the tanh is: 3 eps |w_d| per term.
+of exp(2q) and exp(2k), which costs it an eps or so however small the tanh is: 2 eps |w_d| per term.
 A Gaussian exp(-t) that multiplies a weight adds an error of (4 + 4t) eps to it.
 """
 
@@ -214,7 +214,7 @@ class Criterion:
         tanh = np.tanh(q + k + b)
         # The bias may be added to the query or to the key first.
         moved = np.abs(b) > 0
-        each = 3 + (2 + np.sqrt(q.shape[-1]) / 4) * np.abs(tanh)
+        each = 2 + (2 + np.sqrt(q.shape[-1]) / 4) * np.abs(tanh)
         each = each + moved * (1 - tanh**2) * (np.abs(q) + np.abs(k) + np.abs(b))
         return self.eps * (np.abs(w) * each).sum(axis=-1), (w * tanh).sum(axis=-1)
 

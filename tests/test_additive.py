@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 import attnfast
-from attnfast import AttentionResult
+from attnfast import AttentionResult, reference
 from draws import LAYOUTS, Call, additive_calls, lay_out
 from support import (
     DTYPE_IDS,
@@ -114,6 +114,23 @@ class TestFormulas:
         assert same_bits(attnfast.additive_attention(q, k, v, w, score_bias=b), expected)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_criterion_rejects_small_errors(dtype, rng):
+    arrays, weight = qkv(rng, 30, 60, 16, dtype=dtype), rng.standard_normal(16)
+    criterion = Criterion(*arrays, function="additive_attention", score_weight=weight)
+
+    def plain(weight, **options):
+        result = reference.additive_attention(
+            *arrays, weight, **options, **FLAGS, compute_dtype=dtype
+        )
+        return AttentionResult(*result)
+
+    criterion.check(plain(weight))
+    for wrong in (plain(weight * (1 + 100 * np.finfo(dtype).eps)), plain(weight, softcap=300.0)):
+        with pytest.raises(AssertionError, match=r"output|lse"):
+            criterion.check(wrong)
+
+
 # Wherever the score of a pair is computed from exponentials or otherwise, and where they meet.
 @EACH_DTYPE
 @pytest.mark.parametrize("q_size", [1e-4, 1, 15, 60])
@@ -124,6 +141,16 @@ def test_sizes_of_the_inputs(lq, k_size, q_size, dtype, each_isa, rng):
     q = (q_size * q.astype(np.float64)).astype(dtype)
     k = (k_size * k.astype(np.float64)).astype(dtype)
     options = {"score_weight": randn(rng, (2, 16)), **FLAGS}
+    criterion = Criterion(q, k, v, function="additive_attention", **options)
+    each_isa(lambda: criterion.check(attnfast.additive_attention(q, k, v, **options)))
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("size", [10, 100, 1000])
+@pytest.mark.parametrize("lq", [1, 70])
+def test_large_weights(lq, size, dtype, each_isa, rng):
+    q, k, v = qkv(rng, lq, 90, 16, batch=(), dtype=dtype)
+    options = {"score_weight": size * randn(rng, (2, 16)), **FLAGS}
     criterion = Criterion(q, k, v, function="additive_attention", **options)
     each_isa(lambda: criterion.check(attnfast.additive_attention(q, k, v, **options)))
 

@@ -13,10 +13,12 @@ import pytest
 
 import attnfast
 from attnfast import reference
-from attnfast.bench import cases as case_module
+from attnfast.bench import case as case_module
 from attnfast.bench import command, machine, progress
-from attnfast.bench.cases import CASES, GROUPS, QUICK, Case, select
+from attnfast.bench.case import Case
+from attnfast.bench.cases import CASES, GROUPS, QUICK, select
 from attnfast.bench.compare import Change, comparison_lines
+from attnfast.bench.functions.attention import call_options
 from attnfast.bench.inputs import (
     exact_rows,
     make_inputs,
@@ -25,8 +27,7 @@ from attnfast.bench.inputs import (
     visible_pairs,
 )
 from attnfast.bench.peers import Prepared, installed_peers
-from attnfast.bench.peers.own import call_options
-from attnfast.bench.peers.plain_numpy import plain_attention
+from attnfast.bench.peers.plain_math import plain_attention
 from attnfast.bench.processes import WorkerFailed, WorkerProcess
 from attnfast.bench.quota import cpu_quota
 from attnfast.bench.report import format_entry, row
@@ -141,9 +142,9 @@ def test_select_takes_globs_and_lists_and_names_what_is_unknown():
         select(["tiny_*,nothing_like_it"])
 
 
-@pytest.mark.parametrize("group", ["shape", "sweep"])
+@pytest.mark.parametrize("group", ["shape", "sweep", "family"])
 def test_groups_beyond_the_first_are_chosen_by_their_name(group):
-    assert select([f"{group}_*"]) == list(GROUPS[group])
+    assert select([f"{group}_*"]) == select([group]) == list(GROUPS[group])
     assert not set(GROUPS[group]) & set(select(None))
 
 

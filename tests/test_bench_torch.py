@@ -1,9 +1,11 @@
 """The PyTorch contestant: FlexAttention sees what the case says, whatever else cannot run."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from attnfast.bench.cases import Case
+from attnfast.bench.case import Case
 from attnfast.bench.inputs import position_mask
 from attnfast.bench.worker import Worker
 
@@ -19,6 +21,19 @@ CASES = [
     Case("causal_window", 1, 2, 2, 40, 40, 8, 8, causal=True, window=(5, 5)),
 ]
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+LOCAL = {"function": "local_attention", "window": (3, 2)}
+FAMILY = [
+    Case("first", 2, 4, 4, 40, 40, 8, 6, kind="first", number=5, **LOCAL),
+    Case("dilated", 2, 4, 4, 40, 40, 8, 6, kind="dilated", **LOCAL),
+    Case("centers", 2, 4, 4, 40, 40, 8, 6, kind="centers", **LOCAL),
+    Case("bigbird", 2, 4, 4, 30, 30, 8, 6, function="block_mask", kind="bigbird", number=4),
+    Case("additive", 2, 3, 3, 5, 30, 8, 6, function="additive_attention"),
+    Case("top", 2, 3, 3, 30, 30, 8, 8, function="attention_topk", kind="top", number=5),
+    Case("importance", 2, 3, 3, 30, 30, 8, 8, function="key_importance"),
+    Case("packed", 2, 3, 3, 30, 30, 8, 6, function="attention_varlen", number=3),
+]
+FAMILY += [replace(case, name=f"{case.name}_causal", causal=True) for case in FAMILY[-3:]]
 
 
 @pytest.fixture
@@ -61,6 +76,20 @@ def test_flex_attention_runs_where_a_whole_mask_has_no_room(worker, uncompiled, 
     chosen, other = worker.prepare(worker.truth())
     assert chosen.variant == "flex_attention" and chosen.right
     assert "no room for an (Lq, Lk) mask" in other.note
+
+
+@pytest.mark.parametrize("case", FAMILY, ids=lambda case: case.name)
+def test_the_family_in_tensors_is_right(case, worker):
+    worker.load(case, 1)
+    found = worker.prepare(worker.truth())
+    assert [trial.right for trial in found] == [True], found
+
+
+def test_torch_has_no_factor_after_the_softmax(worker):
+    case = Case("p", 2, 4, 4, 40, 40, 8, 6, kind="gaussian", **LOCAL)
+    worker.load(case, 1)
+    (trial,) = worker.prepare(worker.truth())
+    assert not trial.right and "no factor" in trial.note
 
 
 def test_without_a_compiler_the_other_variant_is_timed(worker, monkeypatch):

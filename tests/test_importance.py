@@ -121,6 +121,26 @@ def test_it_adds_up_the_weights(lk, lq, dtype, each_isa, rng):
     each_isa(run)
 
 
+@EACH_DTYPE
+@pytest.mark.parametrize("amplitude", [30, 100, 1000])
+@pytest.mark.parametrize("lq", [1, 70])
+def test_large_logits(lq, amplitude, dtype, each_isa, rng):
+    q, k, _ = qkv(rng, lq, 90, 64, batch=(), dtype=dtype)
+    q = (amplitude * q.astype(np.float32)).astype(dtype)
+    expected = Importance(q, k)
+    each_isa(lambda: expected.check(attnfast.key_importance(q, k)))
+    # One key takes all, with a score around the largest exponent of float32.
+    zeros, shifts = np.zeros((lq, 2), dtype), np.arange(80, 100, 0.37)
+
+    def run():
+        for shift in (*shifts, *-shifts, 700.0, -700.0):
+            bias = np.where(np.arange(20) == 7, shift, 0.0).astype(np.float32)
+            total = attnfast.key_importance(zeros, np.zeros((20, 2), dtype), bias=bias)
+            assert np.isclose(total.sum(), lq) and np.isclose(total[7], lq if shift > 0 else 0)
+
+    each_isa(run)
+
+
 @pytest.mark.usefixtures("isa")
 @settings(max_examples=EXAMPLES // 3)
 @given(call=calls())
@@ -174,6 +194,8 @@ def test_visible_nan_reaches_the_keys_of_those_who_see_it(lk, lq, rng):
         {"q_lengths": [0, 0]},
         {"window_size": 3, "q_offset": 1000},
         {"is_causal": True, "q_offset": -1000, "sink_logits": [0.0, 1.0]},
+        {"bias": np.full((1, 90), -np.inf, np.float32)},
+        {"bias": np.full((40, 90), -np.inf, np.float32), "sink_logits": [0.0, 1.0]},
     ],
     ids=lambda options: next(iter(options)),
 )

@@ -267,6 +267,23 @@ class TestFormulas:
         each_isa(lambda: criterion.check(attnfast.local_attention(q, k, v, 16, **options)))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_criterion_rejects_small_errors(dtype, rng):
+    arrays, centers = qkv(rng, 30, 200, 32, dtype=dtype), rng.uniform(0, 200, 30)
+    options = {"window_size": 20, "centers": centers, "sigma": 10.0}
+    criterion = Criterion(*arrays, function="local_attention", **options)
+
+    def plain(**changed):
+        options_now = {**options, **changed, **FLAGS}
+        return reference.local_attention(*arrays, **options_now, compute_dtype=dtype)
+
+    criterion.check(plain())
+    slightly = 1 + 100 * np.finfo(dtype).eps
+    for changed in ({"sigma": 10 * slightly}, {"centers": centers * slightly}):
+        with pytest.raises(AssertionError, match="output"):
+            criterion.check(plain(**changed))
+
+
 FORMS = {
     "dilation": {"dilation": [1, 3, 2, 3]},
     "global": {"global_tokens": [0, 209, 150]},

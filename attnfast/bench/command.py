@@ -10,10 +10,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from .cases import GROUPS, QUICK, Case, select
+from .case import Case
+from .cases import GROUPS, QUICK, select
 from .compare import comparison_lines
+from .functions import function_of
 from .machine import busy_warning
-from .peers import FLEX, OWN, PEERS, installed_peers
+from .peers import FLEX, OWN, PEERS, YARDSTICKS, installed_peers
 from .plot import check_plot_file, draw, is_plotted
 from .processes import WorkerFailed
 from .progress import make_progress
@@ -52,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cases",
         action="append",
         metavar="NAMES",
-        help="names or globs, separated by commas (may be repeated)",
+        help="names or globs of cases, or names of groups, separated by commas (may be repeated)",
     )
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
     shown = parser.add_mutually_exclusive_group()
@@ -118,7 +120,8 @@ def run(options: argparse.Namespace) -> int:
         if options.earlier:
             get_report = partial(_show, options, _earlier(options))
         else:
-            get_report = partial(_measure, options, _cases(options), _settings(options))
+            cases = _cases(options)
+            get_report = partial(_measure, options, cases, _settings(options, cases))
     except (ValueError, OSError) as error:
         return _fail(error)
     try:
@@ -148,8 +151,10 @@ def _print_cases() -> None:
         print(f"{group}:")
         for case in cases:
             words = [case.shape, case.dtype, case.mask_text, case.window_text]
+            if case.function != "attention":
+                words.insert(0, case.function)
             mark = "quick" if case.name in QUICK else ""
-            print(f"  {case.name:<32} {mark:<6} {' '.join(w for w in words if w != '-')}")
+            print(f"  {case.name:<40} {mark:<6} {' '.join(w for w in words if w != '-')}")
 
 
 def _check_files(options: argparse.Namespace) -> None:
@@ -172,7 +177,7 @@ def _cases(options: argparse.Namespace) -> list[Case]:
     return cases
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _settings(options: argparse.Namespace, cases: list[Case]) -> Settings:
     import attnfast
 
     isas = attnfast.available_isas()
@@ -185,8 +190,9 @@ def _settings(options: argparse.Namespace) -> Settings:
         isa=options.isa,
         seed=options.seed,
         peers=tuple(_peers(options.peers)),
+        yardsticks=tuple(name for name in YARDSTICKS if _measures(name, cases)),
     )
-    if options.targets:
+    if options.targets and not settings.yardsticks:
         settings = replace(settings, plain=options.peers != "none")
     if options.quick:
         settings = replace(settings, patience=QUICK_PATIENCE, time_limit=QUICK_SECONDS)
@@ -194,6 +200,10 @@ def _settings(options: argparse.Namespace) -> Settings:
     if options.plot:
         return replace(settings, patience=SWEEP_PATIENCE, longest_call=SWEEP_LONGEST)
     return settings
+
+
+def _measures(yardstick: str, cases: list[Case]) -> bool:
+    return any(yardstick in function_of(case).yardsticks(case) for case in cases)
 
 
 def _peers(names: str) -> list[str]:
@@ -246,11 +256,16 @@ def _measure(
 
 
 def _sides(options: argparse.Namespace, settings: Settings) -> list[Settings]:
-    """Settings for one thread, where it is asked for, then for all; peers only where shown."""
+    """Settings for one thread, where it is asked for, then for all; peers only where shown.
+
+    Where there are yardsticks, targets are relative to them and to NumPy.
+    """
     if settings.threads == 1 or not (options.targets or options.plot):
         return [settings]
     one = replace(settings, threads=1)
-    return [replace(one, peers=(), plain=False) if options.targets else one, settings]
+    if options.targets:
+        one = replace(one, peers=(), plain=bool(one.yardsticks))
+    return [one, settings]
 
 
 def _show(options: argparse.Namespace, report: Report) -> tuple[Report, bool]:

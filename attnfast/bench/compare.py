@@ -28,14 +28,14 @@ class Change:
 
 
 def compare(old: Report, new: Report) -> list[Change]:
-    """Changes of the share of the machine's limit, for the cases that both runs measured."""
+    """Changes of speed beside the machine's limit, for the cases that both runs measured."""
     before = {result.case.name: result for result in old.results}
     changes = []
     for result in new.results:
         earlier = before.get(result.case.name)
         if earlier is None or earlier.case != result.case:
             continue
-        was, now = earlier.share(OWN), result.share(OWN)
+        was, now = earlier.relative(OWN), result.relative(OWN)
         if was and now:
             changes.append(Change(result.case.name, now / was, _noise(earlier, result)))
     return changes

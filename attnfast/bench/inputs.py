@@ -1,4 +1,4 @@
-"""The arrays of a case, what is visible in them, and a float64 check of sampled rows.
+"""The arrays of attention, what is visible in them, and a float64 check of sampled rows.
 
 Every contestant draws the same arrays from the same seed, each in its own process.
 """
@@ -6,13 +6,13 @@ Every contestant draws the same arrays from the same seed, each in its own proce
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .cases import Case
+from .case import Case
 
 # A random dense mask has no block to skip, so it costs all pairs however many it hides. Hiding few
 # keeps the visible pairs, which are what is counted, close to the pairs that must be computed.
@@ -24,13 +24,17 @@ CHECK_ALL_BELOW = 2**21  # pairs (B, H, Lq, Lk) up to which every row is checked
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arrays of one case; `keys` and `values` hold one array for each rotated set."""
+    """Arrays of one case; `keys` and `values` hold one array for each rotated set.
+
+    `extra` is what a function of the family takes beyond them, by the names of its arguments.
+    """
 
     query: NDArray[Any]
     keys: list[NDArray[Any]]
     values: list[NDArray[Any]]
     mask: NDArray[np.bool_] | None
     bias: NDArray[Any] | None
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:

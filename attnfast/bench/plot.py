@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cases import Case
+from .case import Case
 from .peers import OWN, PLAIN
 from .results import CaseResult, Report
 

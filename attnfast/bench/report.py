@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Protocol
 
-from .cases import Case
-from .peers import OWN, PLAIN
+from .case import Case
+from .peers import HOUSE, OWN, PLAIN, YARDSTICKS
 from .results import CaseResult, Entry, Report
+from .target_table import judgement
 
 
 class Rows(Protocol):
@@ -30,7 +31,7 @@ def header_lines(report: Report) -> list[str]:
     facts = report.machine
     quota = f"quota {facts['quota']:g} cores" if facts["quota"] else "no quota"
     threads = " and ".join(str(run.threads) for run in report.runs)
-    peers = [f"{n} {v}" for n, v in report.contestants.items() if n not in (OWN, PLAIN)]
+    peers = [f"{n} {v}" for n, v in report.contestants.items() if n not in HOUSE]
     return [
         f"attnfast  {facts['version']}, {facts['isa']} of {', '.join(facts['isas'])}",
         f"CPU       {facts['cpu']}; {facts['cores']} cores, {facts['affinity']} in the affinity,"
@@ -52,7 +53,10 @@ def _limits(report: Report) -> str:
 
 
 def columns(report: Report) -> list[str]:
-    """Column heads: what is timed is attnfast; `x name` is how many times faster it is."""
+    """Column heads: what is timed is attnfast; `x name` is how many times faster it is.
+
+    Targets are shown beside the yardsticks that most of them speak of.
+    """
     return [
         "case",
         "shape",
@@ -64,14 +68,18 @@ def columns(report: Report) -> list[str]:
         "% of limit",
         *(f"x {name}" for name in report.contestants if name != OWN),
         "error (x numpy's)",
+        *(["target"] if _has_yardsticks(report) else []),
     ]
+
+
+def _has_yardsticks(report: Report) -> bool:
+    return any(name in YARDSTICKS for name in report.contestants)
 
 
 def row(report: Report, result: CaseResult) -> list[str]:
     """The cells of one case."""
     case, own = result.case, result.entries[OWN]
     speed, share = result.speed(OWN), result.share(OWN)
-    unit = "GB/s" if case.cold else "GFLOP/s"
     limit = "bandwidth" if case.cold and result.bandwidth else "peak"
     return [
         case.name,
@@ -80,10 +88,11 @@ def row(report: Report, result: CaseResult) -> list[str]:
         case.mask_text,
         case.window_text,
         format_entry(own),
-        "-" if speed is None else f"{speed / 1e9:.1f} {unit}",
+        "-" if speed is None else f"{speed / 1e9:.{1 if speed >= 1e10 else 2}f} {result.unit}",
         "-" if share is None else f"{100 * share:.1f} {limit}",
         *(_times(result, name) for name in report.contestants if name != OWN),
         format_error(result, own),
+        *([judgement(report, result)] if _has_yardsticks(report) else []),
     ]
 
 
@@ -135,7 +144,7 @@ def total_lines(report: Report) -> list[str]:
     """Geometric mean and worst case of the speed against each contestant."""
     lines = []
     for name in report.contestants:
-        if name == OWN:
+        if name in (OWN, *YARDSTICKS):
             continue
         pairs = [
             (times, result.case.name)
@@ -160,7 +169,8 @@ class Lines:
         heads = columns(report)
         texts = [[c.name, c.shape, c.dtype, c.mask_text, c.window_text] for c in cases]
         widths = [max(map(len, column)) for column in zip(heads[:5], *texts, strict=True)]
-        self._widths = [*widths, 27, 13, 14, *(max(len(h), 6) for h in heads[8:-1]), 17]
+        times = [max(len(name) + 2, 6) for name in report.contestants if name != OWN]
+        self._widths = [*widths, 27, 13, 14, *times, 17, 24][: len(heads)]
         self._print(heads)
 
     def _print(self, cells: Sequence[str]) -> None:
@@ -185,6 +195,7 @@ class Table:
     def add(self, result: CaseResult) -> None:
         """Keep the row of a case."""
         cells = row(self._report, result)
+        error = 7 + len(self._report.contestants)
         words = [text for text in cells[1:5] if text != "-"]
         time, _, spread = cells[5].partition(" [")
         share, _, limit = cells[7].partition(" ")
@@ -193,8 +204,8 @@ class Table:
                 f"{cells[0]}\n[dim]{' '.join(words)}[/dim]",
                 f"{time}\n[dim]{chr(92)}[{spread}[/dim]" if spread else time,
                 f"{cells[6]}\n[dim]{share} % of {limit}[/dim]" if limit else cells[6],
-                *cells[8:-1],
-                cells[-1].replace(" ", "\n"),
+                *cells[8:error],
+                *(text.replace(" (", "\n(").replace(": ", "\n") for text in cells[error:]),
             ]
         )
 

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .cases import Case
+from .case import Case
+from .functions import function_of
 
 SCHEMA = 1
 
@@ -59,7 +60,7 @@ class CaseResult:
     """
 
     case: Case
-    pairs: int
+    pairs: float
     peak: float
     bandwidth: float | None
     plain_error: float
@@ -67,23 +68,39 @@ class CaseResult:
 
     @property
     def work(self) -> float:
-        """What speed counts: operations over visible pairs, or bytes of keys and values."""
-        return float(self.case.kv_bytes if self.case.cold else self.case.flops(self.pairs))
+        """What speed counts: pieces of work over visible pairs, or bytes of keys and values."""
+        if self.case.cold:
+            return float(self.case.kv_bytes)
+        return float(function_of(self.case).work(self.case, self.pairs))
+
+    @property
+    def unit(self) -> str:
+        """Of a billion of it a second."""
+        return "GB/s" if self.case.cold else function_of(self.case).unit
 
     @property
     def limit(self) -> float:
         """The machine's limit for that work, in the same unit per second."""
         return 1e9 * (self.bandwidth if self.case.cold and self.bandwidth else self.peak)
 
+    @property
+    def limited(self) -> bool:
+        """Whether it is one; if not, it is what speeds of different runs are compared by."""
+        return self.case.cold or function_of(self.case).limited
+
     def speed(self, contestant: str) -> float | None:
         """Work per second, None without a time."""
         entry = self.entries.get(contestant)
         return self.work / entry.median if entry and entry.median else None
 
-    def share(self, contestant: str) -> float | None:
-        """Speed as a share of the limit."""
+    def relative(self, contestant: str) -> float | None:
+        """Speed beside what the machine can do."""
         speed = self.speed(contestant)
         return None if speed is None else speed / self.limit
+
+    def share(self, contestant: str) -> float | None:
+        """Speed as a share of the limit, None where there is none."""
+        return self.relative(contestant) if self.limited else None
 
     def times_faster(self, than: str, own: str = "attnfast") -> float | None:
         """How many times faster `own` is."""

@@ -14,9 +14,10 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .cases import Case
+from .case import Case
+from .functions import function_of
 from .machine import available_memory
-from .peers import CONTESTANTS, OWN, PLAIN
+from .peers import CONTESTANTS, HOUSE, OWN, PLAIN, YARDSTICKS
 from .processes import WorkerFailed, WorkerProcess
 from .results import CaseResult, Entry, Report
 from .worker import Trial, Truth
@@ -34,9 +35,9 @@ class Settings:
 
     `patience` is how many seconds of bursts a slow contestant gets in one case beyond its first;
     `time_limit` is shared out among the cases: a slow one loses rounds, and those not begun by the
-    end are listed as not run. `plain` is whether NumPy runs too, `leave_out` names variants that
-    are not tried; of another library, neither is a variant of which a call took more than
-    `longest_call` seconds in a smaller case of the same series.
+    end are listed as not run. `plain` is whether NumPy runs too, `yardsticks` which of them do,
+    `leave_out` names variants that are not tried; of another library, neither is a variant of
+    which a call took more than `longest_call` seconds in a smaller case of the same series.
     """
 
     threads: int
@@ -48,6 +49,7 @@ class Settings:
     seed: int = 1
     peers: tuple[str, ...] = ()
     plain: bool = True
+    yardsticks: tuple[str, ...] = ()
     leave_out: tuple[str, ...] = ()
     longest_call: float = math.inf
 
@@ -57,7 +59,7 @@ class CaseRun:
     """A case under way: what is known before its rounds, and what they have brought so far."""
 
     case: Case
-    pairs: int
+    pairs: float
     plain_error: float
     entries: dict[str, Entry]
     active: list[str]
@@ -70,7 +72,8 @@ class Runner:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._names = (OWN, PLAIN, *settings.peers) if settings.plain else (OWN, *settings.peers)
+        plain = (PLAIN,) if settings.plain else ()
+        self._names = (OWN, *plain, *settings.yardsticks, *settings.peers)
         self._workers: dict[str, WorkerProcess] = {}
         self._gone: dict[str, str] = {}
         self._end = time.monotonic() + settings.time_limit
@@ -86,7 +89,7 @@ class Runner:
                 try:
                     self._workers[name].wait_ready(START_TIMEOUT)
                 except WorkerFailed as error:
-                    if name in (OWN, PLAIN):
+                    if name in HOUSE:
                         raise
                     self._gone[name] = str(error)
             self._stack = stack.pop_all()
@@ -138,9 +141,9 @@ class Runner:
             raise WorkerFailed("no contestant could draw its inputs")
         base = PLAIN if PLAIN in active else active[0]
         truth: Truth = self._workers[base].call("truth", timeout=CALL_TIMEOUT)
-        pairs = int(self._workers[base].call("pairs", timeout=CALL_TIMEOUT))
+        pairs = float(self._workers[base].call("pairs", timeout=CALL_TIMEOUT))
         for name in list(active):
-            if name not in (OWN, PLAIN) and self.seconds_left < 0:
+            if name not in HOUSE and self.seconds_left < 0:
                 entries[name].note = OUT_OF_TIME
                 active.remove(name)
                 continue
@@ -166,11 +169,18 @@ class Runner:
     def _load(
         self, case: Case, entries: dict[str, Entry], tell: Callable[[float, str], None]
     ) -> list[str]:
-        """Draw the inputs in all processes at once, leaving out those without room in memory."""
+        """Draw the inputs in all processes at once, leaving out those without room in memory.
+
+        A yardstick draws those of its own case, where the function has one for it.
+        """
+        yardsticks = function_of(case).yardsticks(case)
         room = MEMORY_SHARE * available_memory()
         active = []
         for name in self._names:
-            if name in self._gone:
+            if name in self._gone or (name in YARDSTICKS and name not in yardsticks):
+                continue
+            if case.function not in CONTESTANTS[name].functions:
+                entries[name].note = "does not have this function"
                 continue
             needed = CONTESTANTS[name].copies * case.input_bytes
             if needed > room and name != OWN:
@@ -181,7 +191,7 @@ class Runner:
                 self._workers[name].close()
                 self._workers[name] = self._spawn(name)
                 self._workers[name].wait_ready(START_TIMEOUT)
-            self._workers[name].send("load", case, self._settings.seed)
+            self._workers[name].send("load", yardsticks.get(name, case), self._settings.seed)
             active.append(name)
         tell(0.0, "drawing inputs")
         for name in list(active):
@@ -203,7 +213,15 @@ class Runner:
             return None
 
     def _prepare(self, name: str, truth: Truth, entry: Entry) -> bool:
-        """Let the worker choose its variant; whether it has a right answer to time."""
+        """Let the worker choose its variant; whether it has a right answer to time.
+
+        A yardstick is held against the truth of its own case.
+        """
+        if name in YARDSTICKS:
+            own_truth: Truth | None = self._ask(name, entry, "truth")
+            if own_truth is None:
+                return False
+            truth = own_truth
         longest = math.inf if name == OWN else self._settings.longest_call
         leave_out = self._settings.leave_out
         trials: list[Trial] | None = self._ask(name, entry, "prepare", truth, longest, leave_out)
@@ -231,7 +249,7 @@ class Runner:
             entry = run.entries[name]
             if run.spent[name] > self._settings.patience and name != OWN:
                 continue
-            if name not in (OWN, PLAIN) and self.seconds_left < 0:
+            if name not in HOUSE and self.seconds_left < 0:
                 if not entry.rounds:
                     entry.note = OUT_OF_TIME
                 continue

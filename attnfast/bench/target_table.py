@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .cases import Case
+from .case import Case
 from .compare import LEAST_NOISE
-from .peers import OWN
+from .peers import OWN, PLAIN, YARDSTICKS
 from .results import CaseResult, Report
 from .targets import Target, target_of
 
@@ -29,7 +29,9 @@ class Cell:
             return MISSING
         if self.missing == 0:
             return REACHED
-        return f"-{self.missing:.1f}" if self.unit == "%" else f"+{self.missing:.3g} us"
+        if self.unit == "us":
+            return f"+{self.missing:.3g} us"
+        return f"-{self.missing:.1f}" if self.unit == "%" else f"-{self.missing:.3g} x"
 
 
 def cells_of(report: Report, result: CaseResult) -> list[Cell]:
@@ -46,8 +48,16 @@ def cells_of(report: Report, result: CaseResult) -> list[Cell]:
     ]
 
 
+def judgement(report: Report, result: CaseResult) -> str:
+    """The target of a case and how far it is from it on all threads, in a few words."""
+    target = target_of(result.case.name, report.machine["isa"])
+    if target is None:
+        return MISSING
+    return f"{target}: {cells_of(report, result)[-1]}"
+
+
 def _judged(target: Target, result: CaseResult, threads: int, most: int) -> float | None:
-    return target.missing(result) if target.limit or threads == most else None
+    return target.missing(result) if target.unit != "us" or threads == most else None
 
 
 def slowdown(report: Report, result: CaseResult) -> float | None:
@@ -67,11 +77,11 @@ def slowdown(report: Report, result: CaseResult) -> float | None:
 
 
 def best_other(result: CaseResult) -> str | None:
-    """The fastest contestant beside attnfast."""
+    """The fastest contestant beside attnfast, however that is called."""
     medians = {
         name: entry.median
         for name, entry in result.entries.items()
-        if name != OWN and entry.median is not None
+        if name not in (OWN, *YARDSTICKS) and entry.median is not None
     }
     return min(medians, key=medians.__getitem__) if medians else None
 
@@ -81,9 +91,9 @@ class TargetLines:
 
     def __init__(self, report: Report, cases: Sequence[Case]) -> None:
         self._report = report
-        self._others = any(name != OWN for name in report.contestants)
+        self._others = any(name not in (OWN, *YARDSTICKS) for name in report.contestants)
         width = max((len(case.name) for case in cases), default=4)
-        columns = [("case", width), ("target", 11)]
+        columns = [("case", width), ("target", 15)]
         if report.one_thread:
             columns.append((_threads(1), 10))
         columns.append((_threads(report.threads), 10))
@@ -108,7 +118,7 @@ class TargetLines:
 def target_row(report: Report, result: CaseResult, others: bool) -> list[str]:
     """The texts of one line."""
     target = target_of(result.case.name, report.machine["isa"])
-    measure = target or Target(0, "memory" if result.case.cold else "peak")
+    measure = target or _measure(result)
     texts = [result.case.name, str(target or MISSING)]
     if report.one_thread:
         texts.append(_figure(measure, report.on_one_thread(result.case.name)))
@@ -121,6 +131,13 @@ def target_row(report: Report, result: CaseResult, others: bool) -> list[str]:
     return [*texts, reached]
 
 
+def _measure(result: CaseResult) -> Target:
+    """What a case without a target is shown by."""
+    if not result.limited:
+        return Target(0, than=PLAIN)
+    return Target(0, "memory" if result.case.cold else "peak")
+
+
 def _figure(target: Target, result: CaseResult | None, contestant: str = OWN) -> str:
     if result is None:
         return MISSING
@@ -129,7 +146,7 @@ def _figure(target: Target, result: CaseResult | None, contestant: str = OWN) ->
     figure = target.figure(result, contestant)
     if figure is None:
         return MISSING
-    return f"{figure:.1f} %" if target.limit else f"{figure:.3g} us"
+    return f"{figure:.1f} %" if target.limit else f"{figure:.3g} {target.unit}"
 
 
 def _other(target: Target, result: CaseResult) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from .cases import Case
+from .case import Case
 from .processes import WorkerFailed
 from .progress import Progress
 from .results import CaseResult, Report

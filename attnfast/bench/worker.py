@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import machine
-from .cases import COLD_BYTES, Case
-from .inputs import Inputs, exact_rows, make_inputs, sample_rows, take_rows, visible_pairs
+from .case import COLD_BYTES, Case
+from .functions import Attention, function_of
+from .inputs import Inputs
 from .peers import Contestant, Prepared, Unsupported, build
 
 BATCH_SECONDS = 2e-3  # calls are timed in batches at least this long
@@ -56,6 +57,7 @@ class Worker:
         self._contestant: Contestant = build(name, threads)
         self._threads = threads
         self._case: Case
+        self._function: Attention
         self._inputs: Inputs
         self._prepared: Prepared | None = None
         self._next = 0
@@ -81,7 +83,8 @@ class Worker:
     def load(self, case: Case, seed: int) -> None:
         """Draw the inputs of a case, dropping those of the case before."""
         self.unload()
-        self._case, self._inputs = case, make_inputs(case, seed)
+        self._case, self._function = case, function_of(case)
+        self._inputs = self._function.draw(case, seed)
 
     def unload(self) -> None:
         """Give the memory of the current case back."""
@@ -89,9 +92,9 @@ class Worker:
         self._inputs = Inputs(np.empty(0), [], [], None, None)
         gc.collect()
 
-    def pairs(self) -> int:
-        """Visible (batch, query, key) triples of the loaded case."""
-        return visible_pairs(self._case, self._inputs)
+    def pairs(self) -> float:
+        """Visible (batch, query, key) triples of the loaded case, in the mean over heads."""
+        return self._function.visible_pairs(self._case, self._inputs)
 
     def truth(self) -> Truth:
         """What the loaded case's checked rows should be, and the error a right answer may have.
@@ -100,11 +103,12 @@ class Worker:
         some units of rounding: computing in a lower precision fails it, another order of sums
         does not.
         """
-        sample = sample_rows(self._case)
-        dtype = np.dtype(self._case.dtype)
+        case, inputs, exact_rows = self._case, self._inputs, self._function.exact_rows
+        sample = self._function.sample(case, inputs)
+        dtype = np.dtype(case.dtype)
         higher = np.longdouble if dtype == np.float64 else np.float64
-        rows = exact_rows(self._case, self._inputs, sample, higher)
-        plain = exact_rows(self._case, self._inputs, sample, dtype.type)
+        rows = exact_rows(case, inputs, sample, higher)
+        plain = exact_rows(case, inputs, sample, dtype.type)
         plain_error = float(np.max(np.abs(plain - rows)))
         rounding = 32 * float(np.finfo(dtype).eps) * float(np.max(np.abs(rows)))
         return Truth(rows, plain_error, 10 * plain_error + rounding)
@@ -159,11 +163,12 @@ class Worker:
         self._seconds[self._case.series, name] = seconds
         return trial, prepared, seconds
 
-    def _check(self, name: str, output: NDArray[Any], truth: Truth) -> Trial:
-        expected = (self._case.batch, self._case.heads, self._case.q_len, self._case.value_dim)
-        if output.shape != expected or output.dtype != np.dtype(self._case.dtype):
-            return Trial(name, None, False, f"returned {output.dtype} {output.shape}")
-        rows = take_rows(output, sample_rows(self._case))
+    def _check(self, name: str, output: Any, truth: Truth) -> Trial:
+        sample = self._function.sample(self._case, self._inputs)
+        try:
+            rows = self._function.take_rows(self._case, self._inputs, sample, output)
+        except ValueError as refusal:
+            return Trial(name, None, False, str(refusal))
         error = float(np.max(np.abs(rows - truth.rows)))
         if error <= truth.tolerance:
             return Trial(name, error, True)

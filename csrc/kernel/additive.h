@@ -7,12 +7,13 @@
  * the sum cost one reciprocal and six other operations. The sum of the w / t of DEPTH elements starts at minus half the
  * sum of their w, which is where all t are 2: what is added up stays as small as the sum of w tanh itself. The error of
  * a tanh is some 3 eps, whatever its size. Where a query or key has an element beyond AF_TAME in size, the product t t'
- * could overflow: there, tanh is taken of the sum x + y. Who takes which way depends on that query and that key alone.
- */
+ * could overflow: there, tanh is taken of the sum x + y. Who takes which way depends on that query and that key alone,
+ * and on the weights: beyond AF_TAME_WEIGHT nobody takes the short one. */
 #ifndef AF_ADDITIVE_H
 #define AF_ADDITIVE_H
 
 #define AF_TAME ((real)(AF_DOUBLE ? 85 : 10))
+#define AF_TAME_WEIGHT ((real)(AF_DOUBLE ? 1e150 : 1e20))
 
 enum { ADDITIVE_MR = AF_MR / 2, DEPTH = 8 };
 
@@ -20,6 +21,14 @@ enum { ADDITIVE_MR = AF_MR / 2, DEPTH = 8 };
 static const real *head_row(const af_tensor *t, const block *k)
 {
     return t->data ? (const real *)t->data + k->view.head[0] * t->h : NULL;
+}
+
+/* Whether weights are so small that their products with t stay finite. */
+static bool tame_weights(const real *weight, int64_t D)
+{
+    bool tame = true;
+    for (int64_t d = 0; d < D; d++) tame = tame && weight[d] < AF_TAME_WEIGHT && weight[d] > -AF_TAME_WEIGHT;
+    return tame;
 }
 
 /* s->query[D][NR] = q + b, s->query_exp = exp(2 (q + b)), s->start the sums of w / 2 over each DEPTH elements, negated;
@@ -40,8 +49,8 @@ static void pack_additive_query(const af_problem *p, const block *k, const scrat
             v_store(x, sum);
             v_store(s->query_exp + d * AF_NR + c * VL, v_exp_twice(sum));
         }
-    *s->wild = ~tame;
     const real *weight = head_row(&p->score_weight, k);
+    *s->wild = tame_weights(weight, p->D) ? ~tame : ~(uint64_t)0;
     for (int64_t d = 0; d < p->D; d++) {
         if (d % DEPTH == 0) s->start[d / DEPTH] = 0;
         s->start[d / DEPTH] -= weight[d] / 2;
@@ -93,9 +102,9 @@ AF_INLINE void additive_step(const int mr, const int nv, int n, int64_t D, const
 AF_INLINE void additive_tile(const int mr, const int nv, int64_t D, const real *key, const real *query,
                              const real *weight, const real *start, real *s)
 {
-    v sum[ADDITIVE_MR][AF_NV];
+    v sum[ADDITIVE_MR][AF_NV], part[ADDITIVE_MR][AF_NV]; /* a long sum made of short ones rounds less */
     UNROLL(i, mr)
-        UNROLL(c, nv) sum[i][c] = v_zero();
+        UNROLL(c, nv) sum[i][c] = part[i][c] = v_zero();
     for (int64_t d = 0; d < D; d += DEPTH, start++) {
         v acc[ADDITIVE_MR][AF_NV];
         UNROLL(i, mr)
@@ -103,7 +112,13 @@ AF_INLINE void additive_tile(const int mr, const int nv, int64_t D, const real *
         if (D - d >= DEPTH) additive_step(mr, nv, DEPTH, D, key + d, query + d * AF_NR, weight + d, acc);
         else additive_step(mr, nv, (int)(D - d), D, key + d, query + d * AF_NR, weight + d, acc);
         UNROLL(i, mr)
-            UNROLL(c, nv) sum[i][c] = v_add(sum[i][c], acc[i][c]);
+            UNROLL(c, nv) part[i][c] = v_add(part[i][c], acc[i][c]);
+        if (d % (DEPTH * DEPTH) < DEPTH * (DEPTH - 1) && d + DEPTH < D) continue;
+        UNROLL(i, mr)
+            UNROLL(c, nv) {
+                sum[i][c] = v_add(sum[i][c], part[i][c]);
+                part[i][c] = v_zero();
+            }
     }
     UNROLL(i, mr)
         UNROLL(c, nv) v_store(s + i * AF_NR + c * VL, v_mul(sum[i][c], v_set1(-2)));
@@ -123,9 +138,14 @@ static void additive_wild(int nv, int64_t D, const real *key, const real *query,
                           real *s)
 {
     for (int c = 0; c < nv; c++) {
-        v sum = v_zero();
-        for (int64_t d = 0; d < D; d++)
-            sum = v_fma(v_set1(weight[d]), v_tanh(v_add(v_load(query + d * AF_NR + c * VL), v_set1(key[d]))), sum);
+        v sum = v_zero(), part = v_zero();
+        for (int64_t d = 0; d < D; d++) {
+            const v x = v_add(v_load(query + d * AF_NR + c * VL), v_set1(key[d]));
+            part = v_fma(v_set1(weight[d]), v_tanh(x), part);
+            if (d % (2 * DEPTH) < 2 * DEPTH - 1 && d + 1 < D) continue;
+            sum = v_add(sum, part);
+            part = v_zero();
+        }
         v_store(s + c * VL, v_select(vm_bits(lanes >> c * VL), sum, v_load(s + c * VL)));
     }
 }
@@ -159,12 +179,13 @@ static __attribute__((noinline)) void additive_rows(const af_problem *p, const b
                                                     const elem *key, real *s, int64_t lds)
 {
     const real *weight = head_row(&p->score_weight, k);
+    const bool in_pairs = tame_weights(weight, p->D);
     for (int j = 0; j < n; j++, key += p->key.i)
         for (int r = 0; r < k->n; r++) {
             const real *row = query + r * p->D;
             v sum = v_zero();
             int64_t d = 0;
-            for (; d + 2 * VL <= p->D; d += 2 * VL) {
+            for (; in_pairs && d + 2 * VL <= p->D; d += 2 * VL) {
                 const v t0 = additive_term(v_add(v_load(row + d), e_load(key + d)));
                 const v t1 = additive_term(v_add(v_load(row + d + VL), e_load(key + d + VL)));
                 const v w0 = v_load(weight + d), w1 = v_load(weight + d + VL), both = v_reciprocal(v_mul(t0, t1));

@@ -72,7 +72,7 @@ typedef struct scratch {
     uint64_t *wild;
     uint8_t *key_wild;
     real *top, *top_key; /* [topk][NR] */
-    real *sums;          /* importance: [chunk_keys][VL] */
+    real *sums, *totals; /* importance: [chunk_keys][VL] */
 } scratch;
 
 /* Lays the scratch memory out from `base`; returns its end. */
@@ -103,6 +103,7 @@ static char *carve(scratch *s, const af_problem *p, const af_plan *plan, char *b
     TAKE(top, p->topk * AF_NR);
     TAKE(top_key, p->topk * AF_NR);
     TAKE(sums, p->importance ? plan->chunk_keys * VL : 0);
+    TAKE(totals, p->importance ? plan->chunk_keys * VL : 0);
 #undef TAKE
     return end;
 }

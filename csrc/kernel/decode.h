@@ -116,7 +116,7 @@ static void decode_keys(const af_problem *p, const af_plan *plan, const block *k
         if (!decode_block(p, plan, k, s, j0, n)) continue;
         for (int r = 0; r < k->n; r++) {
             decode_softmax(plan->base2, n, Dv, s->s + r * lds, s->m + r, s->l + r, s->rows + r * Dv);
-            if (p->spread > 0) fade_row(p, k, r, j0, n, s->s + r * lds);
+            if (p->fading > 0) fade_row(p, k, r, j0, n, s->s + r * lds);
         }
         if (!Dv) continue;
         const elem *value = (const elem *)p->value.data + af_offset(&p->value, k->view.b, k->view.hk, j0);

@@ -73,13 +73,17 @@ static void add_sinks(const af_problem *p, const block *k, const scratch *s, rea
     add_logits(false, k->nv, sink, s, factor, NULL);
 }
 
-/* The result over other keys is one key more: its score is their lse, its value their output. */
-static void add_prior(const af_problem *p, const af_plan *plan, const block *k, const scratch *s, real *factor,
-                      real *keep)
+/* The result over other keys is one key more: its score is their lse, its value their output. Returns the rows that saw
+ * no key here, whose results stay as they are. */
+static uint64_t add_prior(const af_problem *p, const af_plan *plan, const block *k, const scratch *s, real *factor,
+                          real *keep)
 {
     real prior[AF_NR] = {0};
+    uint64_t stay = 0;
+    for (int lane = 0; lane < k->n; lane++) stay |= (uint64_t)(s->l[lane] == 0) << lane;
     for (int lane = 0; lane < k->n; lane++) prior[lane] = *lse_of(p, &k->view, lane) * (plan->base2 ? AF_LOG2E : 1);
     add_logits(plan->base2, k->nv, prior, s, factor, keep);
+    return stay;
 }
 
 static void finish(const af_problem *p, const af_plan *plan, const block *k, const scratch *s)
@@ -88,7 +92,7 @@ static void finish(const af_problem *p, const af_plan *plan, const block *k, con
     real factor[AF_NR], inverse[AF_NR], lse[AF_NR], keep[AF_NR] = {0};
     for (int c = 0; c < AF_NR; c++) factor[c] = 1;
     if (p->sink) add_sinks(p, k, s, factor);
-    if (p->resume) add_prior(p, plan, k, s, factor, keep);
+    const uint64_t stay = p->resume ? add_prior(p, plan, k, s, factor, keep) : 0;
     for (int c = 0; c < k->nv; c++) {
         const v m = v_load(s->m + c * VL), l = v_load(s->l + c * VL);
         const vm seen = vm_ne(l, v_zero());
@@ -105,7 +109,7 @@ static void finish(const af_problem *p, const af_plan *plan, const block *k, con
             factor[lane] = inverse[lane] = keep[lane] = 0;
             lse[lane] = -AF_INFINITY;
         }
-        if (p->lse.data) *lse_of(p, w, lane) = lse[lane];
+        if (p->lse.data && !(stay >> lane & 1)) *lse_of(p, w, lane) = lse[lane];
         if (plan->row_max) {
             const int64_t row = row_number(p, w, lane);
             ((real *)plan->row_max)[row] = s->m[lane];
@@ -116,6 +120,8 @@ static void finish(const af_problem *p, const af_plan *plan, const block *k, con
     if (!p->value.data) return;
     elem *rows[AF_NR] = {0};
     find_rows(&p->output, w, rows);
+    for (int lane = 0; lane < k->n; lane++)
+        if (stay >> lane & 1) rows[lane] = NULL;
     lanes_to_rows(k->n, k->nv, p->Dv, s->o, factor, p->resume ? keep : NULL, rows);
 }
 

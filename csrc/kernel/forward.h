@@ -174,7 +174,7 @@ static void run_keys(const af_problem *p, const af_plan *plan, block *k, const s
         const uint64_t *words = seen == SEES_SOME && !careful && !p->topk ? s->words : NULL;
         const bool moved = softmax_step(nv, plan->base2, (int)n, s->s + at, words, k->v0, s->m + at, s->l + at, factor);
         if (!p->value.data) continue;
-        if (p->spread > 0) fade_tile(p, k, j0, (int)n, s->s);
+        if (p->fading > 0) fade_tile(p, k, j0, (int)n, s->s);
         if (empty && (careful || nv < k->nv)) {
             zero_output(s, p->Dv);
             empty = false;

@@ -1,16 +1,17 @@
 /* The total weight that each key receives: importance[j] = sum_i exp(S[j, i] - m_i) / l_i, with the m and 1 / l that
- * forward left for each row. A unit has one stretch of keys and goes through all queries of one head, so that sums are
- * made in one order; each key's is kept in a vector of partial sums. Cost: 2 D flops and an exp a pair, on top of what
+ * forward left for each row. A unit has one stretch of keys and goes through a long stretch of the queries of one head;
+ * the next stretch comes when all units are done, so that sums are made in one order. Each key's is kept in a vector of
+ * partial sums. Cost: 2 D flops and an exp a pair, on top of what
  * the first pass costs. */
 #ifndef AF_IMPORTANCE_H
 #define AF_IMPORTANCE_H
 
-/* Whether a block of rows may see any of some keys, at a glance. */
-static bool may_see(const af_problem *p, const af_plan *plan, af_unit unit, af_span keys)
+/* Whether a block of rows, of one head, may see any of some keys, at a glance. */
+static bool may_see(const af_problem *p, af_unit unit, af_span keys)
 {
-    if (p->q_length && unit.row / plan->group >= p->q_length[unit.b]) return false;
-    const int64_t first = af_position(p, unit.b, unit.row / plan->group);
-    const int64_t last = af_position(p, unit.b, (unit.row + unit.rows - 1) / plan->group);
+    if (p->q_length && unit.row >= p->q_length[unit.b]) return false;
+    const int64_t first = af_position(p, unit.b, unit.row);
+    const int64_t last = af_position(p, unit.b, unit.row + unit.rows - 1);
     return first - p->left < keys.end && last + p->right >= keys.begin;
 }
 
@@ -54,20 +55,35 @@ static void block_importance(const af_problem *p, const af_plan *plan, af_unit u
     }
 }
 
+/* So many blocks are added up by themselves: a long sum made of short ones rounds less. */
+enum { SUMMED_BLOCKS = 64 };
+
+static void flush_sums(const scratch *s, int64_t n)
+{
+    for (int64_t i = 0; i < n * VL; i++) {
+        s->totals[i] += s->sums[i];
+        s->sums[i] = 0;
+    }
+}
+
 static void importance(const af_problem *p, const af_plan *plan, af_unit unit, void *memory)
 {
     scratch s;
     carve(&s, p, plan, memory);
     const af_span keys = af_split((af_span){0, p->Lk}, unit.split, plan->chunk_keys);
     const int64_t n = keys.end - keys.begin;
-    for (int64_t i = 0; i < n * VL; i++) s.sums[i] = 0;
-    for (int64_t row = 0; row < plan->rows; row += plan->block_rows) {
-        unit.row = row;
-        unit.rows = (int)af_min(plan->block_rows, plan->rows - row);
-        if (may_see(p, plan, unit, keys)) block_importance(p, plan, unit, keys, &s);
+    for (int64_t i = 0; i < n * VL; i++) s.sums[i] = s.totals[i] = 0;
+    const int64_t first = unit.row, end = unit.row + unit.rows;
+    int blocks = 0;
+    for (unit.row = first; unit.row < end; unit.row += plan->block_rows) {
+        unit.rows = (int)af_min(plan->block_rows, end - unit.row);
+        if (!may_see(p, unit, keys)) continue;
+        block_importance(p, plan, unit, keys, &s);
+        if (++blocks % SUMMED_BLOCKS == 0) flush_sums(&s, n);
     }
+    flush_sums(&s, n);
     real *out = (real *)p->importance + (unit.b * p->H + unit.hg * plan->group) * p->Lk + keys.begin;
-    for (int64_t j = 0; j < n; j++) out[j] = v_hsum(v_load(s.sums + j * VL));
+    for (int64_t j = 0; j < n; j++) out[j] = (first ? out[j] : 0) + v_hsum(v_load(s.totals + j * VL));
 }
 
 #endif

@@ -20,11 +20,12 @@ static uint64_t dense_word(const af_tensor *mask, const uint8_t *row, int64_t j0
 static uint64_t block_word(const af_problem *p, const af_view *w, int r, int64_t j0, int n)
 {
     const uint8_t *row = (const uint8_t *)p->blocks.data;
-    row += af_offset(&p->blocks, w->b, w->head[r], w->query[r] / p->block_q);
+    row += af_offset(&p->blocks, w->b, w->head[r], af_block_of_query(p, w->b, w->query[r]));
     uint64_t word = 0;
     for (int64_t j = j0, end; j < j0 + n; j = end) {
-        end = af_min(j0 + n, (j / p->block_k + 1) * p->block_k);
-        if (row[j / p->block_k * p->blocks.j]) word |= low_bits(end - j0) & ~low_bits(j - j0);
+        const int64_t column = af_block_of_key(p, w->b, j);
+        end = af_min(j0 + n, af_block_end(p, w->b, column));
+        if (row[column * p->blocks.j]) word |= low_bits(end - j0) & ~low_bits(j - j0);
     }
     return word;
 }
@@ -56,8 +57,8 @@ static bool same_words(const af_problem *p, const block *k, int r, int s)
 {
     const af_view *w = &k->view;
     if (p->global || (p->mask.data && k->mask_row[r] != k->mask_row[s])) return false;
-    return !p->blocks.data ||
-           (w->query[r] / p->block_q == w->query[s] / p->block_q && (w->head[r] == w->head[s] || !p->blocks.h));
+    return !p->blocks.data || (af_block_of_query(p, w->b, w->query[r]) == af_block_of_query(p, w->b, w->query[s]) &&
+                               (w->head[r] == w->head[s] || !p->blocks.h));
 }
 
 /* Swaps the upper right and lower left d x d bits of every 2 d x 2 d; constant d lets the compiler use vectors. */
@@ -141,7 +142,8 @@ static uint64_t used_lanes(const block *k) { return low_bits(af_min(k->n, k->v1 
 static int keys_of_blocks(const af_problem *p, const block *k, int64_t j0, int n)
 {
     bool any = false, all = true;
-    for (int64_t column = j0 / p->block_k; column <= (j0 + n - 1) / p->block_k; column++)
+    const int64_t first = af_block_of_key(p, k->view.b, j0), last = af_block_of_key(p, k->view.b, j0 + n - 1);
+    for (int64_t column = first; column <= last; column++)
         for (int r = 0; r < k->view.block_rows; r++) {
             const bool seen = k->view.block_row[r].row[column * p->blocks.j];
             if (!(k->view.block_row[r].parts >> k->v0 & low_bits(k->v1 - k->v0))) continue; /* not in use */

@@ -27,7 +27,8 @@ static void rows_to_lanes(int n, int nv, int64_t width, elem *const rows[AF_NR],
     }
 }
 
-/* rows[lane][0 .. width) = factor[lane] * lanes', for n lanes; and keep[lane] times what is there, if not NULL. */
+/* rows[lane][0 .. width) = factor[lane] * lanes', for n lanes; plus, with keep, keep[lane] times what is there. Then
+ * rows that are NULL are left out. */
 static void lanes_to_rows(int n, int nv, int64_t width, const real *lanes, const real *factor, const real *keep,
                           elem *const rows[AF_NR])
 {
@@ -42,9 +43,10 @@ static void lanes_to_rows(int n, int nv, int64_t width, const real *lanes, const
             v_transpose(x);
             if (keep) {
                 UNROLL(r, VL)
-                    if (r < lanes_here) x[r] = v_fma(e_load_n(group[r] + c, here), v_set1(keep[j * VL + r]), x[r]);
-            }
-            if (lanes_here == VL && here == VL) {
+                    if (r < lanes_here && group[r])
+                        e_store_n(group[r] + c, v_fma(e_load_n(group[r] + c, here), v_set1(keep[j * VL + r]), x[r]),
+                                  here);
+            } else if (lanes_here == VL && here == VL) {
                 UNROLL(r, VL) e_store(group[r] + c, x[r]);
             } else {
                 UNROLL(r, VL)

@@ -75,42 +75,41 @@ static void bias_tile(const af_problem *p, const block *k, int64_t j0, int n, re
     }
 }
 
-/* After the softmax, weights fade with the distance from a center: P <- P exp(-spread (j - c)^2), and no others grow.
- */
-AF_INLINE v fade_value(v p, v distance, real spread)
-{
-    const v x = v_mul(v_mul(distance, distance), v_set1(-spread * (real)1.4426950408889634));
-    return v_mul(p, v_exp2(x));
-}
+/* After the softmax, weights fade with the distance from a center: P <- P 2^-x^2, x = fading (j - c). */
+AF_INLINE v fade_value(v p, v x) { return v_mul(p, v_exp2(v_sub(v_zero(), v_mul(x, x)))); }
 
-/* The place of a row's center, counted from key j0 on so that it keeps its fraction. */
-AF_INLINE real center_after(const af_problem *p, const block *k, int lane, int64_t j0)
+/* c - j0 and fading for a row. Distances come first, so that narrow factors keep their precision; a center that is
+ * farther than keys can tell is moved nearer, with as much less fading. */
+static void find_fading(const af_problem *p, const block *k, int lane, int64_t j0, real *center, real *fading)
 {
-    return (real)(af_center(p, k->view.b, k->view.head[lane], k->view.query[lane]) - (double)j0);
+    const double far = 1.0e12, limit = AF_DOUBLE ? 1e300 : 1e30;
+    const double c = af_center(p, k->view.b, k->view.head[lane], k->view.query[lane]) - (double)j0;
+    const double size = c < 0 ? -c : c, scale = size > far ? size / far * p->fading : p->fading;
+    *center = (real)(size > far ? (c < 0 ? -far : far) : c);
+    *fading = (real)(scale < limit ? scale : limit);
 }
 
 static void fade_tile(const af_problem *p, const block *k, int64_t j0, int n, real *s)
 {
-    const real spread = (real)p->spread;
-    real center[AF_NR] = {0};
-    for (int lane = 0; lane < k->n; lane++) center[lane] = center_after(p, k, lane, j0);
+    real center[AF_NR] = {0}, fading[AF_NR] = {0};
+    for (int lane = 0; lane < k->n; lane++) find_fading(p, k, lane, j0, center + lane, fading + lane);
     for (int j = 0; j < n; j++, s += AF_NR)
         for (int c = k->v0; c < k->v1; c++) {
             const v distance = v_sub(v_set1((real)j), v_load(center + c * VL));
-            v_store(s + c * VL, fade_value(v_load(s + c * VL), distance, spread));
+            v_store(s + c * VL, fade_value(v_load(s + c * VL), v_mul(distance, v_load(fading + c * VL))));
         }
 }
 
 /* The same for one row of weights, keys in the lanes. */
 static void fade_row(const af_problem *p, const block *k, int r, int64_t j0, int n, real *s)
 {
-    const real center = center_after(p, k, r, j0);
-    real lane[VL];
+    real center, fading, lane[VL];
+    find_fading(p, k, r, j0, &center, &fading);
     for (int i = 0; i < VL; i++) lane[i] = (real)i;
     for (int j = 0; j < n; j += VL) {
         const int here = n - j < VL ? n - j : VL;
-        const v distance = v_add(v_load(lane), v_set1((real)j - center));
-        v_store_n(s + j, fade_value(v_load_n(s + j, here), distance, (real)p->spread), here);
+        const v distance = v_sub(v_add(v_load(lane), v_set1((real)j)), v_set1(center));
+        v_store_n(s + j, fade_value(v_load_n(s + j, here), v_mul(distance, v_set1(fading))), here);
     }
 }
 

@@ -21,7 +21,7 @@ static void tile_to_weights(const af_problem *p, const af_plan *plan, const bloc
             const v weight = v_mul(p_unscaled, v_load(w->inverse + c * VL));
             v_store(x, v_select(vm_ne(score, v_set1(-AF_INFINITY)), weight, v_zero()));
         }
-    if (p->spread > 0) fade_tile(p, k, j0, n, s);
+    if (p->fading > 0) fade_tile(p, k, j0, n, s);
     elem *rows[AF_NR];
     for (int lane = 0; lane < k->n; lane++) rows[lane] = w->row[lane] + j0;
     lanes_to_rows(k->n, k->nv, n, s, w->one, NULL, rows);
@@ -54,7 +54,7 @@ static void decode_weights(const af_problem *p, const af_plan *plan, const block
                 x = v_mul(exp_difference(plan->base2, v_sub(x, v_set1(w->m[r]))), v_set1(w->inverse[r]));
                 v_store_n(row + j, v_select(seen, x, v_zero()), here);
             }
-            if (p->spread > 0) fade_row(p, k, r, j0, n, row);
+            if (p->fading > 0) fade_row(p, k, r, j0, n, row);
             for (int j = 0; j < n; j += VL) {
                 const int here = n - j < VL ? n - j : VL;
                 e_store_n(w->row[r] + j0 + j, v_load_n(row + j, here), here);

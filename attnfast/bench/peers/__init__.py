@@ -1,6 +1,6 @@
 """The contestants: attnfast itself, plain NumPy, and the libraries found installed.
 
-Each module here wraps one of them in a class with the same three members (`Contestant`). They are
+Each module here wraps one of them in a class with the same members (`Contestant`). They are
 imported only inside their own worker process, so that no two thread pools share a process.
 """
 
@@ -12,9 +12,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from numpy.typing import NDArray
-
-from ..cases import Case
+from ..case import Case
+from ..functions import FUNCTIONS
+from ..functions.attention import FULL, LOOP
 from ..inputs import Inputs
 
 OWN, PLAIN = "attnfast", "numpy"
@@ -30,7 +30,7 @@ class Prepared:
     """One way to run a case: a call for each set of keys, and how to read a call's result."""
 
     calls: Sequence[Callable[[], Any]]
-    output: Callable[[Any], NDArray[Any]]  # -> (B, H, Lq, Dv)
+    output: Callable[[Any], Any]  # -> what the function is to return, as NumPy arrays
 
 
 class Contestant(Protocol):
@@ -45,23 +45,33 @@ class Contestant(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a contestant lives, what must be importable, how often it holds the inputs."""
+    """Where a contestant lives, what must be importable, how often it holds the inputs.
+
+    `functions` are those it can be asked for.
+    """
 
     module: str
     class_name: str
     needs: tuple[str, ...]
     copies: int
+    functions: frozenset[str] = frozenset({"attention"})
 
+
+ALL = frozenset(FUNCTIONS)
 
 CONTESTANTS: dict[str, Entry] = {
-    OWN: Entry("own", "Attnfast", (), 1),
-    PLAIN: Entry("plain_numpy", "PlainNumpy", (), 1),
-    "torch": Entry("torch_peer", "Torch", ("torch",), 1),
+    OWN: Entry("own", "Attnfast", (), 1, ALL),
+    PLAIN: Entry("plain_numpy", "PlainNumpy", (), 1, ALL),
+    FULL: Entry("yardsticks", "Full", (), 2, ALL),
+    LOOP: Entry("yardsticks", "Loop", (), 1, ALL),
+    "torch": Entry("torch_peer", "Torch", ("torch",), 1, ALL),
     "onnxruntime": Entry("onnxruntime_peer", "OnnxRuntime", ("onnxruntime", "onnx"), 2),
     "openvino": Entry("openvino_peer", "OpenVino", ("openvino",), 2),
     "jax": Entry("jax_peer", "Jax", ("jax", "jaxlib"), 2),
 }
-PEERS: tuple[str, ...] = tuple(name for name in CONTESTANTS if name not in (OWN, PLAIN))
+YARDSTICKS: tuple[str, ...] = (FULL, LOOP)  # attnfast too, called otherwise
+HOUSE: tuple[str, ...] = (OWN, PLAIN, *YARDSTICKS)  # what needs no other library
+PEERS: tuple[str, ...] = tuple(name for name in CONTESTANTS if name not in HOUSE)
 
 
 def installed_peers() -> list[str]:

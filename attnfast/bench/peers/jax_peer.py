@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..cases import Case
+from ..case import Case
 from ..inputs import Inputs, full_mask
 from ..machine import require_memory
 from . import Prepared

@@ -16,7 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
 
-from ..cases import Case
+from ..case import Case
 from ..inputs import Inputs, full_mask
 from ..machine import require_memory
 from . import Prepared

@@ -11,7 +11,7 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
-from ..cases import Case
+from ..case import Case
 from ..inputs import Inputs, full_mask
 from ..machine import require_memory
 from . import Prepared, Unsupported

@@ -1,46 +1,29 @@
-"""Attention as articles write it in NumPy: the baseline that every row is compared with."""
+"""Plain NumPy: the baseline that every row is compared with."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..cases import Case
+from ..case import Case
+from ..functions.attention import Calls
+from ..functions.local import dense_mask, gaussian_factor
+from ..functions.varlen import sequences
 from ..inputs import Inputs, full_mask
 from ..machine import require_memory
 from . import Prepared
+from .plain_math import (
+    plain_additive,
+    plain_attention,
+    plain_heaviest,
+    plain_importance,
+    plain_topk,
+    plain_varlen,
+)
 
 MOST_BYTES = 5e9  # two arrays of scores live at once; above this a user would not run it
-
-
-def plain_attention(
-    query: NDArray[Any],
-    key: NDArray[Any],
-    value: NDArray[Any],
-    mask: NDArray[np.bool_] | None = None,
-    bias: NDArray[Any] | None = None,
-) -> NDArray[Any]:
-    """softmax(query key' / sqrt(D) + mask) value, in the dtype of the arrays."""
-    batch, heads, q_len, width = query.shape
-    kv_heads = key.shape[1]
-    if heads != kv_heads:  # grouped heads: one more axis, so that keys are broadcast, not repeated
-        query = query.reshape(batch, kv_heads, heads // kv_heads, q_len, width)
-        key, value = key[:, :, None], value[:, :, None]
-    scores = query @ key.swapaxes(-1, -2) * (1 / math.sqrt(width))
-    if bias is not None:
-        scores = scores + bias
-    if mask is not None:
-        scores = np.where(mask, scores, -np.inf)
-    scores = scores - scores.max(axis=-1, keepdims=True)
-    weights = np.exp(scores)
-    weights = weights / weights.sum(axis=-1, keepdims=True)
-    output: NDArray[Any] = weights @ value
-    return output.reshape(batch, heads, q_len, value.shape[-1])
 
 
 class PlainNumpy:
@@ -50,11 +33,47 @@ class PlainNumpy:
         self.version = np.__version__
 
     def variants(self, case: Case, inputs: Inputs) -> dict[str, Callable[[], Prepared]]:
-        """One variant; refuses scores that would not fit a desktop's memory."""
-        require_memory(2 * case.score_bytes, "the scores", MOST_BYTES)
+        """One way, or two where neither is always faster.
+
+        Refuses scores that would not fit a desktop's memory. Masks are made before, so that they
+        are not timed.
+        """
+        tangents = case.head_dim if case.function == "additive_attention" else 1
+        require_memory(2 * case.score_bytes * tangents, "the scores", MOST_BYTES)
+        ways = _topk(case, inputs) if case.kind == "top" else {"plain": _calls(case, inputs)}
+        return {name: partial(_prepared, calls) for name, calls in ways.items()}
+
+
+def _prepared(calls: Calls) -> Prepared:
+    return Prepared(calls, lambda result: result)
+
+
+def _topk(case: Case, inputs: Inputs) -> dict[str, Calls]:
+    arrays, mask = (inputs.query, inputs.keys[0]), full_mask(case, inputs)
+    if case.number == 1:
+        return {"argmax": [partial(plain_heaviest, *arrays, mask)]}
+    return {
+        name: [partial(plain_topk, *arrays, case.number, mask, from_above)]
+        for name, from_above in (("partition", False), ("partition of -w", True))
+    }
+
+
+def _calls(case: Case, inputs: Inputs) -> Calls:
+    if case.function == "attention":
         mask = full_mask(case, inputs)
-        calls = [
+        return [
             partial(plain_attention, inputs.query, key, value, mask, inputs.bias)
             for key, value in zip(inputs.keys, inputs.values, strict=True)
         ]
-        return {"plain": lambda: Prepared(calls, lambda result: result)}
+    query, key, value = inputs.query, inputs.keys[0], inputs.values[0]
+    if case.function == "local_attention":
+        mask, factor = dense_mask(case, inputs), gaussian_factor(case, inputs)
+        return [partial(plain_attention, query, key, value, mask, None, factor)]
+    if case.function == "block_mask":
+        mask = inputs.extra["mask"].dense(case.q_len, case.k_len)
+        return [partial(plain_attention, query, key, value, mask)]
+    if case.function == "additive_attention":
+        return [partial(plain_additive, query, key, value, **inputs.extra)]
+    if case.function == "key_importance":
+        return [partial(plain_importance, query, key, full_mask(case, inputs))]
+    return [partial(plain_varlen, sequences(inputs), case.causal)]

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 
-from ..cases import Case
+from ..case import Case
 from ..inputs import Inputs, full_mask
 from ..machine import require_memory
 from . import FLEX, Prepared
+from .torch_family import family_variants
 
 MASK_PAIRS = 2**26  # (Lq, Lk) pairs up to which the block mask is made without compiling that too
 
@@ -31,6 +32,8 @@ class Torch:
 
     def variants(self, case: Case, inputs: Inputs) -> dict[str, Callable[[], Prepared]]:
         """The usual function, and FlexAttention where position hides keys and nothing else does."""
+        if case.function != "attention":
+            return family_variants(case, inputs)
         variants: dict[str, Callable[[], Prepared]]
         variants = {"sdpa": partial(_prepare_sdpa, case, inputs)}
         if case.mask == "none" and (case.causal or case.window is not None):

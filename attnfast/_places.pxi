@@ -1,0 +1,117 @@
+# Where local attention looks: centers of windows, dilation, global tokens. Included by _core.pyx.
+
+
+cdef class PlacedCall(Call):
+    """A call whose windows lie about centers, are dilated, or have global tokens beside them."""
+
+    cdef object global_tokens, dilation, centers, sigma  # as given
+    cdef bint simple  # neither dilation nor global tokens
+
+    cdef int set_places(self) except -1:
+        self.simple = True
+        if self.centers is not None:
+            return self.set_centers()
+        if self.sigma is not None:
+            raise ValueError("sigma needs centers of a floating dtype")
+        self.set_dilation()
+        if self.global_tokens is not None:
+            self.set_global_tokens()
+            if self.p.dtype in (AF_F16, AF_BF16):
+                self.simple = False  # a batch row is computed alike whether or not it has any
+        self.positioned = self.positioned or not self.simple
+        return 0
+
+    cdef int set_dilation(self) except -1:
+        cdef cnp.ndarray a = as_array(self.dilation, "dilation")
+        if a.dtype.kind not in "iu":
+            raise TypeError(f"dilation must be integers, got {a.dtype}")
+        if shape_of(a) != () and shape_of(a) != (self.p.H,):
+            raise ValueError(f"dilation must be an int or have shape {(self.p.H,)}, got {shape_of(a)}")
+        if a.size and a.min() < 1:
+            raise ValueError(f"dilation must be at least 1, got {a.min()}")
+        a = np.ascontiguousarray(np.broadcast_to(whole_array(a), (self.p.H,)))
+        self.simple = self.simple and bool((a == 1).all())
+        self.keep.append(a)
+        self.p.dilation = <const int64_t *>cnp.PyArray_DATA(a)
+        return 0
+
+    cdef int set_global_tokens(self) except -1:
+        cdef cnp.ndarray a = as_array(self.global_tokens, "global_tokens"), tokens, places, starts
+        cdef int64_t Lk = self.p.Lk
+        kind, last = a.dtype.kind, "Lk" if a.dtype.kind == "b" else "n"
+        if kind not in "biu" and a.size:
+            raise TypeError(f"global_tokens must be indices or bool, got {a.dtype}")
+        whole = [(n,) for n in (shape_of(a)[-1:] if cnp.PyArray_NDIM(a) else ())]
+        if cnp.PyArray_NDIM(a) == 0 or shape_of(a)[:-1] not in ((), self.batch_shape(), (self.p.B,)):
+            raise ValueError(
+                f"global_tokens must have shape ({last},) or {self.batch_shape()} + ({last},), got {shape_of(a)}"
+            )
+        if kind == "b" and whole[0] != (Lk,):
+            raise ValueError(f"global_tokens must have one bool for each of the {Lk} keys, got shape {shape_of(a)}")
+        if kind != "b" and a.size and (a.min() < 0 or a.max() >= Lk):
+            raise ValueError(f"global_tokens must be within 0 .. {Lk - 1}, got {a.min()} .. {a.max()}")
+        rows = np.broadcast_to(a, (self.p.B,) + whole[0]) if cnp.PyArray_NDIM(a) == 1 else a.reshape(
+            (self.p.B,) + whole[0])
+        tokens = np.zeros((self.p.B, Lk), np.bool_)
+        if kind == "b":
+            tokens[...] = rows
+        elif a.size:
+            np.put_along_axis(tokens, rows.astype(np.int64), True, axis=1)
+        if tokens.any():
+            self.simple = False
+            self.keep.append(tokens)
+            self.p.global_tokens = <const uint8_t *>cnp.PyArray_DATA(tokens)
+            places = np.flatnonzero(tokens).astype(np.int64)
+            places = np.ascontiguousarray(np.append(places % Lk, Lk))
+            starts = np.zeros(self.p.B + 1, np.int64)
+            np.cumsum(np.count_nonzero(tokens, axis=1), out=starts[1:])
+            self.keep += [places, starts]
+            self.p.global_places = <const int64_t *>cnp.PyArray_DATA(places)
+            self.p.global_starts = <const int64_t *>cnp.PyArray_DATA(starts)
+        return 0
+
+    cdef int set_centers(self) except -1:
+        cdef cnp.ndarray a = as_array(self.centers, "centers")
+        if self.global_tokens is not None:
+            raise ValueError("centers cannot be combined with global_tokens")
+        if np.any(np.asarray(self.dilation) != 1):
+            raise ValueError("centers cannot be combined with dilation")
+        if a.dtype.kind not in "iu" and dtype_of(a) < 0:
+            raise TypeError(f"centers must be whole or real numbers, got {a.dtype}")
+        smooth = a.dtype.kind not in "iu"
+        places = a.astype(np.float64)
+        if not np.isfinite(places).all():
+            raise ValueError("centers must be finite")
+        self.set_spread(smooth)
+        try:
+            self.set_rows(&self.p.center, places)
+        except ValueError:
+            full = self.batch_shape() + (self.p.H, self.p.Lq)
+            raise ValueError(f"centers has shape {shape_of(a)}, which does not broadcast to {full}") from None
+        if cnp.PyArray_NDIM(a) and np.any(places[..., 1:] < places[..., :-1]):
+            self.set_rows(&self.p.order, np.argsort(places, axis=-1, kind="stable").astype(np.int64))
+        self.p.right = self.window_right
+        self.p.causal = self.causal
+        self.positioned = self.causal
+        return 0
+
+    cdef int set_rows(self, af_tensor *t, object a) except -1:
+        """Numbers over (..., H, Lq)."""
+        return self.set_pairs(t, self.grid(np.ascontiguousarray(a)[..., None], "centers", self.p.Lq, 1))
+
+    cdef int set_spread(self, bint smooth) except -1:
+        if not smooth:
+            if self.sigma is not None:
+                raise ValueError("sigma needs centers of a floating dtype")
+            return 0
+        if self.sigma is None:
+            width = self.p.left + self.window_right
+            if width == 0 or self.p.left >= AF_FAR or self.window_right >= AF_FAR:
+                raise ValueError("sigma must be given for a window without width or bounds")
+            sigma = width / 4
+        else:
+            sigma = real_number(self.sigma, "sigma")
+            if not (isfinite(sigma) and sigma > 0):
+                raise ValueError(f"sigma must be finite and above 0, got {sigma}")
+        self.p.fading = sqrt(0.5 / log(2.0)) / sigma
+        return 0

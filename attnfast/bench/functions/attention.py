@@ -1,0 +1,118 @@
+"""`attention` itself, and what all functions of the family have in common with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.random import SFC64, Generator
+from numpy.typing import NDArray
+
+import attnfast
+
+from ..case import Case
+from ..inputs import (
+    Inputs,
+    Sample,
+    exact_rows,
+    make_inputs,
+    sample_rows,
+    take_rows,
+    visible_pairs,
+)
+
+FULL, LOOP = "attention", "loop"  # what a function of the family is measured by, beside NumPy
+
+Calls = Sequence[Callable[[], Any]]
+
+
+class Attention:
+    """What a function is to the benchmark.
+
+    `unit` is that of a billion pieces of its `work` a second; `limited` is whether the FMA peak is
+    a limit of that.
+    """
+
+    unit = "GFLOP/s"
+    limited = True
+
+    def draw(self, case: Case, seed: int) -> Inputs:
+        """The arrays of a case, the same for the same seed."""
+        return make_inputs(case, seed)
+
+    def visible_pairs(self, case: Case, inputs: Inputs) -> float:
+        """Visible (batch, query, key) triples, in the mean over heads."""
+        return visible_pairs(case, inputs)
+
+    def work(self, case: Case, pairs: float) -> float:
+        """Operations of both products over the visible pairs."""
+        return case.flops(pairs)
+
+    def sample(self, case: Case, inputs: Inputs) -> Sample:
+        """Rows whose results are checked."""
+        return sample_rows(case)
+
+    def exact_rows(self, case: Case, inputs: Inputs, sample: Sample, dtype: type) -> NDArray[Any]:
+        """The sampled rows over the first set of keys, computed plainly in `dtype`."""
+        return exact_rows(case, inputs, sample, dtype)
+
+    def take_rows(self, case: Case, inputs: Inputs, sample: Sample, output: Any) -> NDArray[Any]:
+        """The same rows out of what a contestant returned.
+
+        Raises
+        ------
+        ValueError
+            When that has another shape or dtype.
+        """
+        require(output, (case.batch, case.heads, case.q_len, case.value_dim), case.dtype)
+        return take_rows(output, sample)
+
+    def calls(self, case: Case, inputs: Inputs) -> Calls:
+        """attnfast, called as a user calls it: a call for each set of keys."""
+        options = call_options(case, inputs)
+        return [
+            partial(attnfast.attention, inputs.query, key, value, **options)
+            for key, value in zip(inputs.keys, inputs.values, strict=True)
+        ]
+
+    def yardsticks(self, case: Case) -> dict[str, Case]:
+        """What else of attnfast is timed beside the function, by name: here nothing."""
+        return {}
+
+
+class OfTheFamily(Attention):
+    """Another function than attention: beside it, `attention` of the same shape is timed."""
+
+    def yardsticks(self, case: Case) -> dict[str, Case]:
+        """Attention over all pairs, or over those that causality leaves."""
+        return {FULL: replace(case, function="attention", kind="", number=0, window=None)}
+
+
+def call_options(case: Case, inputs: Inputs) -> dict[str, Any]:
+    """Keyword arguments of `attnfast.attention` for a case."""
+    options: dict[str, Any] = {}
+    if inputs.mask is not None:
+        options["mask"] = inputs.mask
+    if inputs.bias is not None:
+        options["bias"] = inputs.bias
+    if case.causal:
+        options["is_causal"] = True
+    if case.window is not None:
+        options["window_size"] = case.window
+    if case.at_end:
+        options["q_offset"] = "end"
+    return options
+
+
+def require(output: NDArray[Any], shape: tuple[int, ...], dtype: str) -> None:
+    """Refuse a result of another shape or dtype."""
+    if output.shape != shape or output.dtype != np.dtype(dtype):
+        raise ValueError(f"returned {output.dtype} {output.shape}")
+
+
+def more_random(seed: int) -> Generator:
+    """Numbers for what a function takes beyond the arrays of attention."""
+    return Generator(SFC64([seed, 1]))
