@@ -515,3 +515,14 @@ print(peak()["VmHWM"] - before)
 """
     grown = int(run_python(START + script, tmp_path, ATTNFAST_ISA=isa))
     assert grown < 2 * 4000, f"{grown} kB"
+
+
+@pytest.mark.parametrize("lq", [2, 40])
+@pytest.mark.parametrize(("weight", "output"), [(1e25, 2.25), (-1e25, 1.0)])
+def test_weights_that_decide_alone(weight, output, lq, each_isa):
+    """Four keys pull all the weight, or one does; the products of the short way would overflow."""
+    q, k = np.full((lq, 4), 9, np.float32), np.full((5, 4), 9, np.float32)
+    k[1] = -9
+    value = np.arange(5, dtype=np.float32)[:, None]
+    result = attnfast.additive_attention(q, k, value, [weight, 0, 0, 0])
+    np.testing.assert_allclose(result, output, rtol=1e-6)

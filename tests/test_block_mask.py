@@ -457,3 +457,24 @@ def test_out_may_overlap_an_input(rng):
     expected = attnfast.attention(q, k, v, mask=mask)
     attnfast.attention(q, k, v, mask=mask, out=out)
     assert same_bits(out, expected)
+
+
+def test_its_attributes_cannot_be_set():
+    mask = BlockMask(np.ones((2, 2), bool), 4)
+    with pytest.raises(AttributeError):
+        mask.block_size = (0, 0)
+    with pytest.raises(AttributeError):
+        mask.blocks = np.ones((2, 2))
+    with pytest.raises(ValueError, match="read-only"):
+        mask.blocks[0, 0] = False
+
+
+@pytest.mark.parametrize("size", [2**62, 2**63 - 1, 2**70])
+def test_blocks_beyond_the_length_are_one_block(size):
+    x = np.ones((4, 8))
+    mask = BlockMask(np.ones((1, 1), bool), size)
+    assert mask.dense(4, 4).all()
+    assert (attnfast.attention(x, x, x, mask=mask) == 1).all()
+    assert BlockMask.from_mask(np.ones((3, 3), bool), size).blocks.shape == (1, 1)
+    with pytest.raises(ValueError, match=r"^mask"):
+        attnfast.attention(x, x, x, mask=BlockMask(np.ones((0, 0), bool), size))

@@ -319,3 +319,10 @@ print(peak()["VmHWM"] - before)
 """
     grown = int(run_python(START + script, tmp_path, ATTNFAST_ISA=isa))
     assert grown < 10_000, f"{grown} kB"
+
+
+def test_sums_of_many_weights_are_exact_to_a_few_eps(isa):
+    """Three equal keys, more queries than one stretch."""
+    n = 200_000
+    total = attnfast.key_importance(np.zeros((n, 1), np.float32), np.zeros((3, 1), np.float32))
+    np.testing.assert_allclose(total, n / 3, rtol=4e-6)

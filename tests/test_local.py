@@ -634,3 +634,57 @@ print(seconds(80_000) / seconds(10_000))
 """
     ratio = float(run_python(START + LONG + script, tmp_path))
     assert ratio < 20, ratio  # 8 if linear, 64 if quadratic
+
+
+@pytest.mark.parametrize("size", [(16, 16), (7, 5), (1, 3), (1, 1)])
+def test_block_masks_of_all_forms(size, each_isa, rng):
+    """A block mask says the same as its elementwise mask, dilated, with global tokens, or both."""
+    q, k, v = qkv(rng, 100, 100, heads=2)
+    blocks = rng.random((2, *(-(-100 // n) for n in size))) < 0.6
+    mask = attnfast.BlockMask(blocks, size)
+    for more in (
+        {"dilation": 3},
+        {"global_tokens": [5, 60]},
+        {"dilation": [1, 2], "global_tokens": [9]},
+    ):
+        o, lse, w = attnfast.local_attention(
+            q, k, v, 8, mask=mask, return_lse=True, return_weights=True, **more
+        )
+        exact = attnfast.local_attention(
+            q, k, v, 8, mask=mask.dense(100, 100), return_lse=True, return_weights=True, **more
+        )
+        np.testing.assert_allclose(o, exact.output, atol=2e-6)
+        np.testing.assert_allclose(lse, exact.lse, atol=2e-6)
+        np.testing.assert_allclose(w, exact.weights, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("lq", [3, 60])
+def test_a_batch_row_beside_one_with_global_tokens(lq, dtype, each_isa, rng):
+    q, k, v = qkv(rng, lq, 60, dtype=dtype)
+    tokens = np.zeros((2, 60), bool)
+    tokens[1, 8] = True
+    options = {"return_lse": True, "q_offset": 0}
+    both = attnfast.local_attention(q, k, v, 3, global_tokens=tokens, **options)
+    alone = attnfast.local_attention(q[:1], k[:1], v[:1], 3, global_tokens=tokens[:1], **options)
+    assert same_bits(both.output[:1], alone.output)
+    assert same_bits(both.lse[:1], alone.lse)
+
+
+@pytest.mark.parametrize(
+    ("center", "sigma", "factor"),
+    [
+        (1e25, 1e25, np.exp(-0.5)),
+        (2e19, 1e19, np.exp(-2)),
+        (1e300, 1e300, np.exp(-0.5)),
+        (3.0, 1e-4, 0.25),
+        (3.0, 1e-300, 0.25),
+    ],
+)
+@pytest.mark.parametrize("lq", [2, 20])
+def test_factors_of_extreme_centers(center, sigma, factor, lq, each_isa):
+    """Far centers see four keys alike; a narrow factor leaves one key in four."""
+    q, k = np.zeros((lq, 8), np.float32), np.zeros((4, 8), np.float32)
+    centers = np.full(lq, center)
+    o = attnfast.local_attention(q, k, k + 1, None, centers=centers, sigma=sigma)
+    np.testing.assert_allclose(o, factor, rtol=1e-5)

@@ -375,3 +375,35 @@ print(peak()["VmHWM"] - before)
 """
     grown = int(run_python(START + script, tmp_path, ATTNFAST_ISA=isa))
     assert grown < 6000, f"{grown} kB"  # the results are 1.2 MB
+
+
+@pytest.mark.parametrize("k", [65, 200, 300])
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+def test_many_keys_a_query(k, dtype, each_isa, rng):
+    """They are chosen from whole rows of scores; every option still holds."""
+    query, key, _ = qkv(rng, 60, 300, heads=4, kv_heads=2, dtype=dtype)
+    options = {
+        "mask": rng.random((2, 1, 60, 300)) < 0.9,
+        "bias": rng.standard_normal((4, 1, 300)).astype(np.float32),
+        "is_causal": True,
+        "q_offset": [240, 100],
+        "q_lengths": [60, 31],
+        "kv_lengths": [300, 170],
+        "softcap": 3.0,
+        "alibi_slopes": [0.1, 0.0, 0.2, 0.01],
+        "sink_logits": [0.0, 1.0, -1.0, 2.0],
+    }
+    value = np.zeros((2, 2, 300, 1), dtype)
+    for more in ({}, options):
+        result = attnfast.attention_topk(query, key, k, **more)
+        check_topk(result, Criterion(query, key, value, **more), k)
+
+
+@pytest.mark.parametrize("k", [1, 16, 300])
+def test_sums_that_are_equal_go_by_index(k, isa, rng):
+    """Equal in exact arithmetic, of different rows."""
+    query, key = (np.round(randn(rng, (1, n, 4))) for n in (50, 1000))
+    scores = attnfast.attention_weights(query, key, stage="scores", scale=1.0)
+    order = np.argsort(-scores, axis=-1, kind="stable")[..., :k]
+    result = attnfast.attention_topk(query, key, k, scale=1.0)
+    np.testing.assert_array_equal(result.indices, order)
