@@ -65,6 +65,7 @@ cdef extern from "attnfast.h" nogil:
         const int64_t *global_starts
         const int64_t *dilation
         int64_t hole_left, hole_right
+        const int64_t *place
     ctypedef struct af_run:
         int threads
         int (*interrupted)() noexcept nogil

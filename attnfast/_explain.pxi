@@ -29,7 +29,7 @@ cdef class TopCall(Call):
         cdef af_problem p = self.p
         cdef int64_t offset = i + (p.q_offset[b] if p.q_offset != NULL else 0)
         cdef int64_t length = max(0, min(rows, p.q_length[b] - i)) if p.q_length != NULL else rows
-        cdef int64_t zero = 0, real_size = 8 if p.dtype == AF_F64 else 4
+        cdef int64_t zero = 0, real_size = real_bytes(p.dtype)
         cdef cnp.ndarray scores = np.empty((rows, p.Lk), np.float64 if p.dtype == AF_F64 else np.float32)
         cdef cnp.ndarray lse = np.empty((rows, 1), scores.dtype)
         p.B = p.H = p.Hk = 1
@@ -63,14 +63,6 @@ cdef class TopCall(Call):
             indices[b, h, i : i + rows] = np.where(there, chosen, -1)
             weights[b, h, i : i + rows] = np.where(there, exact, 0)
         return 0
-
-
-cdef int start(af_tensor *t, int64_t b, int64_t h, int64_t i, int64_t size) except -1:
-    """The tensor from one row of one head on."""
-    if t.data != NULL:
-        t.data = <char *>t.data + ((t.batch[b] if t.batch != NULL else b * t.b) + h * t.h + i * t.i) * size
-        t.batch = NULL
-    return 0
 
 
 cdef tuple most(cnp.ndarray scores, int64_t k):

@@ -47,33 +47,73 @@ cdef class LocalCall(PlacedCall):
         return 0
 
     cdef int run_rest(self, int threads) except -1:
-        """The pairs of global tokens that are in no window."""
+        """The pairs of global tokens that are in no window, in one batch row after the other."""
+        cdef int64_t b
+        for b in range(self.p.B if self.p.global_tokens != NULL else 0):
+            if self.p.global_starts[b + 1] > self.p.global_starts[b]:
+                self.run_tokens(b, threads)
+        return 0
+
+    cdef int run_tokens(self, int64_t b, int threads) except -1:
         cdef af_problem rest = self.p
-        if rest.global_tokens == NULL:
-            return 0
+        cdef int64_t size = elem_bytes(rest.dtype), real_size = real_bytes(rest.dtype)
+        cdef int64_t first, seeing, starts[2]
+        cdef cnp.ndarray order, places, length
+        start(&rest.query, b, 0, 0, size)
+        start(&rest.key, b, 0, 0, size)
+        start(&rest.value, b, 0, 0, size)
+        start(&rest.output, b, 0, 0, size)
+        start(&rest.lse, b, 0, 0, real_size)
+        start(&rest.mask, b, 0, 0, 1)
+        start(&rest.blocks, b, 0, 0, 1)
+        start(&rest.bias, b, 0, 0, real_size)
+        first = rest.q_offset[b] if rest.q_offset != NULL else 0
+        rest.B = 1
+        rest.q_offset = &first
+        rest.q_length = rest.q_length + b if rest.q_length != NULL else NULL
+        rest.kv_length = rest.kv_length + b if rest.kv_length != NULL else NULL
+        rest.alibi = rest.alibi + b * rest.alibi_b if rest.alibi != NULL else NULL
+        rest.global_tokens += b * rest.Lk
+        rest.global_places += rest.global_starts[b]
+        starts[0], starts[1] = 0, rest.global_starts[b + 1] - rest.global_starts[b]
+        rest.global_starts = starts
         rest.hole_left, rest.hole_right = rest.left, rest.right
         rest.left = AF_FAR
         rest.right = 0 if self.causal else AF_FAR
         rest.sink = NULL
         rest.resume = True
-        self.gather_global_rows(&rest)
-        return run_problem(&rest, threads)
-
-    cdef int gather_global_rows(self, af_problem *rest) except -1:
-        """Rows that see every key come first, so that few blocks hold them all."""
-        cdef cnp.ndarray order
-        places = per_row(rest.q_offset, rest.B, 0)[:, None] + np.arange(rest.Lq)
-        tokens = borrowed(<char *>rest.global_tokens, 1, 0, rest.B, rest.Lk, rest.Lk, np.bool_)[0]
-        inside = (places >= 0) & (places < rest.Lk)
-        seeing = inside & np.take_along_axis(tokens, np.clip(places, 0, max(rest.Lk - 1, 0)), axis=1)
-        if not np.any(seeing[:, 1:] & ~seeing[:, :-1]):
-            return 0
-        order = np.argsort(~seeing, axis=1, kind="stable").astype(np.int64)
-        self.keep.append(order)
+        # Rows that see every key come first, so that few blocks hold them all.
+        places = np.array([rest.global_places[k] for k in range(starts[1])], np.int64)
+        rows = places - first
+        rows = rows[(rows >= 0) & (rows < rest.Lq)]
+        order = np.concatenate([rows, np.delete(np.arange(rest.Lq), rows)])
         rest.order.data = cnp.PyArray_DATA(order)
         rest.order.batch = NULL
-        rest.order.b, rest.order.h, rest.order.i = rest.Lq, 0, 1
-        return 0
+        rest.order.b, rest.order.h, rest.order.i = 0, 0, 1
+        if rest.mask.data != NULL or rest.bias.data != NULL or rest.blocks.data != NULL or rest.alibi != NULL:
+            return run_problem(&rest, threads)
+        # The others see the tokens only, whose keys are gathered where nothing else depends on which keys they are.
+        seeing, rest.Lq = rows.size, rows.size
+        if seeing:
+            run_problem(&rest, threads)
+        rest.Lq = self.p.Lq - seeing
+        rest.order.data = <int64_t *>rest.order.data + seeing
+        key, value = self.gather(&rest.key, rest.D, places, size), self.gather(&rest.value, rest.Dv, places, size)
+        length = np.array([self.p.Lk if rest.kv_length == NULL else rest.kv_length[0]], np.int64)
+        rest.kv_length = <const int64_t *>cnp.PyArray_DATA(length)
+        rest.global_tokens = NULL
+        rest.place = <const int64_t *>cnp.PyArray_DATA(places)
+        rest.Lk = places.size
+        return run_problem(&rest, threads) if rest.Lq else 0
+
+    cdef cnp.ndarray gather(self, af_tensor *t, int64_t width, cnp.ndarray places, int64_t size):
+        """Some rows of each key/value head side by side, to which the tensor then points."""
+        dtype = np.dtype(f"u{size}")
+        heads = borrowed(<char *>t.data, self.p.Hk, t.h, self.p.Lk, t.i, width, dtype)
+        cdef cnp.ndarray rows = np.ascontiguousarray(heads[:, places])
+        t.data = cnp.PyArray_DATA(rows)
+        t.h, t.i = places.size * width, width
+        return rows
 
     cdef int run_weights(self, af_tensor weights, int threads) except -1:
         """All weights at once, under a mask that shows every pair of windows and global tokens."""
@@ -135,8 +175,7 @@ cdef class LocalCall(PlacedCall):
 
     cdef int run_heads(self, int64_t h, int64_t end, int threads) except -1:
         cdef af_problem p = self.p
-        cdef int64_t group = p.H // p.Hk, real_size = 8 if p.dtype == AF_F64 else 4
-        cdef int64_t size = 2 if p.dtype in (AF_F16, AF_BF16) else real_size
+        cdef int64_t group = p.H // p.Hk, size = elem_bytes(p.dtype), real_size = real_bytes(p.dtype)
         cdef int64_t step = p.dilation[h]
         p.H = end - h
         p.Hk = max(1, p.H // group)

@@ -183,3 +183,19 @@ cdef class Operands:
         cdef cnp.ndarray lse = np.empty(self.outer_shape(), np.float64 if self.p.dtype == AF_F64 else np.float32)
         self.set_strides(&self.p.lse, lse[..., None])
         return lse
+
+
+cdef int64_t real_bytes(af_dtype dtype):
+    return 8 if dtype == AF_F64 else 4
+
+
+cdef int64_t elem_bytes(af_dtype dtype):
+    return 2 if dtype in (AF_F16, AF_BF16) else real_bytes(dtype)
+
+
+cdef int start(af_tensor *t, int64_t b, int64_t h, int64_t i, int64_t size) except -1:
+    """The tensor from one row of one head on."""
+    if t.data != NULL:
+        t.data = <char *>t.data + ((t.batch[b] if t.batch != NULL else b * t.b) + h * t.h + i * t.i) * size
+        t.batch = NULL
+    return 0

@@ -74,6 +74,10 @@ typedef struct af_problem {
     const int64_t *global_starts; /* [B + 1]: where those of a batch row begin */
     const int64_t *dilation;      /* [H] */
     int64_t hole_left, hole_right;
+
+    /* Keys that were gathered: key j counts as key place[j] for positions, lengths (which must be given) and the hole,
+     * and nothing else may depend on it. [Lk] of rising places, B = 1; or NULL. */
+    const int64_t *place;
 } af_problem;
 
 /* How to run: at most `threads` threads, 0: af_threads(); `interrupted` (or NULL) is asked between stretches of about

@@ -58,6 +58,18 @@ static inline af_span af_center_window(const af_problem *p, int64_t b, int64_t h
     return window;
 }
 
+/* How many of n rising numbers are below a limit. */
+static inline int64_t af_count_below(const int64_t *numbers, int64_t n, int64_t limit)
+{
+    int64_t low = 0, high = n;
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (numbers[middle] < limit) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
 static inline af_span af_visible_keys(const af_problem *p, int64_t b, int64_t h, int64_t i)
 {
     const int64_t position = af_position(p, b, i);
@@ -67,7 +79,9 @@ static inline af_span af_visible_keys(const af_problem *p, int64_t b, int64_t h,
         window = af_center_window(p, b, h, i);
         if (p->causal) window.end = af_min(window.end, position + 1);
     }
-    const af_span span = {af_max(0, window.begin), af_min(length, window.end)};
+    af_span span = {af_max(0, window.begin), af_min(length, window.end)};
+    if (p->place)
+        span = (af_span){af_count_below(p->place, p->Lk, span.begin), af_count_below(p->place, p->Lk, span.end)};
     if (af_query_is_padding(p, b, i) || span.begin >= span.end) return (af_span){0, 0};
     return span;
 }

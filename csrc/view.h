@@ -27,6 +27,7 @@ typedef struct af_view {
     af_span inner;         /* keys that every row sees, as far as positions and lengths decide it */
     const uint8_t *mask;   /* the mask over the keys, if all rows have the same one */
     const uint8_t *global; /* the global tokens */
+    af_span hole;          /* where gathered keys may lie in the hole of some row */
     uint64_t global_rows;  /* rows that are at the position of one */
     uint32_t global_parts; /* and the parts they lie in */
     int block_rows;        /* how many of these: */
@@ -125,6 +126,18 @@ static inline void af_find_global_rows(af_view *w, const af_problem *p)
     }
 }
 
+static inline void af_find_hole(af_view *w, const af_problem *p)
+{
+    w->hole = (af_span){0, 0};
+    for (int r = 0; r < w->n; r++) {
+        const int64_t position = af_position(p, w->b, w->query[r]), step = p->dilation[w->head[r]];
+        const bool far = step > AF_FAR / (p->hole_left + p->hole_right + 1); /* or bounds, in product */
+        const af_span own = {far ? -AF_FAR : position - p->hole_left * step,
+                             far ? AF_FAR : position + p->hole_right * step + 1};
+        w->hole = r ? af_join(w->hole, own) : own;
+    }
+}
+
 /* The view of a unit's rows, part_rows of them to a part. */
 static inline void af_look(af_view *w, const af_problem *p, const af_plan *plan, af_unit unit, int part_rows)
 {
@@ -160,10 +173,11 @@ static inline void af_look(af_view *w, const af_problem *p, const af_plan *plan,
     w->span = af_trim(w->mask, w->span);
     if (p->blocks.data) af_find_block_rows(w, p);
     if (p->global) af_find_global_rows(w, p);
+    if (p->place) af_find_hole(w, p);
 }
 
 /* Whether more than positions, lengths and a mask over the keys decides what is visible. */
-static inline bool af_has_pattern(const af_problem *p) { return p->blocks.data || p->global; }
+static inline bool af_has_pattern(const af_problem *p) { return p->blocks.data || p->global || p->place; }
 
 /* Keys that are done together, and the parts [first, last) that see any of them; none if first == last. */
 typedef struct af_piece {
@@ -200,14 +214,9 @@ static inline uint32_t af_column_parts(const af_view *w, const af_problem *p, in
 /* The first global token from key j on; Lk if there is none. */
 static inline int64_t af_next_global(const af_problem *p, int64_t b, int64_t j)
 {
-    int64_t low = p->global_starts[b], high = p->global_starts[b + 1];
-    const int64_t last = high;
-    while (low < high) {
-        const int64_t middle = (low + high) / 2;
-        if (p->global_places[middle] < j) low = middle + 1;
-        else high = middle;
-    }
-    return low < last ? p->global_places[low] : p->Lk;
+    const int64_t *places = p->global_places + p->global_starts[b], n = p->global_starts[b + 1] - p->global_starts[b];
+    const int64_t before = af_count_below(places, n, j);
+    return before < n ? places[before] : p->Lk;
 }
 
 /* Each of these cuts the keys [j, end) where the parts that see them change, and to `most` if any part does; returns

@@ -40,7 +40,7 @@ static void find_edges(edges *e, const af_problem *p, const af_plan *plan, const
     e->fresh = p->Lk;
     e->queries = 0;
     e->keys = 0;
-    if (p->order.data || p->center.data || p->global) return; /* who comes next sees other keys */
+    if (p->order.data || p->center.data || p->global || p->place) return; /* who comes next sees other keys */
     if (!first) e->fresh = af_visible_keys(p, unit.b, 0, (unit.row + unit.rows) / plan->group).begin;
     if (!af_next_block(plan, p, &unit)) return;
     e->queries = unit.rows;

@@ -42,6 +42,18 @@ static uint64_t global_word(const af_problem *p, const af_view *w, int r, int64_
     return word;
 }
 
+/* Gathered keys that are not in the hole. */
+static uint64_t place_word(const af_problem *p, const af_view *w, int r, int64_t j0, int n)
+{
+    const int64_t position = af_position(p, w->b, w->query[r]), step = p->dilation[w->head[r]];
+    uint64_t word = low_bits(n);
+    for (int j = 0; j < n; j++) {
+        const int64_t ahead = p->place[j0 + j] - position, t = ahead / step;
+        if (t * step == ahead && t >= -p->hole_left && t <= p->hole_right) word &= ~((uint64_t)1 << j);
+    }
+    return word;
+}
+
 /* Keys of [j0, j0 + n) that a row sees as far as these and the dense mask decide, n <= 64. */
 static uint64_t row_word(const af_problem *p, const block *k, int r, int64_t j0, int n)
 {
@@ -49,6 +61,7 @@ static uint64_t row_word(const af_problem *p, const block *k, int r, int64_t j0,
     if (p->mask.data) word = dense_word(&p->mask, k->mask_row[r], j0, n);
     if (p->blocks.data && word) word &= block_word(p, &k->view, r, j0, n);
     if (p->global && word) word &= global_word(p, &k->view, r, j0, n);
+    if (p->place && word) word &= place_word(p, &k->view, r, j0, n);
     return word;
 }
 
@@ -56,7 +69,7 @@ static uint64_t row_word(const af_problem *p, const block *k, int r, int64_t j0,
 static bool same_words(const af_problem *p, const block *k, int r, int s)
 {
     const af_view *w = &k->view;
-    if (p->global || (p->mask.data && k->mask_row[r] != k->mask_row[s])) return false;
+    if (p->global || p->place || (p->mask.data && k->mask_row[r] != k->mask_row[s])) return false;
     return !p->blocks.data || (af_block_of_query(p, w->b, w->query[r]) == af_block_of_query(p, w->b, w->query[s]) &&
                                (w->head[r] == w->head[s] || !p->blocks.h));
 }
@@ -157,6 +170,7 @@ static int keys_of_blocks(const af_problem *p, const block *k, int64_t j0, int n
 static int glance(const af_problem *p, const block *k, int64_t j0, int n)
 {
     if (p->global) return SEES_SOME;
+    if (p->place && p->place[j0] < k->view.hole.end && p->place[j0 + n - 1] >= k->view.hole.begin) return SEES_SOME;
     const int blocks = p->blocks.data ? keys_of_blocks(p, k, j0, n) : SEES_ALL;
     if (!p->mask.data || blocks == SEES_NOTHING) return blocks;
     const int keys = k->view.mask ? keys_of_mask(k->view.mask + j0, n) : SEES_SOME;
