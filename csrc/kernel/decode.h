@@ -86,13 +86,13 @@ static bool decode_block(const af_problem *p, const af_plan *plan, const block *
 {
     const int64_t lds = plan->key_block;
     const elem *key = (const elem *)p->key.data + af_offset(&p->key, k->view.b, k->view.hk, j0);
-    const int few = k->n <= dot_group(p->D) && p->key.i == p->D && !p->additive ? n : near_rows(p->D);
-    for (int j = 0; j < n; j += few, key += few * p->key.i) {
-        const int here = n - j < few ? n - j : few;
-        fetch_apart(few, n - j, key, p->key.i, p->D);
-        if (p->additive) additive_rows(p, k, here, s->query, key, s->s + j, lds);
-        else decode_scores(k->n, here, p->D, s->query, key, p->key.i, s->s + j, lds);
-    }
+    const int few = k->n <= dot_group(p->D) && p->key.i == p->D ? n : near_rows(p->D);
+    if (p->additive) additive_rows(p, k, n, s->query, key, s->s, lds);
+    else
+        for (int j = 0; j < n; j += few, key += few * p->key.i) {
+            fetch_apart(few, n - j, key, p->key.i, p->D);
+            decode_scores(k->n, n - j < few ? n - j : few, p->D, s->query, key, p->key.i, s->s + j, lds);
+        }
     uint64_t any = 0;
     for (int j = 0; j < n; j += 64)
         for (int r = 0; r < k->n; r++)
