@@ -1,7 +1,7 @@
 # Local attention: the runs that a call is made of. Included by _core.pyx.
 #
 # A window of dilation d is a plain window among the queries and keys of one residue class mod d. The classes become
-# batch rows with strides d times as long, so the kernels need not know. Global tokens are a second run over the few
+# batch rows with strides d times as long, so the kernels need not know. Global tokens are further runs over the few
 # pairs that the windows leave out, whose results are added to those of the first.
 
 

@@ -30,9 +30,6 @@ enum { STRETCH_ROWS = 1 << 16 };
 
 enum { LINE = 64 };
 
-/* What one additive score costs for each element, in flops of a product. */
-enum { TANH_FLOPS = 8 };
-
 typedef struct job {
     const af_problem *problem;
     const af_plan *plan;
@@ -90,7 +87,7 @@ static size_t scratch_of(const af_problem *p, const af_plan *plan)
 
 static double flops_of(const af_problem *p, const af_plan *plan)
 {
-    const int64_t score = p->additive ? TANH_FLOPS * p->D : p->D;
+    const int64_t score = p->additive ? AF_TANH_WORK * p->D : p->D;
     return 2 * plan->pairs * (double)(score + (p->value.data ? p->Dv : 0) + SOFTMAX_FLOPS);
 }
 

@@ -19,7 +19,7 @@ enum { FORWARD_SPLIT_KEYS = 2048, FORWARD_SPLIT_WORK = 1 << 22, FORWARD_MAX_SPLI
 
 /* Where rows see a few keys here and there of a long stretch, most splits would be empty: a unit that does see all of
  * its keys (the row of a global token) then lasts some 30 ms. A tanh counts as so many products. */
-enum { SPARSE_SPLIT_WORK = 1 << 25, TANH_WORK = 8 };
+enum { SPARSE_SPLIT_WORK = 1 << 25 };
 
 /* With additive scores every row costs a tanh for each element of a key, where blocks of rows in the lanes cost about
  * an eighth of that but for all lanes. */
@@ -48,7 +48,7 @@ static int64_t longest_span(const af_problem *p, const af_plan *plan)
 
 static void plan_splits(af_plan *plan, const af_problem *p)
 {
-    const int64_t span = longest_span(p, plan), width = af_max(1, (p->additive ? TANH_WORK : 1) * p->D + p->Dv);
+    const int64_t span = longest_span(p, plan), width = af_max(1, (p->additive ? AF_TANH_WORK : 1) * p->D + p->Dv);
     int64_t keys;
     if (plan->decode) {
         keys = af_max(256, DECODE_SPLIT_BYTES / (width * af_elem_bytes(p->dtype)));

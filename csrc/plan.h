@@ -8,6 +8,9 @@
 
 typedef struct af_kernels af_kernels;
 
+/* What an element of an additive score costs, in elements of a product. */
+enum { AF_TANH_WORK = 8 };
+
 /* Bytes of what is stored and of what is computed in. */
 static inline int64_t af_real_bytes(af_dtype dtype) { return dtype == AF_F64 ? 8 : 4; }
 static inline int64_t af_elem_bytes(af_dtype dtype) { return dtype <= AF_F64 ? af_real_bytes(dtype) : 2; }

@@ -1,6 +1,7 @@
 """The layers Attention and AdditiveAttention of Keras: one head, no projections."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
@@ -16,11 +17,11 @@ from .masks import as_key_mask, real_lengths, right_padded
 Array = NDArray[Any]
 
 
-class _TokenAttention:
+class _TokenAttention(ABC):
     """The call that both layers share; `_attend` is what differs."""
 
-    def _attend(self, q: Array, k: Array, v: Array, **options: Any) -> AttentionResult:
-        raise NotImplementedError
+    @abstractmethod
+    def _attend(self, q: Array, k: Array, v: Array, **options: Any) -> AttentionResult: ...
 
     @overload
     def __call__(
