@@ -30,7 +30,12 @@ typedef real elem;
 #define AF_INFINITY ((real)INFINITY)
 
 #define AF_INLINE static inline __attribute__((always_inline, unused))
+/* Clang unrolls a function before it inlines it: asked for a number of times, it does so while n is not known yet. */
+#ifdef __clang__
+#define UNROLL(i, n) _Pragma("clang loop unroll(full)") for (int i = 0; i < (n); i++)
+#else
 #define UNROLL(i, n) _Pragma("GCC unroll 32") for (int i = 0; i < (n); i++)
+#endif
 
 #include AF_SIMD_HEADER
 

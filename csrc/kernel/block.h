@@ -75,14 +75,14 @@ typedef struct scratch {
     real *sums, *totals; /* importance: [chunk_keys][VL] */
 } scratch;
 
-/* Lays the scratch memory out from `base`; returns its end. */
-static char *carve(scratch *s, const af_problem *p, const af_plan *plan, char *base)
+/* Lays the scratch memory out from `base`, unless that is NULL; returns its size. */
+static size_t carve(scratch *s, const af_problem *p, const af_plan *plan, char *base)
 {
-    char *end = base;
+    size_t size = 0;
 #define TAKE(field, count)                                                                                             \
     do {                                                                                                               \
-        (s)->field = (void *)end;                                                                                      \
-        end += ((size_t)(count) * sizeof *(s)->field + 63) & ~(size_t)63;                                              \
+        (s)->field = base ? (void *)(base + size) : NULL;                                                              \
+        size += ((size_t)(count) * sizeof *(s)->field + 63) & ~(size_t)63;                                             \
     } while (0)
     const int64_t keys = plan->key_block;
     TAKE(query, p->D * AF_NR);
@@ -105,13 +105,13 @@ static char *carve(scratch *s, const af_problem *p, const af_plan *plan, char *b
     TAKE(sums, p->importance ? plan->chunk_keys * VL : 0);
     TAKE(totals, p->importance ? plan->chunk_keys * VL : 0);
 #undef TAKE
-    return end;
+    return size;
 }
 
 static size_t scratch_bytes(const af_problem *p, const af_plan *plan)
 {
     scratch s;
-    return (size_t)(carve(&s, p, plan, NULL) - (char *)NULL);
+    return carve(&s, p, plan, NULL);
 }
 
 /* The running state before any key: nothing seen. A finite maximum keeps -inf - m defined. */

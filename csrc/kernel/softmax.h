@@ -39,7 +39,7 @@ AF_INLINE bool softmax_tile(const int nv, const bool base2, const bool masked, i
         const v old = v_load(m + c * VL);
         const vm grows = vm_gt(top[c], v_add(old, slack));
         top[c] = v_select(grows, top[c], old);
-        moved = moved || vm_word(grows);
+        moved |= vm_word(grows) != 0;
     }
     if (moved) {
         UNROLL(c, nv) {
