@@ -4,7 +4,15 @@
 set(ATTNFAST_VARIANTS "")
 set(ATTNFAST_KERNEL_OBJECTS "")
 
+# Whom the compiler builds for; on macOS that may be named apart from the machine. Of two at a time, neither has kernels
+# of its own.
+set(_processor "${CMAKE_SYSTEM_PROCESSOR}")
+if(APPLE AND CMAKE_OSX_ARCHITECTURES)
+  set(_processor "${CMAKE_OSX_ARCHITECTURES}")
+endif()
+
 set(_x86 "^(x86_64|AMD64|amd64|i[3-6]86)$")
+set(_arm64 "^(aarch64|arm64|ARM64)$")
 set(_any ".*")
 
 # Unrolling of the loops over accumulators is explicit in the source and does not hang on the level. No -ffast-math: -inf
@@ -13,7 +21,7 @@ set(_common -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off)
 
 function(attnfast_isa isa processors)
   cmake_parse_arguments(ARG "" "" "FLAGS;DTYPES" ${ARGN})
-  if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "${processors}")
+  if(NOT _processor MATCHES "${processors}")
     return()
   endif()
   if(ARG_FLAGS)
@@ -46,6 +54,13 @@ endfunction()
 attnfast_isa(avx512 "${_x86}" FLAGS -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c
              DTYPES f32 f64 f16 bf16)
 attnfast_isa(avx2 "${_x86}" FLAGS -mavx2 -mfma -mf16c DTYPES f32 f64 f16 bf16)
+# GCC 12 reorders AArch64 code before it assigns registers, unlike x86 code: it then loads all elements of a tile's step
+# first and spills accumulators.
+set(_neon "")
+if(CMAKE_C_COMPILER_ID STREQUAL "GNU")
+  set(_neon FLAGS -fno-schedule-insns)
+endif()
+attnfast_isa(neon "${_arm64}" ${_neon} DTYPES f32 f64 f16 bf16)
 attnfast_isa(generic "${_any}" DTYPES f32 f64 f16 bf16)
 
 string(REPLACE ";" " " _variants "${ATTNFAST_VARIANTS}")

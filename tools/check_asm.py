@@ -1,6 +1,8 @@
-"""Checks that the hot loops of the compiled kernels keep their vectors in registers. For x86-64.
+"""Checks that the hot loops of the compiled kernels keep their vectors in registers.
 
-    python tools/check_asm.py BUILD_DIR
+    python tools/check_asm.py BUILD_DIR [OBJDUMP]
+
+For x86-64 and AArch64, of which another objdump may be wanted (aarch64-linux-gnu-objdump).
 
 Disassembles every kernel object, finds its innermost loops and sorts the hot ones:
 
@@ -19,7 +21,57 @@ from pathlib import Path
 from typing import NamedTuple
 
 SIMD = Path(__file__).resolve().parents[1] / "csrc" / "simd"
-REGISTER = {"avx512": "zmm", "avx2": "ymm", "generic": "xmm"}
+
+
+class Machine(NamedTuple):
+    """How an instruction set looks in a listing: patterns for the start of an instruction."""
+
+    fma: str
+    exp: str  # the end of every exp: a shift to the exponent
+    memory: str  # moves a whole vector, or takes one from memory
+    store: str
+    stack: str  # a memory operand there
+    framed_stack: str  # the same in functions with a frame pointer
+    frame: str  # what sets that
+    aside: str  # not in a hot loop: see hot_loops
+
+
+def x86(register: str) -> Machine:
+    # Loads that widen 16-bit numbers or broadcast are no spills.
+    stack = r"(?!vpmovzx|vcvtph2ps|vbroadcast).*\(%r{}p[,)]"
+    narrow = register == "xmm"
+    return Machine(
+        fma=r"mulp[sd]" if narrow else rf"vfn?m(add|sub)\d+p[sd].*%{register}",
+        exp=r"vscalefp|v?psll[dq] \$0x(17|34),",
+        memory=rf".*\(.*%{register}|.*%{register}.*\(",
+        store=rf"v?mov\w+ %{register}\d+,",
+        stack=stack.format("s"),
+        framed_stack=stack.format("[sb]"),
+        frame=r"mov %rsp,%rbp$",
+        aside=r"(bnd )?(call|j)" if narrow else r"(bnd )?call",
+    )
+
+
+def arm64(fma: str, aside: str) -> Machine:
+    return Machine(
+        fma=rf"{fma} v",
+        exp=r"shl v\d+\.(4s|2d), v\d+\.(4s|2d), #(23|52)$",
+        memory=r"(ld|st)u?[rp] q|(ld|st)1r? \{v",
+        store=r"st",
+        stack=r".*\[sp",
+        framed_stack=r".*\[(sp|x29)",
+        frame=r"mov x29, sp$",
+        aside=aside,
+    )
+
+
+MACHINES = {
+    "x86-64": {"avx512": x86("zmm"), "avx2": x86("ymm"), "generic": x86("xmm")},
+    "aarch64": {
+        "neon": arm64("fml[as]", aside="bl "),
+        "generic": arm64("fmul", aside=r"(bl?|b\.\w+|[ct]bn?z) "),
+    },
+}
 
 # By the function a loop is in: those of the sources, and those that they may be inlined into.
 PRODUCTS = {
@@ -45,12 +97,12 @@ class Instruction(NamedTuple):
 
     @property
     def target(self) -> int | None:
-        jump = re.match(r"(?:bnd )?j\w+ +([0-9a-f]+) <", self.text)
+        jump = re.match(r"(?:(?:bnd )?j\w+|b|b\.\w+|[ct]bn?z .*,) ([0-9a-f]+) <", self.text)
         return int(jump[1], 16) if jump else None
 
     @property
     def goes_on(self) -> bool:
-        return not re.match(r"(bnd |notrack |rep )?(jmp|ret|ud2)", self.text)
+        return not re.match(r"(bnd |notrack |rep )?(jmp|ret|ud2)|(b|br|udf) ", self.text)
 
 
 class Loop(NamedTuple):
@@ -65,8 +117,8 @@ class Loop(NamedTuple):
     stack_stores: int
 
 
-def disassembly(path: Path) -> str:
-    command = ["objdump", "-d", "--no-show-raw-insn", str(path)]
+def disassembly(objdump: str, path: Path) -> str:
+    command = [objdump, "-d", "--no-show-raw-insn", str(path)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -76,7 +128,7 @@ def functions(text: str) -> dict[str, list[Instruction]]:
         if name := re.match(r"[0-9a-f]+ <(.*)>:$", line):
             code = found.setdefault(name[1], [])
         elif instruction := re.match(r" +([0-9a-f]+):\t(.+)", line):
-            code.append(Instruction(int(instruction[1], 16), instruction[2].strip()))
+            code.append(Instruction(int(instruction[1], 16), " ".join(instruction[2].split())))
     return found
 
 
@@ -113,27 +165,23 @@ def innermost_loops(code: list[Instruction]) -> list[list[Instruction]]:
     return [[code[i] for i in sorted(body)] for body in inner]
 
 
-def hot_loops(text: str, register: str) -> list[Loop]:
+def hot_loops(text: str, machine: Machine) -> list[Loop]:
     """Incomplete vectors go through an array on the stack, which is no spill. So no loops that call
-    memcpy or, on generic vectors, have jumps within (element by element), and no loads counted that
-    widen 16-bit numbers or broadcast."""
-    aside = r"(bnd )?(call|j)" if register == "xmm" else r"(bnd )?call"
-    fma = r"mulp[sd]" if register == "xmm" else rf"vfn?m(add|sub)\d+p[sd].*%{register}"
-    exp = r"vscalefp|v?psll[dq] +\$0x(17|34),"  # the end of every exp: a shift to the exponent
+    memcpy or, on generic vectors, have jumps within (element by element)."""
     found = []
     for name, code in functions(text).items():
-        # Without a frame pointer, %rbp is a register like any other.
-        framed = any(re.match(r"mov +%rsp,%rbp$", x.text) for x in code)
-        stack = r"(?!vpmovzx|vcvtph2ps|vbroadcast).*\(%r" + ("[sb]" if framed else "s") + "p[,)]"
+        # Without a frame pointer, its register is one like any other.
+        framed = any(re.match(machine.frame, x.text) for x in code)
+        stack = machine.framed_stack if framed else machine.stack
         for loop in innermost_loops(code):
             lines = [x.text for x in loop]
-            fmas = sum(bool(re.match(fma, x)) for x in lines)
-            exps = sum(bool(re.match(exp, x)) for x in lines)
+            fmas = sum(bool(re.match(machine.fma, x)) for x in lines)
+            exps = sum(bool(re.match(machine.exp, x)) for x in lines)
             sort = (EXPS if exps else PRODUCTS).get(name.split(".")[0])
-            if not sort or not fmas or any(re.match(aside, x) for x in lines[:-1]):
+            if not sort or not fmas or any(re.match(machine.aside, x) for x in lines[:-1]):
                 continue
-            memory = [x for x in lines if re.search(rf"\(.*%{register}|%{register}.*\(", x)]
-            stores = [x for x in memory if re.match(rf"v?mov\w+ +%{register}\d+,", x)]
+            memory = [x for x in lines if re.match(machine.memory, x)]
+            stores = [x for x in memory if re.match(machine.store, x)]
             on_stack = sum(bool(re.match(stack, x)) for x in memory)
             spilled = sum(bool(re.match(stack, x)) for x in stores)
             numbers = len(loop), fmas, len(memory) - len(stores), on_stack - spilled, spilled
@@ -174,6 +222,7 @@ def check(variant: str, sizes: dict[str, int], loops: list[Loop]) -> list[str]:
 
 def main() -> int:
     problems = []
+    objdump = sys.argv[2] if len(sys.argv) > 2 else "objdump"
     objects = sorted(Path(sys.argv[1]).rglob("kernels.c.o"))
     if not objects:
         problems.append(f"no objects below {sys.argv[1]}")
@@ -183,7 +232,9 @@ def main() -> int:
     for path in objects:
         variant = re.findall(r"kernels_(\w+_\w+)\.dir", str(path))[0]
         sizes = full_sizes(variant)
-        loops = hot_loops(disassembly(path), REGISTER[variant.split("_")[1]])
+        text = disassembly(objdump, path)
+        machine = next(name for name in MACHINES if name in text[: text.index("\n\n")])
+        loops = hot_loops(text, MACHINES[machine][variant.split("_")[1]])
         problems += check(variant, sizes, loops)
         for sort in sizes:
             same = [loop for loop in loops if loop.sort == sort]
