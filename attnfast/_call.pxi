@@ -42,11 +42,16 @@ cdef int finished(af_status status) except -1:
     return 0
 
 
-cdef int run_problem(const af_problem *p, int threads) except -1:
+cdef af_run run_with(int threads) noexcept:
     cdef af_run how
-    cdef af_status status
     how.threads = threads
     how.interrupted = interrupted
+    return how
+
+
+cdef int run_problem(const af_problem *p, int threads) except -1:
+    cdef af_run how = run_with(threads)
+    cdef af_status status
     with nogil:
         status = af_attention(p, &how)
     return finished(status)

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: language_level=3, cdivision=True
 # cython: freethreading_compatible=True
 """The binding: checks every argument once, fills an ``af_problem``, releases the GIL.
 
@@ -80,7 +80,7 @@ cdef extern from "attnfast.h" nogil:
         int64_t b, hk, first_query, end_query, first_key, end_key
     af_status af_attention(const af_problem *, const af_run *)
     af_status af_attention_packed(const af_problem *, int64_t, const int64_t *, const int64_t *, const af_run *)
-    void af_describe(const af_problem *, int threads, af_report *, af_rectangle *, int64_t)
+    af_status af_describe(const af_problem *, const af_run *, af_report *, af_rectangle *, int64_t)
     int af_threads()
     void af_set_threads(int)
     int af_set_own_threads(int)
@@ -147,7 +147,8 @@ def describe(
     cdef af_report report
     cdef bint want_weights, want_blocks
     cdef cnp.ndarray blocks = None
-    cdef int threads
+    cdef af_run how
+    cdef af_status status
     cdef int64_t room
     call.set_operands(query, key, value, True)
     call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
@@ -158,15 +159,20 @@ def describe(
         call.checked_out(out)
     if want_weights:
         call.p.weights.data = &call.p  # wanted; not touched
-    threads = thread_count(num_threads)
+    how = run_with(thread_count(num_threads))
     want_blocks = flag(return_blocks, "return_blocks")
+    if <double>call.p.B * call.p.H * call.p.Lq * call.p.Lk > 2.0 ** 62:
+        raise ValueError(f"query and key make more pairs than can be counted, "
+                         f"got shapes {shape_of(call.query)} and {shape_of(call.key)}")
     with nogil:
-        af_describe(&call.p, threads, &report, NULL, 0)
+        status = af_describe(&call.p, &how, &report, NULL, 0)
+    finished(status)
     if want_blocks:
         room = report.rectangles
         blocks = np.empty((room, 6), np.int64)
         with nogil:
-            af_describe(&call.p, threads, &report, <af_rectangle *>cnp.PyArray_DATA(blocks), room)
+            status = af_describe(&call.p, &how, &report, <af_rectangle *>cnp.PyArray_DATA(blocks), room)
+        finished(status)
     return (report.visible_pairs, report.visited_pairs, int(report.flops), int(report.bytes), report.tasks,
             report.threads, report.isa.decode(), report.kernel.decode(), blocks)
 

@@ -77,10 +77,8 @@ cdef class PackedCall(Call):
         return 0
 
     cdef int run(self, int threads) except -1:
-        cdef af_run how
+        cdef af_run how = run_with(threads)
         cdef af_status status
-        how.threads = threads
-        how.interrupted = interrupted
         with nogil:
             status = af_attention_packed(&self.p, self.sequences, self.first_query, self.first_key, &how)
         return finished(status)

@@ -48,12 +48,13 @@ class BlockMask:
         a = _bool_array(blocks, "blocks", "block rows, block columns")
         self._block_size = _pair(block_size)
         self._blocks = a.copy()
-        self._blocks.flags.writeable = False
 
     @property
     def blocks(self) -> Blocks:
         """True where a block of queries may attend to a block of keys; read-only."""
-        return self._blocks.view()
+        view = self._blocks.view()
+        view.flags.writeable = False  # here, for a pickle forgets the flag
+        return view
 
     @property
     def block_size(self) -> tuple[int, int]:
@@ -70,6 +71,11 @@ class BlockMask:
             Every block must be visible or hidden as a whole.
         block_size : int or (bq, bk)
             Queries and keys in a block.
+
+        Returns
+        -------
+        BlockMask
+            Whose `dense` is `mask`.
 
         Raises
         ------
@@ -121,6 +127,18 @@ class BlockMask:
             Numbers of queries and keys.
         block_size : int or (bq, bk)
             Queries and keys in a block.
+
+        Returns
+        -------
+        BlockMask
+            With one bool for each block.
+
+        Raises
+        ------
+        TypeError
+            `visible` is no function or does not return bool.
+        ValueError
+            What it returns does not broadcast to the blocks.
 
         Examples
         --------
@@ -183,6 +201,16 @@ class BlockMask:
         seed : int
             Of the random blocks.
 
+        Returns
+        -------
+        BlockMask
+            The pattern, in which `seed` decides the random blocks.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument that is not a whole number or is out of range.
+
         References
         ----------
         .. [1] M. Zaheer et al., "Big Bird: Transformers for Longer Sequences", 2020.
@@ -225,6 +253,19 @@ class BlockMask:
         Returns
         -------
         ndarray of bool, ``(..., Lq, Lk)``
+            True where a query may attend to a key.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Numbers that do not make as many blocks as the mask has.
+
+        Examples
+        --------
+        >>> from attnfast import BlockMask
+        >>> BlockMask([[True, False], [True, True]], (1, 2)).dense(2, 3).astype(int)
+        array([[1, 1, 0],
+               [1, 1, 1]])
         """
         bq, bk = self.block_size
         wanted = _blocks(Lq, bq, "Lq"), _blocks(Lk, bk, "Lk")

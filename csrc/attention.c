@@ -9,6 +9,7 @@
 #include "kernels.h"
 #include "plan.h"
 #include "span.h"
+#include "survey.h"
 #include "team.h"
 
 /* Less work than this is done by the calling thread: waking a team costs some 5 to 50 us. */
@@ -156,6 +157,8 @@ static af_status keep_row_sums(const af_problem *p, af_plan *plan, void **stats)
 {
     *stats = NULL;
     if (!plan->second || !plan->softmax) return AF_OK;
+    /* Arrays may repeat their elements, so nothing else bounds the number of rows. */
+    if ((double)p->B * (double)p->H * (double)p->Lq > 0x1p56) return AF_NO_MEMORY;
     const size_t rows = (size_t)(p->B * p->H * p->Lq), size = (size_t)plan->kernels->real_size;
     *stats = malloc(2 * rows * size);
     if (!*stats) return AF_NO_MEMORY;
@@ -298,20 +301,22 @@ af_status af_attention_packed(const af_problem *whole, int64_t sequences, const 
     return status;
 }
 
-void af_describe(const af_problem *p, int threads, af_report *report, af_rectangle *rectangles, int64_t room)
+af_status af_describe(const af_problem *p, const af_run *run, af_report *report, af_rectangle *rectangles, int64_t room)
 {
     *report = (af_report){.isa = af_isa_in_use(p->dtype), .kernel = "none", .threads = 1};
-    if (p->B == 0 || p->H == 0 || p->Lq == 0) return;
+    if (p->B == 0 || p->H == 0 || p->Lq == 0) return AF_OK;
+    af_watch watch = af_start_watch(run);
     af_plan plan;
     af_make_plan(&plan, p, af_kernels_for(p->dtype));
-    af_survey(&plan, p, report, rectangles, room);
+    if (af_survey(&plan, p, &watch, report, rectangles, room) != AF_OK) return AF_INTERRUPTED;
     const double size = (double)af_elem_bytes(p->dtype);
     const double queries = (double)p->B * (double)p->H * (double)p->Lq * (double)(p->D + p->Dv);
     const double keys = (double)p->B * (double)p->Hk * (double)p->Lk * (double)(p->D + p->Dv);
     report->kernel = plan.decode ? "decode" : "forward";
     report->tasks = p->B * plan.head_groups * plan.blocks * plan.splits;
-    report->threads = team_size(p, &plan, report->tasks, threads);
+    report->threads = team_size(p, &plan, report->tasks, run->threads);
     report->tasks += second_units(p, &plan);
     report->flops = 2 * (double)report->visible_pairs * (double)(p->D + p->Dv);
     report->bytes = size * (queries + keys);
+    return AF_OK;
 }

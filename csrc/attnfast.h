@@ -111,8 +111,10 @@ af_status af_attention(const af_problem *problem, const af_run *run);
 af_status af_attention_packed(const af_problem *whole, int64_t sequences, const int64_t *first_query,
                               const int64_t *first_key, const af_run *run);
 
-/* Without doing it: what a call would do. `rectangles` (or NULL) receives what it visits, at most `room` of them. */
-void af_describe(const af_problem *problem, int threads, af_report *report, af_rectangle *rectangles, int64_t room);
+/* Without doing it: what a call would do. `rectangles` (or NULL) receives what it visits, at most `room` of them. There
+ * must be fewer than 2^62 (query, key) pairs. */
+af_status af_describe(const af_problem *problem, const af_run *run, af_report *report, af_rectangle *rectangles,
+                      int64_t room);
 
 /* Threads that a call from this thread uses unless told otherwise: what was set for the calling thread, else for the
  * process, else the least of what OpenMP allows the calling thread, the CPUs the process may run on and the CPU quota

@@ -65,7 +65,18 @@ static double quota_of(const char *group)
     return quota / period;
 }
 
-/* The group of this process for the cpu controller: "0::/path" (version 2) or "n:cpu,cpuacct:/path" (version 1). */
+static bool lists_cpu(const char *names)
+{
+    for (;;) {
+        const size_t n = strcspn(names, ",");
+        if (n == 3 && strncmp(names, "cpu", n) == 0) return true;
+        if (!names[n]) return false;
+        names += n + 1;
+    }
+}
+
+/* The group of this process for the cpu controller: "0::/path" (version 2) or "n:cpu,cpuacct:/path" (version 1). The
+ * path may hold colons: container runtimes write them. */
 static void own_group(char *group, int size)
 {
     char line[512];
@@ -73,10 +84,11 @@ static void own_group(char *group, int size)
     group[0] = 0;
     FILE *file = fopen("/proc/self/cgroup", "r");
     while (file && !found && fgets(line, sizeof line, file)) {
-        const char *path = strrchr(line, ':');
+        char *names = strchr(line, ':'), *path = names ? strchr(names + 1, ':') : NULL;
         if (!path) continue;
-        found = strstr(line, ":cpu,") || strstr(line, ",cpu:") || strstr(line, ":cpu:");
-        if (!found && strncmp(line, "0::", 3) != 0) continue;
+        *path = 0;
+        found = lists_cpu(names + 1);
+        if (!found && strcmp(line, "0:") != 0) continue;
         snprintf(group, (size_t)size, "%s", path + 1);
         group[strcspn(group, "\n")] = 0;
     }

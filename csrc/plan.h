@@ -62,8 +62,4 @@ static inline bool af_next_block(const af_plan *plan, const af_problem *p, af_un
     return ++unit->b < p->B;
 }
 
-/* Walks over all that is to be visited and fills these fields of the report, and at most `room` rectangles. */
-void af_survey(const af_plan *plan, const af_problem *problem, af_report *report, af_rectangle *rectangles,
-               int64_t room);
-
 #endif

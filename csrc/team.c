@@ -99,15 +99,21 @@ static void run_stretch(stretch *s)
     work_alone(s, 0);
 }
 
+af_status af_ask(af_watch *watch)
+{
+    if (now() < watch->due) return AF_OK;
+    if (watch->run->interrupted && watch->run->interrupted()) return AF_INTERRUPTED;
+    watch->due = now() + STRETCH_SECONDS;
+    return AF_OK;
+}
+
 af_status af_run_work(const af_work *work, af_watch *watch, int threads)
 {
     _Atomic int64_t next = 0;
     do {
         stretch s = {.work = work, .next = &next, .end = watch->due, .threads = threads};
         run_stretch(&s);
-        if (now() < watch->due) continue;
-        if (watch->run->interrupted && watch->run->interrupted()) return AF_INTERRUPTED;
-        watch->due = now() + STRETCH_SECONDS;
+        if (af_ask(watch) == AF_INTERRUPTED) return AF_INTERRUPTED;
     } while (atomic_load(&next) < work->count);
     return AF_OK;
 }

@@ -20,8 +20,10 @@ typedef struct af_watch {
 
 af_watch af_start_watch(const af_run *run);
 
-/* Runs every unit once, in parallel if threads > 1, in order of their numbers as far as threads allow. Asks
- * run->interrupted about every 50 ms. */
+/* Asks run->interrupted if it is time to, about every 50 ms. */
+af_status af_ask(af_watch *watch);
+
+/* Runs every unit once, in parallel if threads > 1, in order of their numbers as far as threads allow. */
 af_status af_run_work(const af_work *work, af_watch *watch, int threads);
 
 #endif
