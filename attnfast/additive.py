@@ -42,6 +42,17 @@ def additive_attention(
     return_weights: Literal[True],
     **options: Unpack[AdditiveOptions],
 ) -> AttentionResult: ...
+@overload
+def additive_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    score_weight: ArrayLike | None = ...,
+    *,
+    return_lse: bool = ...,
+    return_weights: bool = ...,
+    **options: Unpack[AdditiveOptions],
+) -> Array | AttentionResult: ...
 def additive_attention(
     query: ArrayLike,
     key: ArrayLike,
@@ -74,14 +85,15 @@ def additive_attention(
 
     Parameters
     ----------
-    query, key, value
-        As for :func:`attention`: ``(..., H, Lq, D)``, ``(..., Hk, Lk, D)``, ``(..., Hk, Lk, Dv)``.
+    query, key, value : array_like, ``(..., H, Lq, D)``, ``(..., Hk, Lk, D)``, ``(..., Hk, Lk, Dv)``
+        As for :func:`attention`.
     score_weight : array_like ``(D,)`` or ``(H, D)``, optional
         ``w``; default all ones.
     score_bias : array_like ``(D,)`` or ``(H, D)``, optional
         ``b``; default zero.
-    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, softcap, alibi_slopes, \
-sink_logits, return_lse, return_weights, out, num_threads
+    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths : optional
+        As for :func:`attention`.
+    softcap, alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads : optional
         As for :func:`attention`. There is no `scale`: it is part of `score_weight`.
 
     Returns

@@ -41,6 +41,16 @@ def attention(
     return_weights: Literal[True],
     **options: Unpack[AttentionOptions],
 ) -> AttentionResult: ...
+@overload
+def attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    return_lse: bool = ...,
+    return_weights: bool = ...,
+    **options: Unpack[AttentionOptions],
+) -> Array | AttentionResult: ...
 def attention(
     query: ArrayLike,
     key: ArrayLike,
@@ -77,7 +87,7 @@ def attention(
     Parameters
     ----------
     query : array_like, ``(..., H, Lq, D)``
-        float32, float64, float16 or bfloat16 (``ml_dtypes``). Rank 2 is one head, rank 3 heads,
+        Of float32, float64, float16 or bfloat16 (``ml_dtypes``). Rank 2 is one head, rank 3 heads,
         rank 4 batch and heads; further leading axes are batch. Any strides.
     key : array_like, ``(..., Hk, Lk, D)``
         Same dtype as `query`; ``H % Hk == 0``. Query head ``h`` uses key head ``h // (H // Hk)``.
@@ -216,14 +226,17 @@ def attention_weights(
 
     Parameters
     ----------
-    query, key, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, \
-softcap, alibi_slopes, sink_logits, num_threads
+    query, key : array_like, ``(..., H, Lq, D)``, ``(..., Hk, Lk, D)``
         As for :func:`attention`.
     stage : {"scores", "capped", "biased", "weights"}
         ``"scores"``: ``scale * q . k`` of every pair. ``"capped"``: after the softcap, every pair.
         ``"biased"``: after bias and ALiBi, and ``-inf`` where a key is hidden. ``"weights"``: after
         the softmax, 0 where a key is hidden. These are modes 0 to 3 of ``qk_matmul_output_mode`` of
         the ONNX operator ``Attention``.
+    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths : optional
+        As for :func:`attention`.
+    scale, softcap, alibi_slopes, sink_logits, num_threads : optional
+        As for :func:`attention`.
 
     Returns
     -------
@@ -292,10 +305,15 @@ def plan(
 
     Parameters
     ----------
-    query, key, value, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, \
-softcap, alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads
-        As for :func:`attention`. Of `query`, `key`, `value` and `bias` only shape, strides and
-        dtype matter: a pair that a bias of ``-inf`` hides counts as visible. A `mask` is read.
+    query, key, value : array_like, ``(..., H, Lq, D)``, ``(..., Hk, Lk, D)``, ``(..., Hk, Lk, Dv)``
+        As for :func:`attention`; only shape, strides and dtype matter.
+    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths : optional
+        As for :func:`attention`. A `mask` is read. A `bias` is not: a pair that ``-inf`` hides
+        counts as visible.
+    scale, softcap, alibi_slopes, sink_logits : optional
+        As for :func:`attention`.
+    return_lse, return_weights, out, num_threads : optional
+        As for :func:`attention`.
     return_blocks : bool
         Also list the rectangles of (query, key) pairs that the call visits; see
         :func:`attnfast.plot.window`.

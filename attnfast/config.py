@@ -18,6 +18,11 @@ def available_isas() -> tuple[str, ...]:
     The first is used, unless the environment variable ``ATTNFAST_ISA`` names another when attnfast
     is imported.
 
+    Returns
+    -------
+    tuple of str
+        Names such as ``"avx512"``, ``"avx2"``, ``"generic"``.
+
     Examples
     --------
     >>> import attnfast
@@ -53,6 +58,17 @@ def get_num_threads() -> int:
     environment variable ``ATTNFAST_NUM_THREADS`` set; else the least of what OpenMP allows the
     calling thread (``OMP_NUM_THREADS``, threadpoolctl), the CPUs the process may run on, and the
     CPU quota of its control group.
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Examples
+    --------
+    >>> import attnfast
+    >>> attnfast.get_num_threads() >= 1
+    True
     """
     return _core.get_threads()
 
@@ -60,6 +76,16 @@ def get_num_threads() -> int:
 @contextmanager
 def num_threads(n: int) -> Iterator[None]:
     """Use `n` threads for calls from this thread inside a ``with`` block.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Yields
+    ------
+    None
+        Afterwards the thread has what it had before.
 
     Examples
     --------
@@ -86,6 +112,11 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
     ----------
     mode : {"stdout", "dicts"}
         Print, or return a dict.
+
+    Returns
+    -------
+    dict or None
+        With ``"dicts"``, what would be printed, by name.
 
     Examples
     --------

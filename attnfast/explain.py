@@ -31,12 +31,13 @@ def attention_topk(
 
     Parameters
     ----------
-    query, key
-        As for :func:`attention`: ``(..., H, Lq, D)`` and ``(..., Hk, Lk, D)``.
+    query, key : array_like, ``(..., H, Lq, D)``, ``(..., Hk, Lk, D)``
+        As for :func:`attention`.
     k : int
         How many keys, from 0 to ``Lk``.
-    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap, \
-alibi_slopes, sink_logits, num_threads
+    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths : optional
+        As for :func:`attention`.
+    scale, softcap, alibi_slopes, sink_logits, num_threads : optional
         As for :func:`attention`.
 
     Returns
@@ -113,19 +114,20 @@ def key_importance(
 
     Parameters
     ----------
-    query, key
-        As for :func:`attention`: ``(..., H, Lq, D)`` and ``(..., Hk, Lk, D)``.
+    query, key : array_like, ``(..., H, Lq, D)``, ``(..., Hk, Lk, D)``
+        As for :func:`attention`.
     per_kv_head : bool
         Add up the query heads that share a key head.
-    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap, \
-alibi_slopes, sink_logits, num_threads
+    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths : optional
+        As for :func:`attention`.
+    scale, softcap, alibi_slopes, sink_logits, num_threads : optional
         As for :func:`attention`.
 
     Returns
     -------
     ndarray, ``(..., H, Lk)`` or ``(..., Hk, Lk)``
-        float32, float64 for float64. The sum over keys is the number of queries that see any key,
-        less what sinks take.
+        In float32, or float64 for float64. The sum over keys is the number of queries that see any
+        key, less what sinks take.
 
     Raises
     ------

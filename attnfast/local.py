@@ -42,6 +42,17 @@ def local_attention(
     return_weights: Literal[True],
     **options: Unpack[LocalOptions],
 ) -> AttentionResult: ...
+@overload
+def local_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    window_size: Window,
+    *,
+    return_lse: bool = ...,
+    return_weights: bool = ...,
+    **options: Unpack[LocalOptions],
+) -> Array | AttentionResult: ...
 def local_attention(
     query: ArrayLike,
     key: ArrayLike,
@@ -84,8 +95,8 @@ def local_attention(
 
     Parameters
     ----------
-    query, key, value
-        As for :func:`attention`: ``(..., H, Lq, D)``, ``(..., Hk, Lk, D)``, ``(..., Hk, Lk, Dv)``.
+    query, key, value : array_like, ``(..., H, Lq, D)``, ``(..., Hk, Lk, D)``, ``(..., Hk, Lk, Dv)``
+        As for :func:`attention`.
     window_size : int or (left, right)
         Keys of the window before and after its middle, which it holds too. An int stands for both;
         -1 or None is unbounded.
@@ -100,8 +111,11 @@ def local_attention(
         ``center - left <= j <= center + right``. Causality and ALiBi still go by ``p``.
     sigma : float, optional
         Width of the factor for real `centers`, default ``(left + right) / 4``: half the window.
-    mask, bias, is_causal, q_offset, q_lengths, kv_lengths, scale, softcap, alibi_slopes, \
-sink_logits, return_lse, return_weights, out, num_threads
+    mask, bias, is_causal, q_offset, q_lengths, kv_lengths : optional
+        As for :func:`attention`.
+    scale, softcap, alibi_slopes, sink_logits : optional
+        As for :func:`attention`.
+    return_lse, return_weights, out, num_threads : optional
         As for :func:`attention`. `return_weights` takes ``Lq x Lk`` memory and time.
 
     Returns

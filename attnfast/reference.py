@@ -13,6 +13,13 @@ repeated, and arguments are taken to be legal (the public functions check them).
 ``compute_dtype`` is the dtype of every intermediate and of the results. float64 is the truth;
 float32 is what plain NumPy attention in single precision gives, by which the rounding of the
 kernels is judged.
+
+>>> import numpy as np
+>>> from attnfast import attention, reference
+>>> q, k, v = np.random.default_rng(0).standard_normal((3, 2, 50, 8), dtype=np.float32)
+>>> exact = reference.attention(q, k, v, window_size=3)
+>>> np.allclose(attention(q, k, v, window_size=3), exact, atol=1e-6)
+True
 """
 
 import math
@@ -66,7 +73,7 @@ def attention_weights(
     compute_dtype: DTypeLike = np.float64,
     **score_options: Any,
 ) -> Array:
-    """Scores or weights alone, as `attnfast.attention_weights` defines them.
+    """The scores or weights alone, as `attnfast.attention_weights` defines them.
 
     Parameters
     ----------
@@ -74,13 +81,15 @@ def attention_weights(
         ``(..., H, Lq, D)`` and ``(..., Hk, Lk, D)``.
     stage : {"scores", "capped", "biased", "weights"}
         How far to go. The first two hold every pair; in ``"biased"`` excluded pairs are -inf.
-    sink_logits, compute_dtype, **score_options
+    sink_logits, compute_dtype : optional
         As for `attention`.
+    **score_options
+        Those of `attention` that concern the scores.
 
     Returns
     -------
     ndarray
-        ``(..., H, Lq, Lk)`` in `compute_dtype`.
+        The scores or weights ``(..., H, Lq, Lk)`` in `compute_dtype`.
     """
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {STAGES}, got {stage!r}")
@@ -106,7 +115,7 @@ def local_attention(
 
     Parameters
     ----------
-    query, key, value, compute_dtype
+    query, key, value : array_like
         As for `attention`.
     window_size : int or pair
         Keys before and after the middle of the window that a query may see.
@@ -115,6 +124,8 @@ def local_attention(
         Where they are real numbers, weights are multiplied by ``exp(-(j - c)**2 / (2 sigma**2))``.
     sigma : float, optional
         Default: a quarter of the two sides of the window together.
+    compute_dtype : dtype
+        As for `attention`.
     **options
         Those of `attention`, ``global_tokens`` and ``dilation``.
 
@@ -148,10 +159,19 @@ def additive_attention(
 
     Parameters
     ----------
-    query, key, value, compute_dtype, **options
-        As for `attention`, which says what is returned too; no ``scale``.
+    query, key, value : array_like
+        As for `attention`.
     score_weight, score_bias : array_like, optional
-        ``w`` and ``b``: ``(D,)`` or ``(H, D)``. Default ones and zeros.
+        The ``w`` and ``b``: ``(D,)`` or ``(H, D)``. Default ones and zeros.
+    compute_dtype : dtype
+        As for `attention`.
+    **options
+        As for `attention`, without ``scale``.
+
+    Returns
+    -------
+    ndarray or AttentionResult
+        As for `attention`.
     """
     (q, k, v), rank = _arrange(compute_dtype, query, key, value)
     w = np.asarray(1 if score_weight is None else score_weight).astype(q.dtype)
@@ -176,16 +196,22 @@ def attention_topk(
 
     Parameters
     ----------
-    query, key, sink_logits, compute_dtype, **score_options
+    query, key : array_like
         As for `attention_weights`.
     k : int
         How many, ``0 <= k <= Lk``.
+    sink_logits, compute_dtype : optional
+        As for `attention_weights`.
+    **score_options
+        As for `attention_weights`.
 
     Returns
     -------
-    indices, weights : ndarray
-        ``(..., H, Lq, k)``: heaviest first and the lower index first among equals; -1 and 0 where a
-        query sees fewer than `k` keys.
+    indices : ndarray
+        Keys ``(..., H, Lq, k)``: heaviest first and the lower index first among equals; -1 where a
+        query sees fewer than `k`.
+    weights : ndarray
+        Their weights, 0 where there is no key.
     """
     options = {"compute_dtype": compute_dtype, **score_options}
     biased = attention_weights(query, key, stage="biased", **options)
@@ -203,10 +229,17 @@ def key_importance(
 
     Parameters
     ----------
-    query, key, **options
+    query, key : array_like
         As for `attention_weights`.
     per_kv_head : bool
-        Add up the query heads that share a key head: ``(..., Hk, Lk)`` instead of ``(..., H, Lk)``.
+        Add up the query heads that share a key head.
+    **options
+        As for `attention_weights`.
+
+    Returns
+    -------
+    ndarray
+        The sums ``(..., H, Lk)``, or ``(..., Hk, Lk)``.
     """
     total: Array = attention_weights(query, key, **options).sum(axis=-2)
     if per_kv_head and total.ndim > 1:
@@ -237,8 +270,10 @@ def attention_varlen(
         ``(Tq, H, D)``, ``(Tk, Hk, D)`` and ``(Tk, Hk, Dv)``.
     cu_q, cu_k : array_like
         ``(n + 1,)``: sequence ``s`` is rows ``cu[s]:cu[s + 1]``.
-    q_offset, alibi_slopes, return_lse, compute_dtype, **options
+    q_offset, alibi_slopes, return_lse, compute_dtype : optional
         As for `attention`, with a sequence for a batch row.
+    **options
+        As for `attention`.
 
     Returns
     -------

@@ -2,6 +2,9 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class AttentionResult(NamedTuple):
     """Output of attention together with what else was asked for.
@@ -14,9 +17,19 @@ class AttentionResult(NamedTuple):
         Natural logarithm of each query's softmax denominator, ``(..., H, Lq)``, if asked for.
     weights : ndarray or None
         The softmax weights, ``(..., H, Lq, Lk)``, if asked for.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast import attention
+    >>> x = np.ones((4, 8))
+    >>> output, lse, weights = attention(x, x, x, return_weights=True)
+    >>> lse is None, weights.shape
+    (True, (4, 4))
     """
 
-    output: Any
+    output: NDArray[Any]
+    # Arrays where they were asked for, which callers know: `Any` spares them a test for None.
     lse: Any = None
     weights: Any = None
 
@@ -47,6 +60,15 @@ class Plan(NamedTuple):
         If asked for, the rectangles of pairs that are visited, ``(n, 6)``: batch row, key/value
         head, first query, past the last query, first key, past the last key. Where heads share a
         key/value head, a query of which only some heads are visited together counts whole.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast import plan
+    >>> x = np.zeros((1000, 64), np.float32)
+    >>> what = plan(x, x, x, is_causal=True)
+    >>> what.visible_pairs, what.kernel
+    (500500, 'forward')
     """
 
     visible_pairs: int
@@ -69,7 +91,14 @@ class AttentionTopK(NamedTuple):
         Keys, heaviest first, ``(..., H, Lq, k)``; -1 where a query sees fewer than `k`.
     weights : ndarray
         Their softmax weights, ``(..., H, Lq, k)``; 0 where there is no key.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast import attention_topk
+    >>> attention_topk(np.eye(3), np.eye(3), 1).indices.tolist()
+    [[0], [1], [2]]
     """
 
-    indices: Any
-    weights: Any
+    indices: NDArray[np.int64]
+    weights: NDArray[Any]

@@ -31,6 +31,17 @@ def attention_varlen(
     return_lse: Literal[True],
     **options: Unpack[VarlenOptions],
 ) -> AttentionResult: ...
+@overload
+def attention_varlen(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    cu_q: ArrayLike,
+    cu_k: ArrayLike,
+    *,
+    return_lse: bool = ...,
+    **options: Unpack[VarlenOptions],
+) -> Array | AttentionResult: ...
 def attention_varlen(
     query: ArrayLike,
     key: ArrayLike,
@@ -63,16 +74,22 @@ def attention_varlen(
         Their keys and values.
     cu_q, cu_k : array_like of int, ``(sequences + 1,)``
         Where each sequence begins, and the end: from 0 to ``Tq`` and ``Tk``, never falling.
-    is_causal, window_size, scale, softcap, sink_logits, num_threads
+    is_causal, window_size : optional
         As for :func:`attention`, in each sequence.
     q_offset : int, array_like of int ``(sequences,)``, or "end", optional
         As for :func:`attention`, for each sequence.
+    scale, softcap : optional
+        As for :func:`attention`.
     alibi_slopes : array_like ``(H,)`` or ``(sequences, H)``, optional
+        As for :func:`attention`.
+    sink_logits : optional
         As for :func:`attention`.
     return_lse : bool
         Also return the natural logarithm of the softmax denominators.
     out : ndarray ``(Tq, H, Dv)``, optional
         Where to write the output.
+    num_threads : int, optional
+        As for :func:`attention`.
 
     Returns
     -------

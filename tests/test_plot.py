@@ -1,6 +1,5 @@
 """``attnfast.plot``: what is drawn, what is saved, what is refused."""
 
-import doctest
 import itertools
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import pytest
 
 import attnfast
 from attnfast import plot
-from attnfast.plot import arcs, blocks, heat
 
 matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure  # noqa: E402
@@ -40,13 +38,6 @@ def labels(axis):
 
 def written(axis):
     return [text.get_text() for text in axis.texts if not text.get_text().startswith("keys ")]
-
-
-@pytest.mark.parametrize("module", [heat, arcs, blocks])
-def test_docstrings(module):
-    results = doctest.testmod(module)
-    assert results.failed == 0
-    assert results.attempted > 0
 
 
 # ---- weights ----

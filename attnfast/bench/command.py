@@ -44,7 +44,13 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
+    """Declare the options of the command.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        What they are added to.
+    """
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -109,7 +115,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command; the exit status: 0, 1 for a wrong result, 2 for a bad option."""
+    """Run the command.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+        Those of :func:`add_arguments`, parsed.
+
+    Returns
+    -------
+    int
+        The exit status: 0, 1 for a wrong result, 2 for a bad option, 130 when interrupted.
+    """
     if options.list:
         _print_cases()
         return 0

@@ -32,7 +32,7 @@ class BahdanauAttention:
         ``w_query (query_dim, units)``, ``w_key (key_dim, units)``, ``v (units,)`` and with
         `use_bias` ``b (units,)``. By default they are drawn, ``b`` as zeros.
     dtype : dtype, optional
-        float32 or float64. Default: that of `weights`, or float32.
+        Either float32 or float64. Default: that of `weights`, or float32.
     seed : int or numpy.random.Generator, optional
         Draws the weights, uniformly within ``sqrt(6 / (n_in + n_out))``.
 
@@ -83,7 +83,18 @@ class BahdanauAttention:
         self.weights = as_named(shapes, weights, dtype, seed)
 
     def project_keys(self, states: ArrayLike) -> Array:
-        """``states @ w_key``, ``(..., Lk, units)``, to be made once and passed as `keys`."""
+        """Project encoder states, to be done once and passed as `keys` to every step.
+
+        Parameters
+        ----------
+        states : array_like, ``(..., Lk, key_dim)``
+            Encoder states.
+
+        Returns
+        -------
+        ndarray, ``(..., Lk, units)``
+            Their product with ``w_key``.
+        """
         w_key = self.weights["w_key"]
         return Linear(w_key)(as_input(states, "states", len(w_key), w_key.dtype))
 
@@ -111,6 +122,18 @@ class BahdanauAttention:
         return_weights: Literal[True],
         num_threads: int | None = ...,
     ) -> tuple[Array, Array]: ...
+    @overload
+    def __call__(
+        self,
+        query: ArrayLike,
+        states: ArrayLike,
+        *,
+        keys: ArrayLike | None = ...,
+        key_mask: ArrayLike | None = ...,
+        kv_lengths: ArrayLike | None = ...,
+        return_weights: bool = ...,
+        num_threads: int | None = ...,
+    ) -> Array | tuple[Array, Array]: ...
     def __call__(
         self,
         query: ArrayLike,

@@ -105,7 +105,8 @@ def _attend(
     """Attention, with the extra key as one more part of the keys."""
     if w.extra_key is None or w.extra_value is None:
         if return_weights:
-            return attention(q, k, v, return_weights=True, **options)
+            result: AttentionResult = attention(q, k, v, return_weights=True, **options)
+            return result
         return AttentionResult(attention(q, k, v, **options))
     own = {name: options[name] for name in EXTRA_OPTIONS if name in options}
     extra_k = w.extra_key.reshape(w.num_kv_heads, 1, w.head_dim)

@@ -43,6 +43,16 @@ class _TokenAttention(ABC):
         use_causal_mask: bool = ...,
         num_threads: int | None = ...,
     ) -> tuple[Array, Array]: ...
+    @overload
+    def __call__(
+        self,
+        inputs: Sequence[ArrayLike],
+        mask: Sequence[ArrayLike | None] | None = ...,
+        *,
+        return_attention_scores: bool = ...,
+        use_causal_mask: bool = ...,
+        num_threads: int | None = ...,
+    ) -> Array | tuple[Array, Array]: ...
     def __call__(
         self,
         inputs: Sequence[ArrayLike],
@@ -151,7 +161,25 @@ class Attention(_TokenAttention):
         use_scale: bool = False,
         score_mode: Literal["dot", "concat"] = "dot",
     ) -> "Attention":
-        """A layer with ``get_weights()`` of a Keras layer that was made with these arguments."""
+        """A layer with the weights of a Keras layer that was made with these arguments.
+
+        Parameters
+        ----------
+        weights : sequence of array_like
+            What ``get_weights()`` of the Keras layer returns.
+        use_scale, score_mode : optional
+            As for the class.
+
+        Returns
+        -------
+        Attention
+            With those numbers.
+
+        Raises
+        ------
+        ValueError
+            Another number of weights than these arguments have.
+        """
         layer = cls(use_scale, score_mode)
         values = [float(as_weights(w, np.float64).reshape(())) for w in weights]
         if len(values) != len(layer._names):
@@ -161,17 +189,25 @@ class Attention(_TokenAttention):
         return layer
 
     def to_keras(self) -> list[Array]:
-        """The weights as ``set_weights`` takes them."""
+        """The weights for a Keras layer.
+
+        Returns
+        -------
+        list of ndarray
+            As ``set_weights`` takes them; new arrays.
+        """
         return [np.array(getattr(self, name), np.float32) for name in self._names]
 
     def _attend(self, q: Array, k: Array, v: Array, **options: Any) -> AttentionResult:
         scale = self.scale if self.use_scale else 1.0
+        result: AttentionResult
         if self.score_mode == "dot":
-            return attention(q, k, v, scale=scale, return_lse=True, **options)
+            result = attention(q, k, v, scale=scale, return_lse=True, **options)
+            return result
         if scale != 1:
             q, k = q * q.dtype.type(scale), k * k.dtype.type(scale)
         weight = np.full(q.shape[-1], self.concat_score_weight)
-        result: AttentionResult = additive_attention(q, k, v, weight, return_lse=True, **options)
+        result = additive_attention(q, k, v, weight, return_lse=True, **options)
         return result
 
     def __repr__(self) -> str:
@@ -190,7 +226,7 @@ class AdditiveAttention(_TokenAttention):
     use_scale : bool
         Whether there is a scale ``s``; without it ``s`` is 1.
     dtype : dtype
-        float32 or float64, of the scale.
+        Of the scale: float32 or float64.
     seed : int or numpy.random.Generator, optional
         Draws the scale, uniformly within ``sqrt(3 / dim)``.
 
@@ -230,7 +266,25 @@ class AdditiveAttention(_TokenAttention):
     def from_keras(
         cls, weights: Sequence[ArrayLike], dim: int | None = None
     ) -> "AdditiveAttention":
-        """A layer with ``get_weights()`` of a Keras layer; `dim` only if that has no scale."""
+        """A layer with the weights of a Keras layer.
+
+        Parameters
+        ----------
+        weights : sequence of array_like
+            What ``get_weights()`` of the Keras layer returns.
+        dim : int, optional
+            Width of query and key; needed only for a layer without a scale.
+
+        Returns
+        -------
+        AdditiveAttention
+            With a copy of the scale.
+
+        Raises
+        ------
+        ValueError
+            Weights of another layer, or no `dim` where it is needed.
+        """
         arrays = [as_weights(w) for w in weights]
         if len(arrays) > 1 or (not arrays and dim is None):
             raise ValueError(f"weights must be [scale], or [] with dim, got {len(arrays)} arrays")
@@ -241,7 +295,13 @@ class AdditiveAttention(_TokenAttention):
         return layer
 
     def to_keras(self) -> list[Array]:
-        """The weights as ``set_weights`` takes them."""
+        """The weights for a Keras layer.
+
+        Returns
+        -------
+        list of ndarray
+            As ``set_weights`` takes them; new arrays.
+        """
         return [] if self.scale is None else [self.scale.copy()]
 
     def _attend(self, q: Array, k: Array, v: Array, **options: Any) -> AttentionResult:

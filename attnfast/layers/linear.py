@@ -14,14 +14,28 @@ Seed = int | np.random.Generator | None
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """``x @ weight + bias`` over the last axis of ``x``.
+    """A linear map, ``x @ weight + bias`` over the last axis of ``x``.
 
-    Attributes
+    Parameters
     ----------
     weight : ndarray, ``(n_in, n_out)``
-        float32 or float64. (PyTorch stores the transpose.)
-    bias : ndarray ``(n_out,)`` or None
+        Of float32 or float64. PyTorch stores the transpose.
+    bias : ndarray ``(n_out,)``, optional
         Of the same dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Dtypes or shapes that do not fit together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast.layers import Linear
+    >>> Linear(np.array([[1.0], [2.0]]), np.array([0.5]))(np.ones((3, 2)))
+    array([[3.5],
+           [3.5],
+           [3.5]])
     """
 
     weight: Array
@@ -45,7 +59,18 @@ class Linear:
         return int(self.weight.shape[1])
 
     def __call__(self, x: Array) -> Array:
-        """The map of ``(..., n_in)`` to ``(..., n_out)``, in one matrix product."""
+        """The map of an array, in one matrix product.
+
+        Parameters
+        ----------
+        x : ndarray, ``(..., n_in)``
+            Of the dtype of the weight.
+
+        Returns
+        -------
+        ndarray, ``(..., n_out)``
+            A new array.
+        """
         rows = math.prod(x.shape[:-1])
         with np.errstate(invalid="ignore", over="ignore"):  # padding may hold anything
             y = x.reshape(rows, self.n_in) @ self.weight

@@ -57,7 +57,7 @@ class LuongAttention:
         ``"concat"``; for the latter also ``v_a (units,)``; for ``"local-p"`` ``w_p (dim, units)``
         and ``v_p (units,)``; always ``w_c (source_dim + dim, dim)``. By default they are drawn.
     dtype : dtype, optional
-        float32 or float64. Default: that of `weights`, or float32.
+        Either float32 or float64. Default: that of `weights`, or float32.
     seed : int or numpy.random.Generator, optional
         Draws the weights, uniformly within ``sqrt(6 / (n_in + n_out))``.
 
@@ -129,12 +129,41 @@ class LuongAttention:
     # ---- the parts ----
 
     def project_keys(self, source: ArrayLike) -> Array:
-        """What the score needs of the source, to be made once and passed as `keys`."""
+        """What the score needs of the source, to be made once and passed as `keys`.
+
+        Parameters
+        ----------
+        source : array_like, ``(..., Lk, source_dim)``
+            Source states ``h_s``.
+
+        Returns
+        -------
+        ndarray, ``(..., Lk, units)`` or ``(..., Lk, source_dim)``
+            For ``"concat"`` their product with their part of ``w_a``, else the states.
+        """
         h_s = self._input(source, "source", self.source_dim)
         return Linear(self.weights["w_a"][self.dim :])(h_s) if self.score == "concat" else h_s
 
     def centers(self, hidden: ArrayLike, lengths: ArrayLike) -> Array:
-        """Predicted positions ``p_t``, ``(..., Lq)``, in sources of these lengths ``(...)``."""
+        """Predicted positions ``p_t``, for ``"local-p"``.
+
+        Parameters
+        ----------
+        hidden : array_like, ``(..., Lq, dim)``
+            Target states ``h_t``, finite.
+        lengths : array_like of int, ``(...)``
+            Numbers of source states, ``S``.
+
+        Returns
+        -------
+        ndarray, ``(..., Lq)``
+            Positions from 0 to ``S``.
+
+        Raises
+        ------
+        ValueError
+            Another alignment, or states that hold NaN or inf.
+        """
         if self.alignment != "local-p":
             raise ValueError(
                 f'centers are predicted for alignment "local-p", not {self.alignment!r}'
@@ -147,7 +176,20 @@ class LuongAttention:
         return np.asarray(np.asarray(lengths)[..., None] * share, dtype=h_t.dtype)
 
     def attentional(self, context: ArrayLike, hidden: ArrayLike) -> Array:
-        """The attentional vectors ``tanh(W_c^T [c_t; h_t])``, ``(..., Lq, dim)``."""
+        """The attentional vectors ``tanh(W_c^T [c_t; h_t])``.
+
+        Parameters
+        ----------
+        context : array_like, ``(..., Lq, source_dim)``
+            Contexts ``c_t``, as a call returns them.
+        hidden : array_like, ``(..., Lq, dim)``
+            Target states ``h_t``.
+
+        Returns
+        -------
+        ndarray, ``(..., Lq, dim)``
+            A new array.
+        """
         c = self._input(context, "context", self.source_dim)
         h_t = self._input(hidden, "hidden", self.dim)
         return np.tanh(Linear(self.weights["w_c"])(np.concatenate([c, h_t], axis=-1)))
@@ -180,6 +222,19 @@ class LuongAttention:
         return_weights: Literal[True],
         num_threads: int | None = ...,
     ) -> tuple[Array, Array]: ...
+    @overload
+    def __call__(
+        self,
+        hidden: ArrayLike,
+        source: ArrayLike,
+        *,
+        keys: ArrayLike | None = ...,
+        q_offset: ArrayLike = ...,
+        key_mask: ArrayLike | None = ...,
+        kv_lengths: ArrayLike | None = ...,
+        return_weights: bool = ...,
+        num_threads: int | None = ...,
+    ) -> Array | tuple[Array, Array]: ...
     def __call__(
         self,
         hidden: ArrayLike,

@@ -41,7 +41,7 @@ class MultiHeadAttention:
     use_bias : bool
         Whether the projections add biases; they begin as zeros.
     dtype : dtype
-        float32 or float64.
+        Either float32 or float64.
     seed : int or numpy.random.Generator, optional
         Draws the weights, uniformly within ``sqrt(6 / (n_in + n_out))``.
 
@@ -115,7 +115,18 @@ class MultiHeadAttention:
 
     @classmethod
     def from_projections(cls, weights: Projections) -> "MultiHeadAttention":
-        """A layer with these weights."""
+        """A layer with these weights.
+
+        Parameters
+        ----------
+        weights : Projections
+            Not copied.
+
+        Returns
+        -------
+        MultiHeadAttention
+            Whose `weights` they are.
+        """
         layer = cls.__new__(cls)
         layer.weights = weights
         return layer
@@ -145,12 +156,17 @@ class MultiHeadAttention:
             ``.weight (n_out, n_in)`` and perhaps a ``.bias``; for BERT
             ``("self.query", "self.key", "self.value", "output.dense")``.
         dtype : dtype, optional
-            float32 or float64. Default float64 for float64, float32 for all else.
+            Either float32 or float64. Default float64 for float64, float32 for all else.
 
         Returns
         -------
         MultiHeadAttention
             With copies of the weights.
+
+        Raises
+        ------
+        ValueError
+            Names that are missing or not of such a module, or weights that do not fit together.
 
         Examples
         --------
@@ -177,7 +193,24 @@ class MultiHeadAttention:
     ) -> "MultiHeadAttention":
         """A layer with weights from a safetensors file, of which only these are read.
 
-        `path` is the file; the rest is as for :meth:`from_torch`.
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+        num_heads : int
+            Query heads.
+        prefix, names, dtype : optional
+            As for :meth:`from_torch`.
+
+        Returns
+        -------
+        MultiHeadAttention
+            With the weights of the file.
+
+        Raises
+        ------
+        ValueError
+            As for :func:`attnfast.layers.read_safetensors`, or weights that do not fit together.
         """
         wanted = layouts.tensor_names(names, prefix)
         tensors = read_safetensors(path, wanted.__contains__)
@@ -189,21 +222,60 @@ class MultiHeadAttention:
     ) -> "MultiHeadAttention":
         """A layer with the weights of a Keras ``MultiHeadAttention`` or ``GroupedQueryAttention``.
 
-        `weights` is ``layer.get_weights()``: kernels ``(n_in, heads, size)`` of query, key and
-        value and ``(heads, size, n_out)`` of the output, each followed by its bias or all without.
-        All sizes follow from the shapes. `dtype` is as for :meth:`from_torch`.
+        Parameters
+        ----------
+        weights : sequence of array_like
+            What ``get_weights()`` of the Keras layer returns: kernels ``(n_in, heads, size)`` of
+            query, key and value and ``(heads, size, n_out)`` of the output, each followed by its
+            bias or all without. All sizes follow from the shapes.
+        dtype : dtype, optional
+            As for :meth:`from_torch`.
+
+        Returns
+        -------
+        MultiHeadAttention
+            With copies of the weights.
+
+        Raises
+        ------
+        ValueError
+            Arrays that are not the weights of such a layer.
         """
         return cls.from_projections(layouts.from_keras(weights, dtype))
 
     def to_torch(self, prefix: str = "") -> dict[str, Array]:
-        """The weights by their names in ``torch.nn.MultiheadAttention``, as new arrays.
+        """The weights for a ``torch.nn.MultiheadAttention``.
 
-        A ValueError says so if PyTorch's module cannot have these sizes.
+        Parameters
+        ----------
+        prefix : str
+            What the names are to begin with.
+
+        Returns
+        -------
+        dict of str to ndarray
+            New arrays by their names in the module.
+
+        Raises
+        ------
+        ValueError
+            PyTorch's module cannot have these sizes.
         """
         return layouts.to_torch(self.weights, prefix)
 
     def to_keras(self) -> list[Array]:
-        """The weights as ``set_weights`` of the Keras layer takes them, as new arrays."""
+        """The weights for a Keras ``MultiHeadAttention`` or ``GroupedQueryAttention``.
+
+        Returns
+        -------
+        list of ndarray
+            As ``set_weights`` takes them; new arrays.
+
+        Raises
+        ------
+        ValueError
+            The layer has an extra key, for which Keras has no place.
+        """
         return layouts.to_keras(self.weights)
 
     # ---- the call ----
@@ -228,6 +300,16 @@ class MultiHeadAttention:
         return_weights: Literal[True, "mean"],
         **options: Unpack[CallOptions],
     ) -> tuple[Array, Array]: ...
+    @overload
+    def __call__(
+        self,
+        query: ArrayLike,
+        key: ArrayLike | None = ...,
+        value: ArrayLike | None = ...,
+        *,
+        return_weights: bool | Literal["mean"] = ...,
+        **options: Unpack[CallOptions],
+    ) -> Array | tuple[Array, Array]: ...
     def __call__(
         self,
         query: ArrayLike,

@@ -15,16 +15,32 @@ Array = NDArray[Any]
 class Projections:
     """The linear maps of multi-head attention, with their heads.
 
-    Attributes
+    Parameters
     ----------
     query, key, value, output : Linear
         From the inputs to ``H * D``, ``Hk * D`` and ``Hk * Dv``, and from ``H * Dv`` to the output.
         Heads lie side by side. All of one dtype.
     num_heads, num_kv_heads : int
         ``H`` and ``Hk``.
-    extra_key, extra_value : ndarray or None
-        ``(Hk * D,)`` and ``(Hk * Dv,)``: one more key and value, of no place, that every query sees
+    extra_key, extra_value : ndarray, optional
+        One more key ``(Hk * D,)`` and value ``(Hk * Dv,)``, of no place, that every query sees
         whatever the masks. PyTorch's ``bias_k`` and ``bias_v``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Dtypes or sizes that do not fit together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast.layers import Linear, MultiHeadAttention, Projections
+    >>> wide, narrow = Linear(np.ones((32, 32))), Linear(np.ones((32, 8)))
+    >>> grouped = Projections(wide, narrow, narrow, wide, num_heads=4, num_kv_heads=1)
+    >>> grouped.head_dim
+    8
+    >>> MultiHeadAttention.from_projections(grouped)
+    MultiHeadAttention(32, 4, num_kv_heads=1, head_dim=8, use_bias=False, dtype=float64)
     """
 
     query: Linear
@@ -73,7 +89,7 @@ class Projections:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """float32 or float64."""
+        """Of all arrays: float32 or float64."""
         return self.query.weight.dtype
 
     @property
