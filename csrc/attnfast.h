@@ -102,12 +102,14 @@ typedef struct af_rectangle {
     int64_t b, hk, first_query, end_query, first_key, end_key;
 } af_rectangle;
 
+/* Writes nothing before it returns AF_NO_MEMORY. Without rows (B, H or Lq is 0) results stay as they are, importance
+ * too. */
 af_status af_attention(const af_problem *problem, const af_run *run);
 
 /* Several sequences packed one after the other: sequence s has the rows first_query[s] .. first_query[s + 1] of query
  * and results, and the rows first_key[s] .. first_key[s + 1] of key and value. `whole` is a problem with B = 1 that
  * says the rest; its q_offset and alibi have one entry, or row, for each sequence. The bits are those of each sequence
- * alone. */
+ * alone. Results of some sequences may be there when it returns AF_NO_MEMORY. */
 af_status af_attention_packed(const af_problem *whole, int64_t sequences, const int64_t *first_query,
                               const int64_t *first_key, const af_run *run);
 

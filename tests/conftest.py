@@ -8,7 +8,8 @@ import attnfast
 from attnfast import _core
 
 # The same examples in every run: a red test is a defect, never the luck of the draw. To look
-# further, `pytest --hypothesis-profile=explore` draws new ones, ten times as many.
+# further, `pytest --hypothesis-profile=explore` draws new ones, ten times as many; `few` is for
+# sanitizers and emulators.
 common = settings(
     deadline=None,
     database=None,
@@ -21,6 +22,7 @@ common = settings(
 )
 settings.register_profile("default", common, derandomize=True, max_examples=100)
 settings.register_profile("explore", common, max_examples=1000)
+settings.register_profile("few", common, derandomize=True, max_examples=10)
 settings.load_profile("default")
 
 
