@@ -14,7 +14,7 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 
 import attnfast
-from support import BFLOAT16, DTYPE_IDS, DTYPES, check, randn, run_python_raw
+from support import BFLOAT16, DTYPE_IDS, DTYPES, assert_same, check, randn, run_python_raw
 
 pytestmark = [
     pytest.mark.usefixtures("isa"),
@@ -178,11 +178,100 @@ def test_keys_that_nobody_sees_are_not_read(hidden, lq, rng):
 
 
 @EDGES
-def test_weights_and_lse_stay_within_their_arrays(at_end, rng):
-    """They are allocated by the library; the inputs are what can be fenced."""
+def test_reading_for_weights_and_lse_stays_within_the_arrays(at_end, rng):
     for lq, lk in itertools.product((1, 7, 17, 49), AROUND):
         q, k, v = (fenced(randn(rng, (2, n, 12)), at_end) for n in (lq, lk, lk))
         result = attnfast.attention(q, k, v, return_lse=True, return_weights=True)
         check(result, q, k, v)
         for stage in ("scores", "capped", "biased"):
             attnfast.attention_weights(q, k, stage=stage, softcap=3.0)
+
+
+class Fences:
+    """NumPy for the binding, where whatever it makes for the kernels lies next to a fence."""
+
+    MAKERS = ("array", "ascontiguousarray", "clip", "cumsum", "empty", "full", "where", "zeros")
+
+    def __init__(self, at_end):
+        self.at_end = at_end
+
+    def __getattr__(self, name):
+        function = getattr(np, name)
+        if name not in self.MAKERS:
+            return function
+
+        def made(*args, **more):
+            result = function(*args, **more)
+            apart = isinstance(result, np.ndarray) and "out" not in more
+            return fenced(result, self.at_end) if apart else result
+
+        return made
+
+
+ALL = {"return_lse": True, "return_weights": True}
+# Results and what becomes of options, also of those that are fenced as they are given.
+MADE = {
+    "rows": lambda q, k, v, place: attnfast.attention(
+        *(q, k, v),
+        kv_lengths=[k.shape[-2] // 2],
+        q_lengths=[q.shape[-2]],
+        q_offset=[k.shape[-2] - q.shape[-2]],
+        alibi_slopes=place(np.array([0.5, 0.25])),
+        sink_logits=place(np.array([1.0, 0.0])),
+        is_causal=True,
+        **ALL,
+    ),
+    "blocks": lambda q, k, v, place: attnfast.attention(
+        q, k, v, mask=block_mask(q.shape[-2], k.shape[-2], place), **ALL
+    ),
+    "dilation": lambda q, k, v, place: attnfast.local_attention(
+        q, k, v, 3, dilation=[2, 3], q_offset=1, mask=key_mask(k, place), return_lse=True
+    ),
+    "global": lambda q, k, v, place: attnfast.local_attention(
+        q, k, v, 1, global_tokens=[0, k.shape[-2] - 1], q_offset=0, return_lse=True
+    ),
+    "centers": lambda q, k, v, place: attnfast.local_attention(
+        q, k, v, 2, centers=place(np.linspace(k.shape[-2], 0, q.shape[-2])), return_lse=True
+    ),
+    "additive": lambda q, k, v, place: attnfast.additive_attention(
+        *(q, k, v, place(np.ones(q.shape[-1], np.float32))), bias=key_bias(k, place), **ALL
+    ),
+    "top": lambda q, k, v, place: attnfast.attention_topk(
+        q, k, min(3, k.shape[-2]), mask=key_mask(k, place), bias=key_bias(k, place)
+    ),
+    "importance": lambda q, k, v, place: attnfast.key_importance(
+        q, k, mask=key_mask(k, place), bias=key_bias(k, place)
+    ),
+    "weights": lambda q, k, v, place: attnfast.attention_weights(
+        q, k, stage="biased", mask=key_mask(k, place), bias=key_bias(k, place)
+    ),
+}
+
+
+def block_mask(lq, lk, place):
+    blocks = np.arange(-(-lq // 5))[:, None] % 2 == np.arange(-(-lk // 7)) % 2
+    mask = attnfast.BlockMask(blocks, (5, 7))
+    mask._blocks = place(blocks)
+    return mask
+
+
+def key_mask(k, place):
+    return place(np.arange(k.shape[-2]) % 3 > 0)
+
+
+def key_bias(k, place):
+    return place(np.arange(k.shape[-2], dtype=np.float32) / 50)
+
+
+@EDGES
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("name", MADE)
+def test_what_the_library_allocates(name, dtype, at_end, rng, monkeypatch):
+    """Results (lse, indices, sums; output and weights where NumPy makes them) and options."""
+    for lq, lk in itertools.product((1, 9, 17, 49, 65), (1, 17, 64, 130)):
+        arrays = [randn(rng, (n, 2, 9), dtype).swapaxes(0, 1) for n in (lq, lk, lk)]
+        expected = MADE[name](*arrays, np.array)
+        with monkeypatch.context() as patch:
+            patch.setattr(attnfast._core, "np", Fences(at_end))
+            result = MADE[name](*arrays, lambda a: fenced(a, at_end))
+        assert_same(expected, result)

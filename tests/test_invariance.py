@@ -8,7 +8,8 @@ from hypothesis import given, settings
 
 import attnfast
 from draws import LAYOUTS, calls, lay_out
-from support import DTYPE_IDS, DTYPES, qkv, same_batch, same_bits
+from support import DTYPE_IDS, DTYPES, assert_same, qkv, randn, same_batch, same_bits
+from test_family_safety import CALLS
 
 pytestmark = pytest.mark.usefixtures("isa")
 
@@ -51,11 +52,6 @@ def case(shape, options, dtype=np.float32, seed=0):
     return (q, k, v), options
 
 
-def assert_same(a, b):
-    for name, x, y in zip(a._fields, a, b, strict=True):
-        assert same_bits(x, y), name
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -66,6 +62,16 @@ def test_threads_and_runs(shape, options, dtype):
         again = attnfast.attention(*arrays, num_threads=n, return_lse=True, **options)
         assert same_bits(first.output, again.output), n
         assert same_bits(first.lse, again.lse), n
+
+
+@pytest.mark.parametrize(("lq", "lk"), [(3, 6000), (300, 700)], ids=["few", "many"])
+@pytest.mark.parametrize("name", CALLS)
+def test_threads_and_runs_of_the_family(name, lq, lk, rng):
+    """More than one thread's work each, so that threads do share it."""
+    arrays = [randn(rng, (2, n, 64)) for n in (lq, lk, lk)]
+    first = CALLS[name](*arrays, np.array, num_threads=1)
+    for n in (1, 2, 3, 5, 8):
+        assert_same(first, CALLS[name](*arrays, np.array, num_threads=n))
 
 
 @given(call=calls())

@@ -138,6 +138,22 @@ def test_visible_nan_reaches_output_lse_and_weights(options, lk, lq, rng):
     assert np.isnan(output[..., lq - 1, :]).all() and np.isfinite(output[..., : lq - 1, :]).all()
 
 
+@pytest.mark.parametrize("lq", [2, 7, 60])
+@pytest.mark.parametrize("large", [50.0, 1e30, np.inf, np.nan])
+@pytest.mark.parametrize("function", ["attention", "additive_attention"])
+def test_one_query_changes_no_bit_of_its_neighbours(function, large, lq, rng):
+    """Additive scores of large elements are worked out another way, for that query only."""
+    q, k, v = qkv(rng, lq, 90, 20)
+    call = getattr(attnfast, function)
+    before = call(q, k, v, return_lse=True, return_weights=True)
+    q[0, 1, lq // 2, 7] = large
+    after = call(q, k, v, return_lse=True, return_weights=True)
+    others = np.ones((2, 2, lq), bool)
+    others[0, 1, lq // 2] = False
+    for a, b in zip(before, after, strict=True):
+        assert same_bits(a[others], b[others]) and not same_bits(a, b)
+
+
 @pytest.mark.parametrize("lq", [1, 50])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_overflow_to_plus_infinity_gives_nan(dtype, lq, rng):

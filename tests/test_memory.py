@@ -70,7 +70,12 @@ print(growth(call))
 @LINUX
 def test_memory_is_given_back(tmp_path):
     script = """
-cases = [(qkv(2, 4, 500, 64), {"return_weights": True}), (decode_case(), {})]
+q, k, v = qkv(2, 4, 5000, 8)
+cases = [
+    (qkv(2, 4, 500, 64), {"return_weights": True}),
+    (decode_case(), {}),
+    ((q, k[:, :, :1], v[:, :, :1]), {"return_weights": True}),  # what is kept for each row
+]
 def call(rows, n):
     for arrays, options in cases:
         for _ in range(100 if rows == slice(None) else 3):
@@ -78,6 +83,24 @@ def call(rows, n):
 print(growth(call))
 """
     assert float(run_python(START + MEMORY + script, tmp_path)) < 20_000  # one result is 8 MB
+
+
+@LINUX
+def test_no_working_memory_is_an_error(tmp_path):
+    """What the kernels need beyond the results grows with the head size: some 100 MB here."""
+    script = """
+import resource
+q = k = v = np.ones((16, 2**18), np.float32)
+out = np.empty_like(q)
+with open("/proc/self/status") as file:
+    size = next(int(line.split()[1]) for line in file if line.startswith("VmSize")) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**25, -1))
+try:
+    attnfast.attention(q, k, v, out=out, num_threads=1)
+except MemoryError as error:
+    print(error)
+"""
+    assert run_python(START + script, tmp_path).startswith("attnfast could not allocate")
 
 
 @LINUX

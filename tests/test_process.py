@@ -216,6 +216,19 @@ assert gaps[gaps < 0.03].sum() > gaps.sum() / 2  # on a busy machine not all of 
 
 
 @LINUX
+def test_affinity_counts_when_it_changes(tmp_path):
+    """OpenMP looks at it once, when it is loaded."""
+    script = """
+cpus, default = os.sched_getaffinity(0), attnfast.get_num_threads()
+os.sched_setaffinity(0, [min(cpus)])
+assert attnfast.get_num_threads() == 1
+os.sched_setaffinity(0, cpus)
+assert attnfast.get_num_threads() == default
+"""
+    run_python(START + script, tmp_path, ATTNFAST_NUM_THREADS="")
+
+
+@LINUX
 def test_the_host_process_is_left_as_it_was(tmp_path):
     script = """
 import os, signal, subprocess, sys, threading, warnings
