@@ -74,13 +74,13 @@ def get_num_threads() -> int:
 
 
 @contextmanager
-def num_threads(n: int) -> Iterator[None]:
+def num_threads(n: int | None) -> Iterator[None]:
     """Use `n` threads for calls from this thread inside a ``with`` block.
 
     Parameters
     ----------
-    n : int
-        At least 1.
+    n : int or None
+        At least 1. None: as many as calls from other threads use.
 
     Yields
     ------

@@ -14,9 +14,7 @@ import pytest
 from support import START, run_python
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
-LINUX = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="needs ld --wrap and /proc"
-)
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs ld --wrap and /proc")
 WRAPPED = ("malloc", "calloc", "realloc", "aligned_alloc", "posix_memalign", "free")
 
 

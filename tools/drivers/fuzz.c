@@ -1,0 +1,190 @@
+/* libFuzzer's way in: bytes become a legal call, which every instruction set computes with 1, 2, 3 and 5 threads. All
+ * of these must have the bits of the first, nothing may be written beside the results, and these must be what plain.c
+ * makes of the call. Reading and writing out of bounds is the address sanitizer's to see. See tools/fuzz.py. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "call.h"
+#include "plain.h"
+
+#ifndef FUZZ_DTYPES
+#define FUZZ_DTYPES AF_F32, AF_F64, AF_F16, AF_BF16
+#endif
+
+/* Sizes below multiply to at most this, so that an input takes some 10 ms. */
+enum { MOST_WORK = 400000, MOST_ROWS = 2000 };
+
+typedef struct bytes {
+    const uint8_t *at, *end;
+} bytes;
+
+static int64_t take(bytes *s, int64_t least, int64_t most) /* `least` after the last byte */
+{
+    if (s->at == s->end) return least;
+    int64_t n = *s->at++;
+    if (most - least > 255 && s->at < s->end) n = n << 8 | *s->at++;
+    return least + n % (most - least + 1);
+}
+
+static bool sometimes(bytes *s) { return take(s, 0, 3) == 3; }
+
+/* Small numbers, and both sides of what tiles and words end with. */
+static int64_t length(bytes *s, int64_t most)
+{
+    static const int64_t edges[] = {8, 16, 24, 32, 48, 64, 96, 128, 192, 256};
+    const int64_t n = take(s, 0, 255);
+    if (n < 64) return n % 9 < most ? n % 9 : most;
+    const int64_t x = n < 160 ? edges[n % 10] + take(s, -1, 1) : take(s, 0, most);
+    return x < most ? x : most;
+}
+
+static double one_of(bytes *s, const double *numbers, int64_t count) { return numbers[take(s, 0, count - 1)]; }
+#define ONE_OF(s, ...) one_of(s, (const double[]){__VA_ARGS__}, sizeof((double[]){__VA_ARGS__}) / sizeof(double))
+
+static void draw_sizes(wish *w, bytes *s)
+{
+    w->B = take(s, 0, 20) % 4;
+    w->Hk = take(s, 1, 3);
+    w->H = w->Hk * take(s, 1, 4);
+    w->Lq = sometimes(s) ? take(s, 1, 4) : length(s, 200);
+    w->Lk = length(s, 700);
+    w->D = length(s, 140);
+    w->Dv = sometimes(s) ? length(s, 140) : w->D;
+    w->sequences = take(s, 1, 9);
+    while (w->B * w->H * (w->Lq + w->Lk) > MOST_ROWS && w->B > 1) w->B--;
+    while (w->B * w->H * w->Lq * w->Lk * (w->D + w->Dv + 8) > MOST_WORK) {
+        int64_t *largest = &w->Lk;
+        if (w->Lq > *largest) largest = &w->Lq;
+        if (w->D > *largest) largest = &w->D;
+        if (w->Dv > *largest) largest = &w->Dv;
+        *largest -= *largest / 4 + 1;
+        if (*largest < 20 && w->B > 1) w->B = 1;
+        else if (*largest < 20) w->H = w->Hk = 1;
+    }
+}
+
+static void draw_options(wish *w, bytes *s)
+{
+    w->lse = sometimes(s);
+    w->weights = sometimes(s);
+    w->stage = (af_stage)take(s, AF_SCORES, AF_WEIGHTS);
+    w->topk = take(s, 1, 64);
+    w->additive = sometimes(s);
+    w->score_bias = sometimes(s);
+    w->scale = ONE_OF(s, 0.25, 1, 0, -0.3);
+    w->softcap = sometimes(s) ? ONE_OF(s, 1, 20, 1e-30) : 0;
+    w->bias = sometimes(s);
+    w->alibi = sometimes(s);
+    w->sink = sometimes(s);
+    w->mask = sometimes(s);
+    w->q_offset = sometimes(s);
+    w->q_length = sometimes(s);
+    w->kv_length = sometimes(s);
+    w->far = take(s, 0, 15) == 15;
+    w->window = sometimes(s);
+    w->left = take(s, -1, 60);
+    w->right = take(s, -1, 60);
+    w->causal = sometimes(s);
+    w->center = sometimes(s);
+    w->ordered = sometimes(s);
+    w->fading = sometimes(s) ? ONE_OF(s, 0.1, 3, 0.001) : 0;
+    if (sometimes(s)) w->block_q = take(s, 1, 70);
+    w->block_k = take(s, 1, 70);
+    w->block_step = sometimes(s) ? take(s, 1, 4) : 0;
+    w->amplitude = ONE_OF(s, 1, 3, 0, 12);
+    w->density = ONE_OF(s, 0.5, 0.02, 0.9, 1, 0);
+    w->poison = sometimes(s) ? (int)take(s, 2, 40) : 0;
+    w->layouts = take(s, 0, 3) != 0;
+}
+
+static void fail(const call *c, const char *isa, int threads, const char *what, const char *name)
+{
+    const wish *w = &c->wish;
+    fprintf(stderr, "%s: %s, %s, %d threads\n", what, name, isa, threads);
+    fprintf(stderr,
+            "kind %d dtype %d B %" PRId64 " H %" PRId64 " Hk %" PRId64 " Lq %" PRId64 " Lk %" PRId64 " D %" PRId64
+            " Dv %" PRId64 " additive %d center %d mask %d bias %d blocks %" PRId64 "x%" PRId64 " window %d\n",
+            w->kind, w->dtype, w->B, w->H, w->Hk, w->Lq, w->Lk, w->D, w->Dv, w->additive, w->center, w->mask, w->bias,
+            w->block_q, w->block_k, w->window);
+    abort();
+}
+
+/* Kernels are compiled by gcc, which calls __sanitizer_cov_trace_pc wherever a block of code begins (wrapped, because
+ * libFuzzer has one that does nothing); libFuzzer takes these counts as coverage. */
+__attribute__((section("__libfuzzer_extra_counters"))) static uint8_t counters[1 << 16];
+
+void __wrap___sanitizer_cov_trace_pc(void);
+
+__attribute__((no_sanitize("address", "undefined", "coverage"))) void __wrap___sanitizer_cov_trace_pc(void)
+{
+    const uintptr_t place = (uintptr_t)__builtin_return_address(0);
+    counters[(place ^ place >> 16) & 0xffff]++;
+}
+
+/* What libomp keeps until the end of the process. */
+const char *__lsan_default_suppressions(void);
+
+const char *__lsan_default_suppressions(void) { return "leak:libomp"; }
+
+static int64_t inputs, judged, skipped;
+
+static void compare(const call *c, const char *isa)
+{
+    static const int counts[] = {1, 2, 3, 5};
+    results first;
+    int64_t at[4];
+    for (int k = 0; k < 4; k++) {
+        results r;
+        const af_run run = {.threads = counts[k]};
+        new_results(&r, c, k ? 0x5a : 0xa5);
+        if (run_call(c, &r, &run) != AF_OK) fail(c, isa, counts[k], "not AF_OK", "status");
+        if (k == 0) {
+            const verdict v = judge(c, &r);
+            judged += v.judged;
+            skipped += v.skipped;
+            if (v.result) {
+                fprintf(stderr,
+                        "(%" PRId64 ", %" PRId64 ", %" PRId64 ", %" PRId64 ") is %.17g, not %.17g within %.3g\n", v.b,
+                        v.h, v.i, v.j, v.actual, v.exact, v.allowed);
+                fail(c, isa, counts[k], "wrong", v.result);
+            }
+            first = r;
+            continue;
+        }
+        const char *name = differ(&first, &r, at);
+        if (name) fail(c, isa, counts[k], "other bits", name);
+        if ((name = spilled(&r))) fail(c, isa, counts[k], "written beside", name);
+        free_results(&r);
+    }
+    free_results(&first);
+}
+
+static void report(void)
+{
+    fprintf(stderr, "%" PRId64 " inputs; of %" PRId64 " rows, %.1f %% judged\n", inputs, judged + skipped,
+            100 * (double)judged / (double)(judged + skipped + 1));
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static const af_dtype dtypes[] = {FUZZ_DTYPES};
+    bytes s = {data, data + size};
+    wish w = {0};
+    call c;
+    if (!inputs++) atexit(report);
+    w.kind = (kind)take(&s, 0, 15);
+    if ((int)w.kind >= KINDS) w.kind = ATTEND;
+    w.dtype = dtypes[take(&s, 0, sizeof dtypes / sizeof *dtypes - 1)];
+    w.seed = (uint64_t)take(&s, 0, 65535);
+    draw_sizes(&w, &s);
+    draw_options(&w, &s);
+    make_call(&c, &w);
+    for (int isa = 0; af_isa(isa); isa++) {
+        af_cap_isa(af_isa(isa));
+        compare(&c, af_isa(isa));
+    }
+    free_call(&c);
+    return 0;
+}

@@ -1,0 +1,170 @@
+/* Runs out of memory on purpose: the first allocation of a call fails, in the next try the second, and so on until the
+ * call succeeds. Every failure must be AF_NO_MEMORY, give back what was allocated, leave the results alone, and the
+ * next call must be right. Linked with --wrap for each function below; see tests/test_out_of_memory.py. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "call.h"
+
+static bool armed;
+static int asked, fails_at, live;
+
+void *__real_malloc(size_t size);
+void *__real_calloc(size_t count, size_t size);
+void *__real_realloc(void *p, size_t size);
+void *__real_aligned_alloc(size_t alignment, size_t size);
+int __real_posix_memalign(void **p, size_t alignment, size_t size);
+void __real_free(void *p);
+
+static bool fails(void) { return armed && ++asked == fails_at; }
+
+static void *counted(void *p)
+{
+    live += armed && p;
+    return p;
+}
+
+void *__wrap_malloc(size_t size) { return fails() ? NULL : counted(__real_malloc(size)); }
+void *__wrap_calloc(size_t count, size_t size) { return fails() ? NULL : counted(__real_calloc(count, size)); }
+void *__wrap_realloc(void *p, size_t size)
+{
+    if (p) live -= armed;
+    return fails() ? NULL : counted(__real_realloc(p, size));
+}
+void *__wrap_aligned_alloc(size_t alignment, size_t size)
+{
+    return fails() ? NULL : counted(__real_aligned_alloc(alignment, size));
+}
+int __wrap_posix_memalign(void **p, size_t alignment, size_t size)
+{
+    if (fails()) return ENOMEM;
+    const int status = __real_posix_memalign(p, alignment, size);
+    if (!status) counted(*p);
+    return status;
+}
+void __wrap_free(void *p)
+{
+    live -= armed && p;
+    __real_free(p);
+}
+
+/* What each allocates: csrc/attention.c. */
+static const struct {
+    const char *name;
+    wish wish;
+} cases[] = {
+    {"attention", {.kind = ATTEND, .H = 2, .Hk = 1, .Lq = 60, .Lk = 70, .D = 8, .Dv = 9, .lse = true}},
+    {"splits", {.kind = ATTEND, .H = 2, .Hk = 2, .Lq = 20, .Lk = 5000, .D = 4, .Dv = 4}},
+    {"decode", {.kind = ATTEND, .H = 2, .Hk = 2, .Lq = 1, .Lk = 9000, .D = 32, .Dv = 32}},
+    {"attention and weights", {.kind = ATTEND, .H = 2, .Hk = 2, .Lq = 60, .Lk = 70, .D = 8, .Dv = 9, .weights = true}},
+    {"weights", {.kind = WEIGHTS, .H = 2, .Hk = 2, .Lq = 60, .Lk = 70, .D = 8, .stage = AF_WEIGHTS}},
+    {"scores", {.kind = WEIGHTS, .H = 2, .Hk = 2, .Lq = 60, .Lk = 70, .D = 8, .stage = AF_SCORES}},
+    {"importance", {.kind = IMPORTANCE, .H = 2, .Hk = 2, .Lq = 60, .Lk = 70, .D = 8}},
+    {"top", {.kind = TOP, .H = 2, .Hk = 2, .Lq = 20, .Lk = 5000, .D = 8, .topk = 5}},
+    {"lse", {.kind = SUMS, .H = 2, .Hk = 2, .Lq = 20, .Lk = 50, .D = 8}},
+    {"additive", {.kind = ATTEND, .H = 2, .Hk = 2, .Lq = 60, .Lk = 70, .D = 8, .Dv = 9, .additive = true}},
+    {"global tokens", {.kind = GLOBAL, .H = 2, .Hk = 2, .Lq = 60, .Lk = 70, .D = 8, .Dv = 9, .ordered = true}},
+    {"gathered", {.kind = GATHERED, .H = 2, .Hk = 2, .Lq = 60, .Lk = 70, .D = 8, .Dv = 9}},
+    {"packed", {.kind = PACKED, .H = 2, .Hk = 1, .Lq = 900, .Lk = 900, .D = 4, .Dv = 4, .sequences = 600}},
+    {"packed and split", {.kind = PACKED, .H = 1, .Hk = 1, .Lq = 30, .Lk = 9000, .D = 4, .Dv = 4, .sequences = 3}},
+};
+
+static int problems;
+
+static void complain(const char *name, int n, const char *what)
+{
+    fprintf(stderr, "%s, allocation %d fails: %s\n", name, n, what);
+    problems++;
+}
+
+static af_status run_armed(const call *c, const results *r, int n)
+{
+    const af_run run = {.threads = 1};
+    asked = live = 0;
+    fails_at = n;
+    armed = true;
+    const af_status status = run_call(c, r, &run);
+    armed = false;
+    return status;
+}
+
+/* Of packed sequences some may be done: each element is as before or right. */
+static bool left_alone(const results *r, const results *before, const results *right, bool packed)
+{
+    int64_t at[4];
+    if (!packed) return !differ(r, before, at);
+    for (int k = 0; k < RESULTS; k++) {
+        const array *a = &r->arrays[k];
+        for (size_t at = 0; a->memory && at < a->bytes; at += 4)
+            if (memcmp(a->memory + at, before->arrays[k].memory + at, 4) != 0 &&
+                memcmp(a->memory + at, right->arrays[k].memory + at, 4) != 0)
+                return false;
+    }
+    return true;
+}
+
+/* One try; returns whether the call succeeded. */
+static bool try_once(const char *name, const call *c, const results *right, int n)
+{
+    int64_t at[4];
+    results r, before, again;
+    new_results(&r, c, 0x5a);
+    new_results(&before, c, 0x5a);
+    new_results(&again, c, 0x5a);
+    const af_status status = run_armed(c, &r, n);
+    const bool failed = asked >= n;
+    if (live) complain(name, n, "memory was not given back");
+    if (status != (failed ? AF_NO_MEMORY : AF_OK)) complain(name, n, "wrong status");
+    if (failed && !left_alone(&r, &before, right, c->wish.kind == PACKED)) complain(name, n, "results were written");
+    if (!failed && differ(&r, right, at)) complain(name, n, "other results");
+    if (run_armed(c, &again, -1) != AF_OK || differ(&again, right, at)) complain(name, n, "the next call is wrong");
+    free_results(&r);
+    free_results(&before);
+    free_results(&again);
+    return !failed;
+}
+
+/* These may not allocate at all: they have no way to say that it failed. */
+static void ask(const call *c)
+{
+    af_report report;
+    af_rectangle room[4];
+    asked = 0;
+    fails_at = 1;
+    armed = true;
+    af_describe(&c->problem, &(af_run){0}, &report, room, 4);
+    af_set_threads(0);
+    af_set_own_threads(0);
+    af_threads();
+    af_cap_isa(af_isa(0));
+    af_isa_in_use(AF_F32);
+    armed = false;
+    if (asked) complain("af_describe and settings", 1, "they allocate");
+}
+
+int main(void)
+{
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        call c;
+        results right;
+        wish w = cases[k].wish;
+        w.B = 1;
+        w.seed = k + 1;
+        w.scale = 0.5;
+        w.amplitude = 1;
+        w.density = 0.5;
+        make_call(&c, &w);
+        new_results(&right, &c, 0x5a);
+        run_armed(&c, &right, -1);
+        int n = 1;
+        while (n < 100 && !try_once(cases[k].name, &c, &right, n)) n++;
+        printf("%s: %d allocations\n", cases[k].name, n - 1);
+        if (n == 1 || n == 100) complain(cases[k].name, n, "no allocation, or no end of them");
+        if (w.kind == ATTEND) ask(&c);
+        free_results(&right);
+        free_call(&c);
+    }
+    return problems != 0;
+}

@@ -1,0 +1,221 @@
+/* Many threads call the library at once: every kind of call with teams of 1 to 4, while others change the number of
+ * threads and the instruction set, and some calls are interrupted. Every result must have the bits that one thread
+ * alone computed. Runs under a thread sanitizer; see tools/races.py.
+ *
+ *     races [rounds [seed]]
+ *
+ * With AF_PLANT_RACE defined, callers share the memory of results: a race that must be reported. */
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "call.h"
+
+enum { CALLERS = 4, MOST_ISAS = 8, CHANGING = -1 };
+
+/* Each worth a team, and with several units of work: what that takes is in csrc/attention.c and csrc/plan.c. */
+static const wish cases[] = {
+    {.kind = ATTEND,
+     .B = 2,
+     .H = 4,
+     .Hk = 2,
+     .Lq = 150,
+     .Lk = 150,
+     .D = 8,
+     .Dv = 9,
+     .causal = true,
+     .lse = true,
+     .mask = true,
+     .bias = true,
+     .kv_length = true},
+    {.kind = ATTEND, .B = 1, .H = 2, .Hk = 2, .Lq = 20, .Lk = 5000, .D = 8, .Dv = 9, .lse = true, .sink = true},
+    {.kind = ATTEND, .B = 1, .H = 4, .Hk = 2, .Lq = 1, .Lk = 30000, .D = 16, .Dv = 16, .lse = true, .weights = true},
+    {.kind = ATTEND,
+     .dtype = AF_F64,
+     .B = 1,
+     .H = 2,
+     .Hk = 1,
+     .Lq = 300,
+     .Lk = 300,
+     .D = 5,
+     .Dv = 8,
+     .window = true,
+     .left = 40,
+     .right = 9,
+     .center = true,
+     .ordered = true,
+     .fading = 0.1},
+    {.kind = ATTEND,
+     .dtype = AF_BF16,
+     .B = 2,
+     .H = 2,
+     .Hk = 1,
+     .Lq = 200,
+     .Lk = 200,
+     .D = 8,
+     .Dv = 8,
+     .softcap = 3,
+     .block_q = 16,
+     .block_k = 32,
+     .alibi = true},
+    {.kind = ATTEND, .B = 1, .H = 2, .Hk = 2, .Lq = 120, .Lk = 200, .D = 8, .Dv = 8, .additive = true, .lse = true},
+    {.kind = WEIGHTS, .dtype = AF_F16, .B = 1, .H = 2, .Hk = 2, .Lq = 250, .Lk = 300, .D = 8, .stage = AF_WEIGHTS},
+    {.kind = IMPORTANCE, .B = 2, .H = 2, .Hk = 1, .Lq = 200, .Lk = 400, .D = 8, .causal = true},
+    {.kind = TOP, .B = 1, .H = 2, .Hk = 2, .Lq = 20, .Lk = 5000, .D = 8, .topk = 5, .kv_length = true},
+    {.kind = PACKED, .B = 1, .H = 2, .Hk = 1, .Lq = 3000, .Lk = 9000, .D = 8, .Dv = 8, .sequences = 300, .lse = true},
+    {.kind = GLOBAL,
+     .B = 1,
+     .H = 2,
+     .Hk = 1,
+     .Lq = 400,
+     .Lk = 400,
+     .D = 8,
+     .Dv = 8,
+     .window = true,
+     .left = 5,
+     .right = 5,
+     .ordered = true},
+    {.kind = GATHERED,
+     .B = 1,
+     .H = 2,
+     .Hk = 2,
+     .Lq = 900,
+     .Lk = 90,
+     .D = 8,
+     .Dv = 8,
+     .window = true,
+     .left = 5,
+     .right = 5},
+};
+enum { CASES = sizeof cases / sizeof *cases };
+
+static call calls[CASES];
+static results expected[MOST_ISAS][CASES];
+static int isas;
+
+static int current; /* instruction set of this phase; CHANGING: any */
+static int rounds = 6;
+static atomic_bool done;
+static atomic_int finished, interrupted, wrong;
+
+static _Thread_local chance own_chance;
+
+static int perhaps_interrupt(void) { return one_in(&own_chance, 3); }
+
+static bool same_as_expected(int number, const results *r)
+{
+    int64_t at[4];
+    if (current != CHANGING) return !differ(r, &expected[current][number], at);
+    if (calls[number].wish.kind == PACKED) return true; /* each sequence may have another instruction set */
+    for (int isa = 0; isa < isas; isa++)
+        if (!differ(r, &expected[isa][number], at)) return true;
+    return false;
+}
+
+#ifdef AF_PLANT_RACE
+static results shared[CASES];
+#endif
+
+static void call_once(int number)
+{
+    results own;
+    const bool patient = one_in(&own_chance, 2);
+    const af_run run = {(int)between(&own_chance, 0, 4), patient ? NULL : perhaps_interrupt};
+#ifdef AF_PLANT_RACE
+    own = shared[number];
+#else
+    new_results(&own, &calls[number], 0xff);
+#endif
+    const af_status status = run_call(&calls[number], &own, &run);
+    if (status == AF_INTERRUPTED && !patient) {
+        interrupted++;
+    } else if (status != AF_OK || !same_as_expected(number, &own)) {
+        fprintf(stderr, "case %d, %d threads: status %d or other bits\n", number, run.threads, status);
+        wrong++;
+    }
+#ifndef AF_PLANT_RACE
+    free_results(&own);
+#endif
+    finished++;
+}
+
+static void *caller(void *seed)
+{
+    own_chance.state = (uint64_t)(uintptr_t)seed;
+    for (int n = 0; n < rounds * CASES; n++) {
+        if (one_in(&own_chance, 3)) af_set_own_threads((int)between(&own_chance, 0, 3));
+        call_once((int)between(&own_chance, 0, CASES - 1));
+    }
+    return NULL;
+}
+
+/* Changes what is global, and asks for it. */
+static void *meddler(void *seed)
+{
+    own_chance.state = (uint64_t)(uintptr_t)seed;
+    while (!atomic_load(&done)) {
+        af_report report;
+        af_set_threads((int)between(&own_chance, 0, 4));
+        if (af_threads() < 1) wrong++;
+        if (current == CHANGING) af_cap_isa(af_isa((int)between(&own_chance, 0, isas - 1)));
+        if (!af_isa_in_use((af_dtype)between(&own_chance, AF_F32, AF_BF16))) wrong++;
+        results r;
+        const call *c = &calls[between(&own_chance, 0, CASES - 1)];
+        new_results(&r, c, 0);
+        if (c->wish.kind != PACKED) af_describe(&r.problem, &(af_run){0}, &report, NULL, 0);
+        free_results(&r);
+    }
+    return NULL;
+}
+
+static void run_phase(uint64_t seed)
+{
+    pthread_t callers[CALLERS], other;
+    const int before = finished, before_interrupted = interrupted;
+    atomic_store(&done, false);
+    pthread_create(&other, NULL, meddler, (void *)(uintptr_t)seed);
+    for (int k = 0; k < CALLERS; k++) pthread_create(&callers[k], NULL, caller, (void *)(uintptr_t)(seed + 1 + k));
+    for (int k = 0; k < CALLERS; k++) pthread_join(callers[k], NULL);
+    atomic_store(&done, true);
+    pthread_join(other, NULL);
+    printf("%s: %d calls, %d interrupted\n", current == CHANGING ? "changing" : af_isa(current), finished - before,
+           interrupted - before_interrupted);
+    fflush(stdout);
+}
+
+static void expect(int isa)
+{
+    const af_run alone = {.threads = 1};
+    af_cap_isa(af_isa(isa));
+    for (int k = 0; k < CASES; k++) {
+        new_results(&expected[isa][k], &calls[k], 0xff);
+        if (run_call(&calls[k], &expected[isa][k], &alone) != AF_OK) abort();
+    }
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1) rounds = atoi(argv[1]);
+    const uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
+    for (int k = 0; k < CASES; k++) {
+        wish w = cases[k];
+        w.seed = seed * 1000 + (uint64_t)k;
+        w.scale = 0.3;
+        w.amplitude = 2;
+        w.density = 0.8;
+        w.layouts = true;
+        make_call(&calls[k], &w);
+#ifdef AF_PLANT_RACE
+        new_results(&shared[k], &calls[k], 0xff);
+#endif
+    }
+    while (af_isa(isas)) expect(isas++);
+    for (current = isas - 1; current >= CHANGING; current--) {
+        if (current != CHANGING) af_cap_isa(af_isa(current));
+        run_phase(seed + 100 * (uint64_t)(current + 1));
+    }
+    if (!interrupted) fprintf(stderr, "no call was interrupted\n");
+    return wrong || !interrupted;
+}

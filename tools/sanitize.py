@@ -1,0 +1,131 @@
+"""Runs the tests on a build with gcc's address and undefined behaviour sanitizers.
+
+    python tools/sanitize.py [--work DIR] [pytest arguments]
+
+Builds the wheel from a copy of the checkout with -fsanitize=address,undefined, assertions on and
+the kernels at -O1, installs it in a temporary place and runs pytest there with the sanitizers
+preloaded: all tests but those listed below, or what the arguments say (paths as in the checkout).
+Tests run every instruction set of this CPU by themselves. A finding ends the process it is in,
+fails the run and is printed at the end. Needs gcc and, in this Python, the extra `test`.
+"""
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from c_library import find
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"
+
+# What cannot work or shows nothing here, and why.
+LEFT_OUT = {
+    "tests/test_memory.py": "RSS and address space: shadow memory and quarantine have their own",
+    "tests/test_out_of_memory.py": "limits the address space; the rest is a program of its own",
+    "tests/test_thread_stacks.py": "redzones make every frame larger",
+    "tests/test_process.py::test_small_stacks": "redzones make every frame larger",
+    "tests/test_bench.py": "measures time, and torch and others at that",
+    "tests/test_bench_family.py": "measures time",
+    "tests/test_bench_shown.py": "measures time",
+    "tests/test_bench_torch.py": "measures time",
+    "tests/test_check_asm.py": "reads listings; no C runs",
+    "tests/test_typing.py": "type checkers; no C runs",
+    "tests/test_types.py": "type checkers; no C runs",
+    "tests/test_docstrings.py": "reads docstrings; no C runs",
+    "tests/test_pins.py": "reads files; no C runs",
+}
+
+
+def copied(work: Path) -> Path:
+    """A copy of the checkout whose kernels are compiled at -O1: -O3 takes 9 times as long."""
+    source = work / "source"
+    unwanted = shutil.ignore_patterns(".*", "build", "dist", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=unwanted)
+    isa = source / "cmake" / "isa.cmake"
+    text, count = re.subn(r"(set\(_common )-O3 ", r"\1-O1 ", isa.read_text())
+    if count != 1:
+        sys.exit("cmake/isa.cmake does not set _common to -O3 ... once")
+    isa.write_text(text)
+    return source
+
+
+def install(work: Path, source: Path) -> Path:
+    site = work / "site"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site]
+    if importlib.util.find_spec("scikit_build_core") and importlib.util.find_spec("Cython"):
+        command.append("--no-build-isolation")
+    command += ["-Ccmake.build-type=Debug", "-Cinstall.strip=false"]
+    command += [f"-Cbuild-dir={work / 'build'}", source]
+    environment = {
+        "CC": find("gcc"),
+        "CFLAGS": FLAGS,
+        "LDFLAGS": FLAGS,
+        "CMAKE_BUILD_PARALLEL_LEVEL": "2",
+    }
+    subprocess.run(command, check=True, env={**os.environ, **environment})
+    return site
+
+
+def runtime(name: str) -> str:
+    said = subprocess.run(
+        ["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+    )
+    return os.path.realpath(said.stdout.strip())
+
+
+def sanitized(work: Path, site: Path) -> dict[str, str]:
+    """The environment of the tests, and of the processes that they start."""
+    log = work / "log"
+    log.mkdir(exist_ok=True)
+    common = f"log_path={log}/report:exitcode=99"
+    return {
+        **os.environ,
+        "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libubsan.so')}",
+        "PYTHONPATH": str(site),
+        "PYTHONMALLOC": "malloc",  # else objects of Python's lie unseen in larger blocks
+        "ASAN_OPTIONS": f"{common}:detect_leaks=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": f"{common}:print_stacktrace=1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, help="keep the build here, and use one that is there")
+    arguments, tests = parser.parse_known_args()
+    for name, reason in LEFT_OUT.items() if not tests else ():
+        print(f"left out: {name}: {reason}")
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="attnfast-sanitize-") as name:
+        work = (arguments.work or Path(name)).resolve()
+        source, site = work / "source", work / "site"
+        if not site.is_dir():
+            source = copied(work)
+            install(work, source)
+            shutil.rmtree(source / "attnfast")  # the tests are to import what was installed
+        print(f"built in {time.monotonic() - start:.0f} s", flush=True)
+        start = time.monotonic()
+        chosen = tests or [
+            f"{'--deselect' if '::' in name else '--ignore'}={name}" for name in LEFT_OUT
+        ]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *chosen]
+        done = subprocess.run(command, cwd=source, env=sanitized(work, site), check=False)
+        reports = sorted((work / "log").iterdir())
+        for report in reports:
+            print(report.read_text(errors="replace")[:6000])
+    minutes = (time.monotonic() - start) / 60
+    print(f"{len(reports)} findings, pytest ended with {done.returncode}, {minutes:.1f} min")
+    return int(bool(reports) or done.returncode != 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
