@@ -51,6 +51,7 @@ static af_status survey_block(survey *s, af_unit unit)
     const int part_rows = plan->decode ? AF_MOST_ROWS : plan->kernels->vl;
     af_rectangle wide = {.b = unit.b};
     af_view w;
+    if (af_ask(s->watch) == AF_INTERRUPTED) return AF_INTERRUPTED; /* a block may have no piece */
     af_look(&w, p, plan, unit, part_rows);
     wide.hk = w.hk;
     for (int64_t split = 0; split < plan->splits; split++) {

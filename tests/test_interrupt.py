@@ -2,11 +2,14 @@
 
 import signal
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 import attnfast
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
 
 
 class Rang(Exception):
@@ -17,7 +20,20 @@ def ring(number, frame):
     raise Rang
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
+@contextmanager
+def ended_by_an_alarm():
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        start = time.perf_counter()
+        with pytest.raises(Rang):
+            yield
+        assert time.perf_counter() - start < 1.0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.parametrize(
     "lq", [1, 300], ids=["waves of splits", "blocks"]
 )  # many batch rows of one query each; one head of many queries
@@ -25,13 +41,14 @@ def test_an_alarm_in_a_long_call(lq):
     rows = 40000 if lq == 1 else 400
     q = np.zeros((rows, 1, lq, 64), np.float32)
     k = np.broadcast_to(np.zeros((1, 1, 16384, 64), np.float32), (rows, 1, 16384, 64))
-    before = signal.signal(signal.SIGALRM, ring)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-        start = time.perf_counter()
-        with pytest.raises(Rang):
-            attnfast.attention(q, k, k)
-        assert time.perf_counter() - start < 1.0
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with ended_by_an_alarm():
+        attnfast.attention(q, k, k)
+
+
+@pytest.mark.parametrize(
+    "lk, options", [(2**20, {"is_causal": True}), (4, {"kv_lengths": 0})], ids=["keys", "no keys"]
+)
+def test_an_alarm_in_a_plan(lk, options):
+    q, k = (np.broadcast_to(np.float32(1), (n, 1)) for n in (2**40, lk))
+    with ended_by_an_alarm():
+        attnfast.plan(q, k, k, q_offset=0, **options)

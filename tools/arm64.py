@@ -5,7 +5,8 @@
 Makes, in a folder of its own, what an arm64 machine would have: Debian 12's Python and C library,
 unpacked and not installed, and wheels of NumPy and of the test tools from PyPI. Cross-compiles the
 working tree against it and runs pytest under qemu. Without pytest arguments: the tests of the
-kernels. Needs gcc-aarch64-linux-gnu (clang takes its linker), qemu-user-static, and the network.
+kernels. Needs gcc-aarch64-linux-gnu (clang takes its linker), qemu-user-static, the keys of
+debian-archive-keyring, and the network.
 
 With `--work DIR` the folder stays and the next run builds what has changed and starts in seconds.
 """

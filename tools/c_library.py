@@ -68,9 +68,9 @@ def find(*names: str) -> str:
     sys.exit(f"{' or '.join(names)} is needed and was not found")
 
 
-def run(command: Sequence[str | Path], **more: object) -> None:
+def run(command: Sequence[str | Path], cwd: Path) -> None:
     """Run a compiler; the script ends with what it said if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **more)  # type: ignore[call-overload]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
 

@@ -54,7 +54,8 @@ static void draw_sizes(wish *w, bytes *s)
     w->Dv = sometimes(s) ? length(s, 140) : w->D;
     w->sequences = take(s, 1, 9);
     while (w->B * w->H * (w->Lq + w->Lk) > MOST_ROWS && w->B > 1) w->B--;
-    while (w->B * w->H * w->Lq * w->Lk * (w->D + w->Dv + 8) > MOST_WORK) {
+    /* Of at least one batch row: some calls have no other number. */
+    while ((w->B ? w->B : 1) * w->H * w->Lq * w->Lk * (w->D + w->Dv + 8) > MOST_WORK) {
         int64_t *largest = &w->Lk;
         if (w->Lq > *largest) largest = &w->Lq;
         if (w->D > *largest) largest = &w->D;
