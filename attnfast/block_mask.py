@@ -48,12 +48,13 @@ class BlockMask:
         a = _bool_array(blocks, "blocks", "block rows, block columns")
         self._block_size = _pair(block_size)
         self._blocks = a.copy()
+        self._blocks.flags.writeable = False
 
     @property
     def blocks(self) -> Blocks:
         """True where a block of queries may attend to a block of keys; read-only."""
         view = self._blocks.view()
-        view.flags.writeable = False  # here, for a pickle forgets the flag
+        view.flags.writeable = False  # here too: a pickle forgets the flag
         return view
 
     @property

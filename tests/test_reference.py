@@ -298,7 +298,7 @@ def test_compute_dtype_is_the_dtype_of_everything(dtype, rng):
 def test_it_stands_alone():
     """It is read in one sitting and needs NumPy alone."""
     source = inspect.getsource(reference)
-    assert source.count("\n") <= 450
+    assert source.count("\n") <= 500
     imports = {
         name
         for node in ast.walk(ast.parse(source))

@@ -15,14 +15,15 @@
 
 enum { CALLERS = 4, MOST_ISAS = 8, CHANGING = -1 };
 
-/* Each worth a team, and with several units of work: what that takes is in csrc/attention.c and csrc/plan.c. */
+/* Each worth a team, and with several units of work: what that takes is in csrc/attention.c and csrc/plan.c. The first
+ * lasts long enough to be interrupted. */
 static const wish cases[] = {
     {.kind = ATTEND,
      .B = 2,
      .H = 4,
      .Hk = 2,
-     .Lq = 150,
-     .Lk = 150,
+     .Lq = 500,
+     .Lk = 500,
      .D = 8,
      .Dv = 9,
      .causal = true,
@@ -102,7 +103,7 @@ static atomic_int finished, interrupted, wrong;
 
 static _Thread_local chance own_chance;
 
-static int perhaps_interrupt(void) { return one_in(&own_chance, 3); }
+static int perhaps_interrupt(void) { return one_in(&own_chance, 2); }
 
 static bool same_as_expected(int number, const results *r)
 {
