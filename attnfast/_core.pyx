@@ -161,7 +161,7 @@ def describe(
         call.p.weights.data = &call.p  # wanted; not touched
     how = run_with(thread_count(num_threads))
     want_blocks = flag(return_blocks, "return_blocks")
-    if <double>call.p.B * call.p.H * call.p.Lq * call.p.Lk > 2.0 ** 62:
+    if <double>call.p.B * call.p.H * call.p.Lq * max(call.p.Lk, 1) > 2.0 ** 62:
         raise ValueError(f"query and key make more pairs than can be counted, "
                          f"got shapes {shape_of(call.query)} and {shape_of(call.key)}")
     with nogil:

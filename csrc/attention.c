@@ -280,6 +280,7 @@ af_status af_attention_packed(const af_problem *whole, int64_t sequences, const 
     batch *all = calloc(1, sizeof *all);
     if (!all) return AF_NO_MEMORY;
     for (int64_t s = 0; s < sequences && status == AF_OK; s++) {
+        if (s % 4096 == 4095 && (status = af_ask(&watch)) != AF_OK) break; /* all may be empty */
         const af_problem p = cut_out(whole, s, first_query, first_key);
         if (!has_results(&p)) continue;
         sequence *next = &all->sequence[all->count];

@@ -5,6 +5,7 @@
 
 #include "cpu.h"
 
+#include <errno.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -114,8 +115,10 @@ static int quota_once(void)
     static _Atomic int known; /* every thread that gets here first computes the same */
     int cpus = atomic_load_explicit(&known, memory_order_relaxed);
     if (!cpus) {
+        errno = 0;
         cpus = quota_cpus(1024);
-        atomic_store_explicit(&known, cpus, memory_order_relaxed);
+        const bool asked = errno != EMFILE && errno != ENFILE && errno != ENOMEM; /* else asked again */
+        if (asked) atomic_store_explicit(&known, cpus, memory_order_relaxed);
     }
     return cpus;
 }

@@ -35,7 +35,17 @@ set -e
 mount --bind "$1/fs" /sys/fs/cgroup
 mount --bind "$1/group" /proc/$$/cgroup
 export LD_PRELOAD="$2"
-exec "$3" -P -W error -c "import attnfast; print(attnfast.get_num_threads())"
+exec "$3" -P -W error -c "$4"
+"""
+DEFAULT = "import attnfast; print(attnfast.get_num_threads())"
+NO_FILES_AT_FIRST = """
+import resource
+import attnfast
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+attnfast.get_num_threads()
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+print(attnfast.get_num_threads())
 """
 # The user is root in a user namespace of its own: nothing here needs the rights of root.
 UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
@@ -174,10 +184,10 @@ def many_cpus(tmp_path_factory):
     return folder / "cpus.so"
 
 
-def default_threads(folder: Path, library: Path, **environment: str) -> int:
+def default_threads(folder: Path, library: Path, script: str = DEFAULT, **environment: str) -> int:
     """The default in a process that finds the files ``fs`` and ``group`` of this folder."""
     done = subprocess.run(
-        [*UNSHARE, "sh", "-c", IN_NAMESPACE, "sh", folder, library, sys.executable],
+        [*UNSHARE, "sh", "-c", IN_NAMESPACE, "sh", folder, library, sys.executable, script],
         env={**os.environ, "OMP_NUM_THREADS": "32", "ATTNFAST_NUM_THREADS": "", **environment},
         cwd=folder,
         capture_output=True,
@@ -203,6 +213,11 @@ def test_quota(name, many_cpus, tmp_path):
     files, group, threads = QUOTAS[name]
     make_up(tmp_path, files, group)
     assert default_threads(tmp_path, many_cpus) == threads
+
+
+def test_quota_that_could_not_be_read_at_first(many_cpus, tmp_path):
+    make_up(tmp_path, {"a/cpu.max": "300000 100000\n"}, "0::/a\n")
+    assert default_threads(tmp_path, many_cpus, NO_FILES_AT_FIRST) == 3
 
 
 @pytest.mark.parametrize(

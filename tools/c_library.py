@@ -48,7 +48,8 @@ def variants() -> tuple[list[Variant], list[str]]:
         if not re.search(wanted, platform.machine()):
             continue
         at = rest.index("DTYPES")
-        flags = tuple(word for word in rest[:at] if word != "FLAGS")
+        # What a variable adds for a compiler (-fno-schedule-insns) makes no other results.
+        flags = tuple(word for word in rest[:at] if word != "FLAGS" and not word.startswith("${"))
         found += [Variant(isa, dtype, flags) for dtype in rest[at + 1 :]]
     return found, common
 
