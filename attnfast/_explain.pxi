@@ -14,7 +14,7 @@ cdef class TopCall(Call):
         weights = weight.reshape(indices.shape)
         if self.p.dtype in (AF_F16, AF_BF16):
             self.p.dtype = AF_F32
-            self.query, self.key = self.query.astype(np.float32), self.key.astype(np.float32)
+            self.query, self.key = self.query.astype(np.float32, order="C"), self.key.astype(np.float32, order="C")
             self.set_strides(&self.p.query, self.query)
             self.set_strides(&self.p.key, self.key)
         for b in range(self.p.B):

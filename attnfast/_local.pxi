@@ -30,8 +30,11 @@ cdef class LocalCall(PlacedCall):
     cdef int run_wide(self, int threads) except -1:
         """16-bit types in float32, so that what joins the two runs is not rounded."""
         cdef af_problem narrow = self.p
-        cdef cnp.ndarray query = self.query.astype(np.float32), key = self.key.astype(np.float32)
-        cdef cnp.ndarray value = self.value.astype(np.float32), output = np.empty(shape_of(self.output), np.float32)
+        # In C order, for the last axis must be contiguous: by itself NumPy puts axes that repeat themselves last.
+        cdef cnp.ndarray query = self.query.astype(np.float32, order="C")
+        cdef cnp.ndarray key = self.key.astype(np.float32, order="C")
+        cdef cnp.ndarray value = self.value.astype(np.float32, order="C")
+        cdef cnp.ndarray output = np.empty(shape_of(self.output), np.float32)
         self.p.dtype = AF_F32
         self.set_strides(&self.p.query, query)
         self.set_strides(&self.p.key, key)

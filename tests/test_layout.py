@@ -9,7 +9,17 @@ from numpy.lib.stride_tricks import as_strided
 import attnfast
 from attnfast import AttentionResult, reference
 from draws import LAYOUTS, lay_out
-from support import BFLOAT16, DTYPE_IDS, DTYPES, check, compute_dtype, qkv, randn, same_bits
+from support import (
+    BFLOAT16,
+    DTYPE_IDS,
+    DTYPES,
+    assert_same,
+    check,
+    compute_dtype,
+    qkv,
+    randn,
+    same_bits,
+)
 
 pytestmark = pytest.mark.usefixtures("isa")
 
@@ -53,6 +63,34 @@ def test_strides_of_zero(axis, name, lq, rng):
     result = attnfast.attention(**arguments)
     arguments[name] = arguments[name].copy()
     assert same_bits(result, attnfast.attention(**arguments))
+
+
+FAMILY = {
+    "local": lambda q, k, v: attnfast.local_attention(q, k, v, 5),
+    "dilated": lambda q, k, v: attnfast.local_attention(q, k, v, 5, dilation=2),
+    "global": lambda q, k, v: attnfast.local_attention(q, k, v, 5, global_tokens=[0, 40]),
+    "centers": lambda q, k, v: attnfast.local_attention(
+        q, k, v, 5, centers=np.linspace(0, 69, q.shape[-2])
+    ),
+    "additive": lambda q, k, v: attnfast.additive_attention(q, k, v),
+    "topk": lambda q, k, v: attnfast.attention_topk(q, k, 7),
+    "topk of rows": lambda q, k, v: attnfast.attention_topk(q, k, 65),
+    "importance": lambda q, k, v: attnfast.key_importance(q, k),
+    "scores": lambda q, k, v: attnfast.attention_weights(q, k, stage="scores"),
+}
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+@pytest.mark.parametrize("axis", range(4))
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("function", FAMILY)
+def test_strides_of_zero_in_the_family(function, dtype, axis, name, rng):
+    arrays = dict(zip("qkv", qkv(rng, 70, 70, dtype=dtype), strict=True))
+    a = arrays[name[0]]
+    arrays[name[0]] = np.broadcast_to(np.take(a, [0], axis=axis), a.shape)
+    result = FAMILY[function](**arrays)
+    arrays[name[0]] = arrays[name[0]].copy()
+    assert_same(result, FAMILY[function](**arrays))
 
 
 @LENGTHS
