@@ -45,7 +45,7 @@ from support import DTYPES, Criterion, assert_same, randn
 from test_importance import Importance
 from test_topk import check_topk
 
-# Measured: 11 to 13 MB/h in 8 minutes, 28 to 52 in the first minute, as freed memory falls to
+# Measured: 6 to 13 MB/h in 10 minutes, 28 to 52 in the first minute, as freed memory falls to
 # pieces (repeating the same problems adds nothing). 4 KB lost in each call: 3300 at 150 calls/s.
 GROWTH = 200.0
 ENVIRONMENT = {
