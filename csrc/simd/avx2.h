@@ -167,27 +167,14 @@ AF_INLINE __m128i e_narrow(v x)
 #if AF_HALF
 AF_INLINE v e_load(const elem *p) { return e_widen(_mm_loadu_si128((const __m128i *)p)); }
 AF_INLINE void e_store(elem *p, v x) { _mm_storeu_si128((__m128i *)p, e_narrow(x)); }
-AF_INLINE v e_load_n(const elem *p, int n)
-{
-    elem t[VL] = {0};
-    for (int i = 0; i < n; i++) t[i] = p[i];
-    return e_load(t);
-}
-AF_INLINE void e_store_n(elem *p, v x, int n)
-{
-    elem t[VL];
-    e_store(t, x);
-    for (int i = 0; i < n; i++) p[i] = t[i];
-}
 #endif
+
+#include "partial.h"
 
 AF_INLINE uint64_t nonzero_bytes(const uint8_t *p, int n)
 {
-    uint8_t t[64] = {0};
-    if (n < 64) {
-        for (int i = 0; i < n; i++) t[i] = p[i];
-        p = t;
-    }
+    uint8_t t[64];
+    p = with_zeros(p, n, t);
     const __m256i zero = _mm256_setzero_si256();
     const __m256i lo = _mm256_cmpeq_epi8(_mm256_loadu_si256((const __m256i *)p), zero);
     const __m256i hi = _mm256_cmpeq_epi8(_mm256_loadu_si256((const __m256i *)(p + 32)), zero);

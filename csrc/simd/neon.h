@@ -164,27 +164,14 @@ AF_INLINE uint16x4_t e_narrow(v x)
 #if AF_HALF
 AF_INLINE v e_load(const elem *p) { return e_widen(vld1_u16(p)); }
 AF_INLINE void e_store(elem *p, v x) { vst1_u16(p, e_narrow(x)); }
-AF_INLINE v e_load_n(const elem *p, int n)
-{
-    elem t[VL] = {0};
-    for (int i = 0; i < n; i++) t[i] = p[i];
-    return e_load(t);
-}
-AF_INLINE void e_store_n(elem *p, v x, int n)
-{
-    elem t[VL];
-    e_store(t, x);
-    for (int i = 0; i < n; i++) p[i] = t[i];
-}
 #endif
+
+#include "partial.h"
 
 AF_INLINE uint64_t nonzero_bytes(const uint8_t *p, int n)
 {
-    uint8_t t[64] = {0};
-    if (n < 64) {
-        for (int i = 0; i < n; i++) t[i] = p[i];
-        p = t;
-    }
+    uint8_t t[64];
+    p = with_zeros(p, n, t);
     const uint8x16_t bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
     uint8x16_t x[4];
     UNROLL(i, 4) {
