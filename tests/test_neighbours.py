@@ -80,18 +80,8 @@ def elsewhere(call):
 )
 
 
-def needs(name):
-    """Skip where a package is missing, without importing it here."""
-    if not importlib.util.find_spec(name):
-        pytest.skip(f"{name} is not installed")
-
-
 @TWO_CPUS
 class TestThreadpoolctl:
-    @pytest.fixture(autouse=True)
-    def needs_threadpoolctl(self):
-        needs("threadpoolctl")
-
     def run(self, script, tmp_path, **environment):
         run_python(LIMITS + script, tmp_path, **{**DEFAULTS, **environment})
 
@@ -320,10 +310,14 @@ def expected(tmp_path_factory):
     return run_python(script, tmp_path_factory.mktemp("alone")).strip()
 
 
+OPTIONAL = {"torch", "numba"}  # the others come with the extra `test`: without them is red
+
+
 def beside(order, expected, tmp_path):
     """Import libraries in this order, run them and us in turn and at once, then fork."""
-    for name in order:
-        needs(name)
+    for name in OPTIONAL & set(order):
+        if not importlib.util.find_spec(name):  # which does not import it here
+            pytest.skip(f"{name} is not in the extra test")
     others = [CALLS.get(name, name) for name in order if name != "attnfast"]
     script = [NEIGHBOURS["numpy"], *(NEIGHBOURS[name] for name in order), COUNT_WORKERS, CHECK]
     script += [f"expected = {expected!r}\nothers = [{', '.join(others)}]\n", BESIDE]

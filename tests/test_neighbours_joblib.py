@@ -3,7 +3,7 @@
 import pytest
 
 from support import run_python
-from test_neighbours import COUNT_WORKERS, DEFAULTS, LINUX, TWO_CPUS, needs
+from test_neighbours import COUNT_WORKERS, DEFAULTS, LINUX, TWO_CPUS
 
 JOBLIB = (
     COUNT_WORKERS
@@ -33,10 +33,6 @@ default = attnfast.get_num_threads()
 
 @LINUX
 class TestJoblib:
-    @pytest.fixture(autouse=True)
-    def needs_joblib(self):
-        needs("joblib")
-
     @pytest.mark.parametrize("n_jobs", [2, 4])
     def test_loky_shares_out_the_cpus(self, n_jobs, tmp_path):
         """By OMP_NUM_THREADS, which it sets for its workers."""

@@ -298,7 +298,13 @@ def test_compute_dtype_is_the_dtype_of_everything(dtype, rng):
 def test_it_stands_alone():
     """It is read in one sitting and needs NumPy alone."""
     source = inspect.getsource(reference)
-    assert source.count("\n") <= 500
+    documented = (ast.Module, ast.FunctionDef, ast.ClassDef)
+    docstrings = [
+        node.body[0]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, documented) and ast.get_docstring(node)
+    ]
+    assert source.count("\n") - sum(d.end_lineno - d.lineno + 1 for d in docstrings) <= 310
     imports = {
         name
         for node in ast.walk(ast.parse(source))
