@@ -50,7 +50,9 @@ def test_any_call_of_attention_weights(call, each_isa):
 
 
 # Over many rows luck evens out, so that the errors of both can be compared as they are: on average
-# to a factor of 2, at worst (where one unlucky row decides) to a factor of 3.
+# to a factor of 2, at worst (where one unlucky row decides) to a factor of 3. At large logits most
+# rows are their best value, exactly, and the few whose two best scores nearly tie decide: over 16
+# rows the ratio was anything from 0.1 to 9, on any instruction set, over 100 it is 0.5 to 1.6.
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 @pytest.mark.parametrize("amplitude", [1, 50])
 @pytest.mark.parametrize(
@@ -70,16 +72,23 @@ def test_any_call_of_attention_weights(call, each_isa):
 def test_error_is_within_twice_that_of_plain_numpy(
     lq, lk, batch, options, amplitude, dtype, rng, each_isa
 ):
-    q, k, v = qkv(rng, lq, lk, 48, batch=(batch,), dtype=dtype)
-    q = (amplitude * q.astype(np.float32)).astype(dtype)
     options = {"return_lse": True, "return_weights": True, **options}
-    exact = reference.attention(q, k, v, compute_dtype=truth_dtype(dtype), **options)
-    plain = reference.attention(q, k, v, compute_dtype=compute_dtype(dtype), **options)
+    draws = -(-100 // (2 * batch * lq))  # of two heads
+    inputs = [qkv(rng, lq, lk, 48, batch=(batch,), dtype=dtype) for _ in range(draws)]
+    inputs = [((amplitude * q.astype(np.float32)).astype(dtype), k, v) for q, k, v in inputs]
+
+    def results(function, **more):
+        return [
+            np.stack(r)
+            for r in zip(*(function(*i, **options, **more) for i in inputs), strict=True)
+        ]
+
+    exact = results(reference.attention, compute_dtype=truth_dtype(dtype))
+    plain = results(reference.attention, compute_dtype=compute_dtype(dtype))
 
     def compare() -> None:
-        actual = attnfast.attention(q, k, v, **options)
-        for name in ("output", "lse", "weights"):
-            y, x, p = (getattr(r, name) for r in (actual, exact, plain))
+        actual = results(attnfast.attention)
+        for name, y, x, p in zip(AttentionResult._fields, actual, exact, plain, strict=False):
             error = np.abs(y.astype(x.dtype) - x)
             plain_error = np.abs(p.astype(y.dtype).astype(x.dtype) - x)
             eps = float(np.finfo(p.dtype).eps)

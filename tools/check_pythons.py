@@ -1,6 +1,6 @@
 """Installs one wheel under every Python and NumPy that it promises to run with, and tries it there.
 
-    python tools/check_pythons.py                  builds the wheel first (needs the extra `wheel`)
+    python tools/check_pythons.py                  builds the wheel first (needs the group `wheel`)
     python tools/check_pythons.py --wheel WHEEL    that one; of several, the one that fits
     python tools/check_pythons.py --here           only tries the attnfast of this interpreter
 

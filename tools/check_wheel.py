@@ -3,9 +3,10 @@
     python tools/check_wheel.py                     builds both, repairs the wheel, checks them
     python tools/check_wheel.py WHEEL [SDIST]       checks what is there
 
-Needs the extra `wheel`. Without arguments the sdist comes from this checkout, the wheel from the
-sdist, and auditwheel copies the OpenMP runtime into it, as in a release. The least Linux that the
-wheel runs on is that of the machine: what Debian 12 links, and its libgomp, ask for glibc 2.34.
+Needs the dependency group `wheel`. Without arguments the sdist comes from this checkout, the wheel
+from the sdist, and auditwheel copies the OpenMP runtime into it, as in a release. The least Linux
+that the wheel runs on is that of the machine: what Debian 12 links, and its libgomp, ask for glibc
+2.34.
 """
 
 import argparse
