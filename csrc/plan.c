@@ -84,7 +84,8 @@ void af_make_plan(af_plan *plan, const af_problem *p, const af_kernels *kernels)
     plan_splits(plan, p);
     plan->chunk_keys = p->importance ? importance_chunk(p) : WEIGHTS_CHUNK;
     plan->chunks = af_max(1, ceil_div(p->Lk, plan->chunk_keys));
-    plan->partial_bytes = (size_t)(2 + p->Dv + 2 * p->topk) * (size_t)kernels->nr * (size_t)kernels->real_size;
+    const int64_t partial = (2 + 2 * p->topk) * kernels->nr + p->Dv * (plan->decode ? plan->block_rows : kernels->nr);
+    plan->partial_bytes = (size_t)partial * (size_t)kernels->real_size;
     plan->softmax = !p->weights.data || p->stage == AF_WEIGHTS || p->value.data;
     plan->second = p->weights.data || p->importance;
     plan->base2 =

@@ -62,8 +62,7 @@ static int64_t take_keys(block *k, const af_problem *p, int64_t j, int64_t most)
 typedef struct scratch {
     real *query;       /* [D][NR], or [rows][D] in decode */
     real *s;           /* [key_block][NR], or [rows][key_block] */
-    real *o;           /* [Dv][NR] */
-    real *rows;        /* decode: [rows][Dv] */
+    real *o;           /* [Dv][NR], or [rows][Dv] in decode */
     real *m, *l;       /* [NR] running maximum and sum */
     real *key, *value; /* widened 16-bit keys and values */
     uint64_t *words;   /* [key_block + 1], or [key_block / 64][DECODE_ROWS] in decode */
@@ -74,6 +73,12 @@ typedef struct scratch {
     real *top, *top_key; /* [topk][NR] */
     real *sums, *totals; /* importance: [chunk_keys][VL] */
 } scratch;
+
+/* Elements of O. */
+static int64_t output_size(const af_problem *p, const af_plan *plan)
+{
+    return p->Dv * (plan->decode ? plan->block_rows : AF_NR);
+}
 
 /* Lays the scratch memory out from `base`, unless that is NULL; returns its size. */
 static size_t carve(scratch *s, const af_problem *p, const af_plan *plan, char *base)
@@ -87,8 +92,7 @@ static size_t carve(scratch *s, const af_problem *p, const af_plan *plan, char *
     const int64_t keys = plan->key_block;
     TAKE(query, p->D * AF_NR);
     TAKE(s, keys * (plan->decode ? plan->block_rows : AF_NR));
-    TAKE(o, p->Dv * AF_NR);
-    TAKE(rows, plan->decode ? plan->block_rows * p->Dv : 0);
+    TAKE(o, output_size(p, plan));
     TAKE(m, AF_NR);
     TAKE(l, AF_NR);
     TAKE(key, AF_HALF && !plan->decode ? keys * p->D : 0);
@@ -123,9 +127,10 @@ static void reset_state(const scratch *s)
     }
 }
 
-static void zero_output(const scratch *s, int64_t Dv)
+static void zero_output(const af_problem *p, const af_plan *plan, const scratch *s)
 {
-    for (int64_t j = 0; j < Dv * AF_NR; j++) s->o[j] = 0;
+    const int64_t size = output_size(p, plan);
+    for (int64_t i = 0; i < size; i++) s->o[i] = 0;
 }
 
 #endif

@@ -2,8 +2,8 @@
  * speed of memory and no lane is wasted on queries that are not there; the products are in narrow.h.
  *
  * Memory is fastest when it is read in long stretches, so a block is many keys: first all of them, then their values.
- * Rows are the queries of all heads that share the key/value head. The state that comes out (m, l, O in query lanes)
- * is the one of forward.h, so finishing and merging are shared. */
+ * Rows are the queries of all heads that share the key/value head. Of the state that comes out m and l are in query
+ * lanes as those of forward.h, O is by rows. */
 #ifndef AF_DECODE_H
 #define AF_DECODE_H
 
@@ -106,7 +106,7 @@ static void decode_keys(const af_problem *p, const af_plan *plan, const block *k
     const int64_t lds = plan->key_block, Dv = p->value.data ? p->Dv : 0;
     const int few = near_rows(Dv);
     reset_state(s);
-    for (int64_t i = 0; i < k->n * Dv; i++) s->rows[i] = 0;
+    if (Dv) zero_output(p, plan, s);
     const af_span span = k->view.span;
     for (int64_t j0 = span.begin, keys; j0 < span.end; j0 += keys) {
         const af_piece piece = af_next_piece(&k->view, p, span, j0, plan->key_block);
@@ -115,7 +115,7 @@ static void decode_keys(const af_problem *p, const af_plan *plan, const block *k
         const int n = (int)keys;
         if (!decode_block(p, plan, k, s, j0, n)) continue;
         for (int r = 0; r < k->n; r++) {
-            decode_softmax(plan->base2, n, Dv, s->s + r * lds, s->m + r, s->l + r, s->rows + r * Dv);
+            decode_softmax(plan->base2, n, Dv, s->s + r * lds, s->m + r, s->l + r, s->o + r * Dv);
             if (p->fading > 0) fade_row(p, k, r, j0, n, s->s + r * lds);
         }
         if (!Dv) continue;
@@ -125,12 +125,21 @@ static void decode_keys(const af_problem *p, const af_plan *plan, const block *k
             const uint64_t *words = s->words + j / 64 * DECODE_ROWS;
             fetch_apart(few, n - j, value, p->value.i, Dv);
             if (careful)
-                decode_values_carefully(k->n, here, s->s + j, lds, words, j % 64, value, p->value.i, s->rows, Dv);
-            else decode_values(k->n, here, s->s + j, lds, value, p->value.i, s->rows, Dv);
+                decode_values_carefully(k->n, here, s->s + j, lds, words, j % 64, value, p->value.i, s->o, Dv);
+            else decode_values(k->n, here, s->s + j, lds, value, p->value.i, s->o, Dv);
         }
     }
-    for (int r = 0; r < k->n; r++)
-        for (int64_t d = 0; d < Dv; d++) s->o[d * AF_NR + r] = s->rows[r * Dv + d];
+}
+
+static bool finite_rows(int rows, int64_t Dv, const real *o)
+{
+    const int64_t n = rows * Dv;
+    v poison = v_zero(); /* x - x is 0, or NaN where x is not finite */
+    for (int64_t i = 0; i < n; i += VL) {
+        const v x = n - i < VL ? v_load_n(o + i, (int)(n - i)) : v_load(o + i);
+        poison = v_add(poison, v_sub(x, x));
+    }
+    return !vm_word(vm_ne(poison, v_zero()));
 }
 
 static void decode(const af_problem *p, const af_plan *plan, af_unit unit, void *memory, void *partial)
@@ -141,10 +150,9 @@ static void decode(const af_problem *p, const af_plan *plan, af_unit unit, void 
     carve(&s, p, plan, memory);
     k.view.span = af_split(k.view.span, unit.split, plan->split_keys);
     if (k.view.span.begin < k.view.span.end) decode_query(p, plan, &k, s.query);
-    if (p->value.data) zero_output(&s, p->Dv);
     decode_keys(p, plan, &k, &s, false);
-    if (p->value.data && k.hides && !finite_output(&k, p->Dv, s.o)) decode_keys(p, plan, &k, &s, true);
-    if (plan->splits > 1) save_partial(p, &s, partial);
+    if (p->value.data && k.hides && !finite_rows(k.n, p->Dv, s.o)) decode_keys(p, plan, &k, &s, true);
+    if (plan->splits > 1) save_partial(p, plan, &s, partial);
     else finish(p, plan, &k, &s);
 }
 

@@ -8,15 +8,18 @@
 #ifndef AF_FINISH_H
 #define AF_FINISH_H
 
-/* What lies in a unit's partial result: m[NR], l[NR], O[Dv][NR], and the lists of top.h. */
+/* What lies in a unit's partial result: m[NR], l[NR], O, and the lists of top.h. */
 AF_INLINE real *partial_m(void *partial) { return partial; }
 AF_INLINE real *partial_l(void *partial) { return (real *)partial + AF_NR; }
 AF_INLINE real *partial_o(void *partial) { return (real *)partial + 2 * AF_NR; }
 
-AF_INLINE real *partial_top(const af_problem *p, void *partial) { return (real *)partial + (2 + p->Dv) * AF_NR; }
-AF_INLINE real *partial_top_key(const af_problem *p, void *partial)
+AF_INLINE real *partial_top(const af_problem *p, const af_plan *plan, void *partial)
 {
-    return partial_top(p, partial) + p->topk * AF_NR;
+    return partial_o(partial) + output_size(p, plan);
+}
+AF_INLINE real *partial_top_key(const af_problem *p, const af_plan *plan, void *partial)
+{
+    return partial_top(p, plan, partial) + p->topk * AF_NR;
 }
 
 /* Whether any row saw a key, by its sum of weights. What else lies in a partial result means nothing if none did. */
@@ -27,7 +30,7 @@ static bool saw_keys(const real *l)
     return any;
 }
 
-static void save_partial(const af_problem *p, const scratch *s, void *partial)
+static void save_partial(const af_problem *p, const af_plan *plan, const scratch *s, void *partial)
 {
     for (int c = 0; c < AF_NR; c++) {
         partial_m(partial)[c] = s->m[c];
@@ -35,11 +38,12 @@ static void save_partial(const af_problem *p, const scratch *s, void *partial)
     }
     if (!saw_keys(s->l)) return;
     for (int64_t i = 0; i < p->topk * AF_NR; i++) {
-        partial_top(p, partial)[i] = s->top[i];
-        partial_top_key(p, partial)[i] = s->top_key[i];
+        partial_top(p, plan, partial)[i] = s->top[i];
+        partial_top_key(p, plan, partial)[i] = s->top_key[i];
     }
     if (!p->value.data) return;
-    for (int64_t i = 0; i < p->Dv * AF_NR; i++) partial_o(partial)[i] = s->o[i];
+    const int64_t size = output_size(p, plan);
+    for (int64_t i = 0; i < size; i++) partial_o(partial)[i] = s->o[i];
 }
 
 /* One logit more for each lane: O is to be multiplied by factor, what the logit stands for by its weight. */
@@ -86,6 +90,23 @@ static uint64_t add_prior(const af_problem *p, const af_plan *plan, const block 
     return stay;
 }
 
+/* to[row] = factor[row] * O[row]; with keep plus keep[row] times what is there. Rows that are NULL are left out. */
+static void store_rows(int rows, int64_t Dv, const real *o, const real *factor, const real *keep, elem *const to[AF_NR])
+{
+    for (int i = 0; i < rows; i++, o += Dv) {
+        if (!to[i]) continue;
+        const v scale = v_set1(factor[i]);
+        int64_t d = 0;
+        for (; !keep && d + VL <= Dv; d += VL) e_store(to[i] + d, v_mul(v_load(o + d), scale));
+        for (; d < Dv; d += VL) {
+            const int here = Dv - d < VL ? (int)(Dv - d) : VL;
+            v x = v_mul(v_load_n(o + d, here), scale);
+            if (keep) x = v_fma(e_load_n(to[i] + d, here), v_set1(keep[i]), x);
+            e_store_n(to[i] + d, x, here);
+        }
+    }
+}
+
 static void finish(const af_problem *p, const af_plan *plan, const block *k, const scratch *s)
 {
     const af_view *w = &k->view;
@@ -122,7 +143,27 @@ static void finish(const af_problem *p, const af_plan *plan, const block *k, con
     find_rows(&p->output, w, rows);
     for (int lane = 0; lane < k->n; lane++)
         if (stay >> lane & 1) rows[lane] = NULL;
-    lanes_to_rows(k->n, k->nv, p->Dv, s->o, factor, p->resume ? keep : NULL, rows);
+    if (plan->decode) store_rows(k->n, p->Dv, s->o, factor, p->resume ? keep : NULL, rows);
+    else lanes_to_rows(k->n, k->nv, p->Dv, s->o, factor, p->resume ? keep : NULL, rows);
+}
+
+/* O += weight * part */
+static void add_lanes(int nv, int64_t Dv, const real *part, const real *weight, real *o)
+{
+    for (int64_t d = 0; d < Dv; d++)
+        for (int c = 0; c < nv; c++) {
+            const int64_t at = d * AF_NR + c * VL;
+            v_store(o + at, v_fma(v_load(part + at), v_load(weight + c * VL), v_load(o + at)));
+        }
+}
+
+static void add_rows(int rows, int64_t Dv, const real *part, const real *weight, real *o)
+{
+    for (int i = 0; i < rows; i++, part += Dv, o += Dv)
+        for (int64_t d = 0; d < Dv; d += VL) {
+            const int here = Dv - d < VL ? (int)(Dv - d) : VL;
+            v_store_n(o + d, v_fma(v_load_n(part + d, here), v_set1(weight[i]), v_load_n(o + d, here)), here);
+        }
 }
 
 static void merge(const af_problem *p, const af_plan *plan, af_unit unit, void *memory, const void *partials)
@@ -133,7 +174,7 @@ static void merge(const af_problem *p, const af_plan *plan, af_unit unit, void *
     carve(&s, p, plan, memory);
     reset_state(&s);
     if (p->topk) reset_top(p, &s);
-    if (p->value.data) zero_output(&s, p->Dv);
+    if (p->value.data) zero_output(p, plan, &s);
     const char *partial = partials;
     for (int64_t i = 0; i < plan->splits; i++)
         for (int c = 0; c < AF_NR; c++) {
@@ -143,15 +184,16 @@ static void merge(const af_problem *p, const af_plan *plan, af_unit unit, void *
     for (int64_t i = 0; i < plan->splits; i++) {
         void *part = (void *)(partial + i * plan->partial_bytes);
         if (!saw_keys(partial_l(part))) continue;
-        if (p->topk) join_top(p, k.nv, &s, partial_top(p, part), partial_top_key(p, part));
+        if (p->topk) join_top(p, k.nv, &s, partial_top(p, plan, part), partial_top_key(p, plan, part));
+        real weight[AF_NR];
         for (int c = 0; c < k.nv; c++) {
             const v w = exp_difference(plan->base2, v_sub(v_load(partial_m(part) + c * VL), v_load(s.m + c * VL)));
             v_store(s.l + c * VL, v_fma(v_load(partial_l(part) + c * VL), w, v_load(s.l + c * VL)));
-            for (int64_t d = 0; p->value.data && d < p->Dv; d++) {
-                real *o = s.o + d * AF_NR + c * VL;
-                v_store(o, v_fma(v_load(partial_o(part) + d * AF_NR + c * VL), w, v_load(o)));
-            }
+            v_store(weight + c * VL, w);
         }
+        if (!p->value.data) continue;
+        if (plan->decode) add_rows(k.n, p->Dv, partial_o(part), weight, s.o);
+        else add_lanes(k.nv, p->Dv, partial_o(part), weight, s.o);
     }
     finish(p, plan, &k, &s);
 }

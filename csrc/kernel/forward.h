@@ -176,14 +176,14 @@ static void run_keys(const af_problem *p, const af_plan *plan, block *k, const s
         if (!p->value.data) continue;
         if (p->fading > 0) fade_tile(p, k, j0, (int)n, s->s);
         if (empty && (careful || nv < k->nv)) {
-            zero_output(s, p->Dv);
+            zero_output(p, plan, s);
             empty = false;
         }
         if (moved && !empty) rescale(nv, p->Dv, factor, s->o + at);
         value_block(p, k, s, j0, (int)n, !empty, careful);
         empty = false;
     }
-    if (empty && p->value.data) zero_output(s, p->Dv);
+    if (empty && p->value.data) zero_output(p, plan, s);
     k->v0 = 0;
     k->v1 = k->nv;
 }
@@ -199,7 +199,7 @@ static void forward(const af_problem *p, const af_plan *plan, af_unit unit, void
     find_edges(&edge, p, plan, &k, unit);
     run_keys(p, plan, &k, &s, &edge, false);
     if (p->value.data && k.hides && !finite_output(&k, p->Dv, s.o)) run_keys(p, plan, &k, &s, &edge, true);
-    if (plan->splits > 1) save_partial(p, &s, partial);
+    if (plan->splits > 1) save_partial(p, plan, &s, partial);
     else finish(p, plan, &k, &s);
 }
 
