@@ -56,6 +56,7 @@ AF_INLINE void e_store_n(elem *p, v x, int n) { v_store_n(p, x, n); }
 #include "kernel/mask.h"
 #include "kernel/score.h"
 #include "kernel/softmax.h"
+#include "kernel/weigh.h"
 #include "kernel/top.h"
 #include "kernel/finish.h"
 #include "kernel/additive.h"

@@ -139,6 +139,41 @@ static void score_block(const af_problem *p, const block *k, const scratch *s, i
     modify_scores(p, k, j0, n, s->s);
 }
 
+/* The weights of one block of keys whose scores nothing modifies, see weigh.h. */
+static bool weigh_block(const af_problem *p, const block *k, const scratch *s, int64_t j0, int n, int seen,
+                        bool careful, const ahead *next, real *factor)
+{
+    weighing w;
+    const int nv = k->v1 - k->v0;
+    start_weighing(&w, s, seen == SEES_SOME ? s->words : NULL, k->v0, factor);
+    if (careful) {
+        score_block(p, k, s, j0, n, next);
+        if (seen == SEES_SOME) hide_scores(k, n, s->words, s->s);
+        words_of_scores(k, n, s->s, s->words);
+        for (int j = 0; j < n; j += AF_MR) weigh_stored(&w, nv, j, n - j < AF_MR ? n - j : AF_MR);
+    } else {
+        const elem *key = (const elem *)p->key.data + af_offset(&p->key, k->view.b, k->view.hk, j0);
+        int64_t ldk;
+        const real *rows = real_rows(key, p->key.i, n, p->D, s->key, &ldk);
+        weigh_product(&w, nv, n, p->D, rows, ldk, s->query + k->v0 * VL, next);
+    }
+    return end_weighing(&w, nv);
+}
+
+/* The weights of one block of keys, of which something is seen; returns whether a maximum moved, by which factors. */
+static bool block_weights(const af_problem *p, const af_plan *plan, const block *k, const scratch *s, int64_t j0, int n,
+                          int seen, bool careful, const ahead *next, real *factor)
+{
+    if (plan->base2) return weigh_block(p, k, s, j0, n, seen, careful, next, factor);
+    const int at = k->v0 * VL;
+    score_block(p, k, s, j0, n, next);
+    if (seen == SEES_SOME && (careful || p->topk)) hide_scores(k, n, s->words, s->s);
+    if (careful) words_of_scores(k, n, s->s, s->words);
+    if (p->topk) update_top(p, k, s, j0, n);
+    const uint64_t *words = seen == SEES_SOME && !careful && !p->topk ? s->words : NULL;
+    return softmax_step(k->v1 - k->v0, n, s->s + at, words, k->v0, s->m + at, s->l + at, factor);
+}
+
 /* O += V' P for one block of keys. */
 static void value_block(const af_problem *p, const block *k, const scratch *s, int64_t j0, int n, bool accumulate,
                         bool careful)
@@ -166,20 +201,14 @@ static void run_keys(const af_problem *p, const af_plan *plan, block *k, const s
         if (first) fetch_edges(&next, edge);
         fetch_lanes(&next, p, plan, k, j0, (int)n);
         first = false;
-        score_block(p, k, s, j0, (int)n, &next);
-        if (seen == SEES_SOME && (careful || p->topk)) hide_scores(k, (int)n, s->words, s->s);
-        if (careful) words_of_scores(k, (int)n, s->s, s->words);
-        if (p->topk) update_top(p, k, s, j0, (int)n);
-        const int at = k->v0 * VL, nv = k->v1 - k->v0;
-        const uint64_t *words = seen == SEES_SOME && !careful && !p->topk ? s->words : NULL;
-        const bool moved = softmax_step(nv, plan->base2, (int)n, s->s + at, words, k->v0, s->m + at, s->l + at, factor);
+        const bool moved = block_weights(p, plan, k, s, j0, (int)n, seen, careful, &next, factor);
         if (!p->value.data) continue;
         if (p->fading > 0) fade_tile(p, k, j0, (int)n, s->s);
-        if (empty && (careful || nv < k->nv)) {
+        if (empty && (careful || k->v1 - k->v0 < k->nv)) {
             zero_output(p, plan, s);
             empty = false;
         }
-        if (moved && !empty) rescale(nv, p->Dv, factor, s->o + at);
+        if (moved && !empty) rescale(k->v1 - k->v0, p->Dv, factor, s->o + k->v0 * VL);
         value_block(p, k, s, j0, (int)n, !empty, careful);
         empty = false;
     }

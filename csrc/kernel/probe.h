@@ -26,7 +26,7 @@ static void probe_tile(bool accumulate, int64_t rows, int64_t k, const void *a, 
 static void probe_softmax(void *s, int n, void *m, void *l)
 {
     real factor[AF_NR];
-    softmax_step(AF_NV, true, n, s, NULL, 0, m, l, factor);
+    softmax_step(AF_NV, n, s, NULL, 0, m, l, factor);
 }
 
 /* As many independent chains as a tile has accumulators. */

@@ -16,10 +16,10 @@ AF_INLINE v exp_difference(const bool base2, v x) { return v_exp2(base2 ? x : v_
 
 /* Returns whether a maximum moved; then factor[NR] is what O has to be multiplied by. Bit i of part v0 + c
  * of words[j] tells whether lane i of vector c sees key j; used if masked. */
-AF_INLINE bool softmax_tile(const int nv, const bool base2, const bool masked, int n, real *s, const uint64_t *words,
+AF_INLINE bool softmax_tile(const int nv, const bool masked, int n, real *s, const uint64_t *words,
                             int v0, real *m, real *l, real *factor)
 {
-    const v slack = v_set1(base2 ? SLACK : SLACK * AF_LN2);
+    const v slack = v_set1(SLACK * AF_LN2);
     v top[AF_NV], sum[AF_NV];
     UNROLL(c, nv) {
         top[c] = v_set1(-AF_INFINITY);
@@ -43,7 +43,7 @@ AF_INLINE bool softmax_tile(const int nv, const bool base2, const bool masked, i
     }
     if (moved) {
         UNROLL(c, nv) {
-            const v x = exp_difference(base2, v_sub(v_load(m + c * VL), top[c]));
+            const v x = exp_difference(false, v_sub(v_load(m + c * VL), top[c]));
             v_store(factor + c * VL, x);
             v_store(l + c * VL, v_mul(v_load(l + c * VL), x));
             v_store(m + c * VL, top[c]);
@@ -51,7 +51,7 @@ AF_INLINE bool softmax_tile(const int nv, const bool base2, const bool masked, i
     }
     for (int j = 0; j < n; j++)
         UNROLL(c, nv) {
-            const v x = exp_difference(base2, v_sub(v_load(s + j * AF_NR + c * VL), top[c]));
+            const v x = exp_difference(false, v_sub(v_load(s + j * AF_NR + c * VL), top[c]));
             v_store(s + j * AF_NR + c * VL, x);
             sum[c] = v_add(sum[c], x);
         }
@@ -60,14 +60,10 @@ AF_INLINE bool softmax_tile(const int nv, const bool base2, const bool masked, i
 }
 
 #define SOFTMAX(nv)                                                                                                    \
-    (words   ? base2 ? softmax_tile(nv, true, true, n, s, words, v0, m, l, factor)                                     \
-                     : softmax_tile(nv, false, true, n, s, words, v0, m, l, factor)                                    \
-     : base2 ? softmax_tile(nv, true, false, n, s, NULL, 0, m, l, factor)                                              \
-             : softmax_tile(nv, false, false, n, s, NULL, 0, m, l, factor))
+    (words ? softmax_tile(nv, true, n, s, words, v0, m, l, factor) : softmax_tile(nv, false, n, s, NULL, 0, m, l, factor))
 
 /* words: NULL if nothing is hidden. */
-static bool softmax_step(int nv, bool base2, int n, real *s, const uint64_t *words, int v0, real *m, real *l,
-                         real *factor)
+static bool softmax_step(int nv, int n, real *s, const uint64_t *words, int v0, real *m, real *l, real *factor)
 {
     if (nv == 1) return SOFTMAX(1);
     if (nv == 2) return SOFTMAX(2);

@@ -14,10 +14,9 @@
 #include "ahead.h"
 
 /* mr, nv, by_rows, accumulate are constants wherever this is inlined. */
-AF_INLINE void tile(const int mr, const int nv, const bool by_rows, const bool accumulate, int64_t k, const real *a,
-                    int64_t lda, const real *b, real *c)
+AF_INLINE void tile_sums(const int mr, const int nv, const bool by_rows, int64_t k, const real *a, int64_t lda,
+                         const real *b, v acc[AF_MR][AF_NV])
 {
-    v acc[AF_MR][AF_NV];
     UNROLL(i, mr)
         UNROLL(j, nv) acc[i][j] = v_zero();
     for (int64_t p = 0; p < k; p++) {
@@ -30,11 +29,23 @@ AF_INLINE void tile(const int mr, const int nv, const bool by_rows, const bool a
         a += by_rows ? 1 : lda;
         b += AF_NR;
     }
+}
+
+AF_INLINE void tile_store(const int mr, const int nv, const bool accumulate, v acc[AF_MR][AF_NV], real *c)
+{
     UNROLL(i, mr)
         UNROLL(j, nv) {
             real *to = c + i * AF_NR + j * VL;
             v_store(to, accumulate ? v_add(v_load(to), acc[i][j]) : acc[i][j]);
         }
+}
+
+AF_INLINE void tile(const int mr, const int nv, const bool by_rows, const bool accumulate, int64_t k, const real *a,
+                    int64_t lda, const real *b, real *c)
+{
+    v acc[AF_MR][AF_NV];
+    tile_sums(mr, nv, by_rows, k, a, lda, b, acc);
+    tile_store(mr, nv, accumulate, acc, c);
 }
 
 /* All rows: whole tiles, then the rest. A rest that need not accumulate repeats rows of the tile before it. */

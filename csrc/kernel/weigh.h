@@ -1,0 +1,128 @@
+/* Scores that become weights in the registers of their tile: where nothing hides or modifies the scores of a block,
+ *
+ *   P_j = exp(K_j Q' - m)      l += sum_j P_j
+ *
+ * while the products of the next tile are already under way, and scores never go through memory. This takes m as it is.
+ * If some maximum must grow (see softmax.h), the tile's scores are stored, what lies behind it is brought down to the
+ * new maximum, and the tile goes on from memory. Tiles decide for each lane by its own scores, in this order. */
+#ifndef AF_WEIGH_H
+#define AF_WEIGH_H
+
+/* A block of keys whose lanes begin at the pointers: its weights P[.][NR] as far as they have come and their sums; factor
+ * is what O must be multiplied by once a maximum has moved. */
+typedef struct weighing {
+    real *p, *m, *l, *factor;
+    const uint64_t *words; /* bit c * VL + i of words[j]: whether lane i of vector c - v0 sees key j; NULL if all do */
+    int v0;
+    real sum[AF_NR];
+    bool moved;
+} weighing;
+
+static void start_weighing(weighing *w, const scratch *s, const uint64_t *words, int v0, real *factor)
+{
+    *w = (weighing){.p = s->s + v0 * VL, .m = s->m + v0 * VL, .l = s->l + v0 * VL, .factor = factor, .words = words};
+    w->v0 = v0;
+}
+
+static bool end_weighing(weighing *w, int nv)
+{
+    for (int c = 0; c < nv * VL; c += VL) v_store(w->l + c, v_add(v_load(w->l + c), v_load(w->sum + c)));
+    return w->moved;
+}
+
+/* The weights of keys j .. j + AF_MR from their scores x, if no maximum must grow for them. */
+AF_INLINE bool weigh_scores(weighing *w, const int nv, int64_t j, v x[AF_MR][AF_NV])
+{
+    uint64_t grows = 0;
+    UNROLL(c, nv) {
+        v top = v_set1(-AF_INFINITY);
+        UNROLL(i, AF_MR) top = v_max(x[i][c], top);
+        grows |= vm_word(vm_gt(top, v_add(v_load(w->m + c * VL), v_set1(SLACK))));
+    }
+    if (grows) return false;
+    UNROLL(c, nv) {
+        const v m = v_load(w->m + c * VL);
+        v sum = v_load(w->sum + c * VL);
+        UNROLL(i, AF_MR) {
+            const v y = v_exp2(v_sub(x[i][c], m));
+            v_store(w->p + (j + i) * AF_NR + c * VL, y);
+            sum = v_add(sum, y);
+        }
+        v_store(w->sum + c * VL, sum);
+    }
+    return true;
+}
+
+/* The same for n keys from scores that are stored where the weights shall be, letting a maximum grow. */
+static void weigh_stored(weighing *w, int nv, int64_t j, int n)
+{
+    for (int c = 0; !w->moved && c < nv * VL; c++) w->factor[c] = 1;
+    for (int c = 0; c < nv * VL; c += VL) {
+        real *p = w->p + c, *end = p + j * AF_NR;
+        v top = v_set1(-AF_INFINITY), sum = v_load(w->sum + c);
+        for (int i = 0; i < n; i++) top = v_max(v_load(end + i * AF_NR), top);
+        v m = v_load(w->m + c);
+        const vm grows = vm_gt(top, v_add(m, v_set1(SLACK)));
+        if (vm_word(grows)) {
+            const v old = m;
+            m = v_select(grows, top, old);
+            const v factor = v_exp2(v_sub(old, m));
+            v_store(w->m + c, m);
+            v_store(w->l + c, v_mul(v_load(w->l + c), factor));
+            v_store(w->factor + c, v_mul(v_load(w->factor + c), factor));
+            sum = v_mul(sum, factor);
+            for (; p < end; p += AF_NR) v_store(p, v_mul(v_load(p), factor));
+            w->moved = true;
+        }
+        for (int i = 0; i < n; i++) {
+            const v y = v_exp2(v_sub(v_load(end + i * AF_NR), m));
+            v_store(end + i * AF_NR, y);
+            sum = v_add(sum, y);
+        }
+        v_store(w->sum + c, sum);
+    }
+}
+
+AF_INLINE v hide(const weighing *w, int64_t j, int c, v x)
+{
+    return v_select(vm_part(w->words + j, w->v0 + c), x, v_set1(-AF_INFINITY));
+}
+
+AF_INLINE void weigh_tiles(weighing *w, const int nv, const bool masked, int64_t n, int64_t D, const real *key,
+                           int64_t ldk, const real *query, const ahead *next)
+{
+    int64_t j = 0;
+    for (; j + AF_MR <= n; j += AF_MR) {
+        fetch_ahead(next, j, AF_MR);
+        v x[AF_MR][AF_NV];
+        tile_sums(AF_MR, nv, true, D, key + j * ldk, ldk, query, x);
+        UNROLL(i, AF_MR)
+            UNROLL(c, nv)
+                if (masked) x[i][c] = hide(w, j + i, c, x[i][c]);
+        if (weigh_scores(w, nv, j, x)) continue;
+        tile_store(AF_MR, nv, false, x, w->p + j * AF_NR);
+        weigh_stored(w, nv, j, AF_MR);
+    }
+    if (j == n) return;
+    product(nv, true, false, n - j, D, key + j * ldk, ldk, query, w->p + j * AF_NR, next);
+    for (int64_t i = j; masked && i < n; i++)
+        UNROLL(c, nv) {
+            real *p = w->p + i * AF_NR + c * VL;
+            v_store(p, hide(w, i, c, v_load(p)));
+        }
+    weigh_stored(w, nv, j, (int)(n - j));
+}
+
+/* n keys, see score_product. */
+static void weigh_product(weighing *w, int nv, int64_t n, int64_t D, const real *key, int64_t ldk, const real *query,
+                          const ahead *next)
+{
+    if (nv == 1 && w->words) weigh_tiles(w, 1, true, n, D, key, ldk, query, next);
+    else if (nv == 1) weigh_tiles(w, 1, false, n, D, key, ldk, query, next);
+    else if (nv == 2 && w->words) weigh_tiles(w, 2, true, n, D, key, ldk, query, next);
+    else if (nv == 2) weigh_tiles(w, 2, false, n, D, key, ldk, query, next);
+    else if (w->words) weigh_tiles(w, AF_NV, true, n, D, key, ldk, query, next);
+    else weigh_tiles(w, AF_NV, false, n, D, key, ldk, query, next);
+}
+
+#endif
