@@ -27,7 +27,7 @@ def jump(to, name="jne"):
 
 def loops_of(*lines):
     (code,) = asm.functions(listing(*lines)).values()
-    return [[x.address for x in loop] for loop in asm.innermost_loops(code)]
+    return [[x.address for x in loop] for loop in asm.loops_of(code)[0]]
 
 
 def test_inner_loop_of_two():

@@ -6,7 +6,8 @@ For x86-64 and AArch64, of which another objdump may be wanted (aarch64-linux-gn
 
 Disassembles every kernel object, finds its innermost loops and sorts the hot ones:
 
-* scores, values: the register tile in each of the two products (tile.h);
+* scores, values: the register tile in each of the two products (tile.h, weigh.h);
+* weigh: the loop around it in which scores become weights (weigh.h), not an innermost one;
 * softmax, row softmax: exp over a tile (softmax.h) and over one row (decode.h);
 * dot, axpy: keys and values in decoding (narrow.h).
 
@@ -76,11 +77,13 @@ MACHINES = {
 # By the function a loop is in: those of the sources, and those that they may be inlined into.
 PRODUCTS = {
     "score_product": "scores",
+    "weigh_product": "scores",
     "value_product": "values",
     **{f"dot_{rows}": "dot" for rows in (1, 2, 3, 4)},
     "decode_values": "axpy",
     "decode_keys": "axpy",
 }
+WEIGHS = {"weigh_product": "weigh"}
 EXPS = {"softmax_step": "softmax", "run_keys": "softmax", "decode_keys": "row softmax"}
 
 # Stores known in one loop, a sum for each column: with a maximum each and the coefficients they do
@@ -141,10 +144,11 @@ def reached(start: int, ways: dict[int, list[int]]) -> set[int]:
     return seen
 
 
-def innermost_loops(code: list[Instruction]) -> list[list[Instruction]]:
-    """What lies on a way from the target of a backward jump to the jump, and around no other loop.
+def loops_of(code: list[Instruction]) -> tuple[list[list[Instruction]], list[list[Instruction]]]:
+    """The innermost loops, and those around others.
 
-    A jump back from code that was moved out of the way is no loop: no way leads there."""
+    A loop is what lies on a way from the target of a backward jump to the jump. A jump back from
+    code that was moved out of the way is no loop: no way leads there."""
     at = {x.address: i for i, x in enumerate(code)}
     targets = [None if x.target is None else at.get(x.target) for x in code]
     ends = {head: i for i, head in enumerate(targets) if head is not None and head <= i}
@@ -162,7 +166,8 @@ def innermost_loops(code: list[Instruction]) -> list[list[Instruction]]:
         if end in onward:
             bodies.append(onward & reached(end, before))
     inner = [body for body in bodies if not any(other < body for other in bodies)]
-    return [[code[i] for i in sorted(body)] for body in inner]
+    outer = [body for body in bodies if body not in inner]
+    return tuple([[code[i] for i in sorted(body)] for body in sort] for sort in (inner, outer))
 
 
 def hot_loops(text: str, machine: Machine) -> list[Loop]:
@@ -173,12 +178,18 @@ def hot_loops(text: str, machine: Machine) -> list[Loop]:
         # Without a frame pointer, its register is one like any other.
         framed = any(re.match(machine.frame, x.text) for x in code)
         stack = machine.framed_stack if framed else machine.stack
-        for loop in innermost_loops(code):
+        plain_name = name.split(".")[0]
+        inner, outer = loops_of(code)
+        for loop in inner + (outer if plain_name in WEIGHS else []):
             lines = [x.text for x in loop]
             fmas = sum(bool(re.match(machine.fma, x)) for x in lines)
             exps = sum(bool(re.match(machine.exp, x)) for x in lines)
-            sort = (EXPS if exps else PRODUCTS).get(name.split(".")[0])
-            if not sort or not fmas or any(re.match(machine.aside, x) for x in lines[:-1]):
+            if loop in outer:
+                sort = WEIGHS[plain_name] if exps else None
+            else:
+                sort = (EXPS if exps else PRODUCTS).get(plain_name)
+                sort = None if any(re.match(machine.aside, x) for x in lines[:-1]) else sort
+            if not sort or not fmas:
                 continue
             memory = [x for x in lines if re.match(machine.memory, x)]
             stores = [x for x in memory if re.match(machine.store, x)]
@@ -198,6 +209,8 @@ def full_sizes(variant: str) -> dict[str, int]:
         int(re.findall(rf"#define AF_{name} (\d+)", text)[0]) for name in names
     )
     sizes = {"scores": rows * vectors, "values": rows * vectors, "softmax": vectors}
+    if "#define AF_TILE_WEIGHS 1" in text:
+        sizes["weigh"] = rows * vectors
     if isa != "generic":
         sizes["row softmax"] = 1
     if isa != "generic" or dtype in ("f32", "f64"):  # others convert one by one, which is slow
@@ -207,14 +220,18 @@ def full_sizes(variant: str) -> dict[str, int]:
 
 def check(variant: str, sizes: dict[str, int], loops: list[Loop]) -> list[str]:
     problems = []
+    exps = {*EXPS.values(), *WEIGHS.values()}
     for sort, size in sizes.items():
         if not any(loop.sort == sort and loop.size % size == 0 for loop in loops):
             problems.append(f"{variant}: {sort}: no loop of {size} found")
     for loop in loops:
         # What an exp only loads is constant: coefficients and maxima that do not fit the registers,
         # as cheap on the stack as elsewhere. The other loops are sized to need nothing from there.
-        spills = loop.stack_stores + (0 if loop.sort in EXPS.values() else loop.stack_loads)
-        if loop.sort in sizes and spills > ALLOWED.get((variant, loop.sort), 0):
+        spills = loop.stack_stores + (0 if loop.sort in exps else loop.stack_loads)
+        allowed = ALLOWED.get((variant, loop.sort), 0)
+        if loop.sort == "weigh":  # around the tile: exps come while accumulators fill the registers
+            allowed = 2 * sizes.get("weigh", 0)
+        if loop.sort in sizes and spills > allowed:
             where = f"{loop.function} at {loop.address:x}"
             problems.append(f"{variant}: {loop.sort}: {spills} stack accesses in {where}")
     return problems

@@ -124,8 +124,7 @@ static void decode_keys(const af_problem *p, const af_plan *plan, const block *k
             const int here = n - j < few ? n - j : few;
             const uint64_t *words = s->words + j / 64 * DECODE_ROWS;
             fetch_apart(few, n - j, value, p->value.i, Dv);
-            if (careful)
-                decode_values_carefully(k->n, here, s->s + j, lds, words, j % 64, value, p->value.i, s->o, Dv);
+            if (careful) decode_values_carefully(k->n, here, s->s + j, lds, words, j % 64, value, p->value.i, s->o, Dv);
             else decode_values(k->n, here, s->s + j, lds, value, p->value.i, s->o, Dv);
         }
     }

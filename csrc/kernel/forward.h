@@ -128,12 +128,17 @@ static void fetch_lanes(ahead *a, const af_problem *p, const af_plan *plan, cons
     a->mask_end = af_min(k->view.span.end, j0 + n + plan->key_block);
 }
 
+static const real *key_rows(const af_problem *p, const block *k, const scratch *s, int64_t j0, int n, int64_t *ldk)
+{
+    const elem *key = (const elem *)p->key.data + af_offset(&p->key, k->view.b, k->view.hk, j0);
+    return real_rows(key, p->key.i, n, p->D, s->key, ldk);
+}
+
 /* Scores of one block of keys after modifiers; the block is at least partly visible. */
 static void score_block(const af_problem *p, const block *k, const scratch *s, int64_t j0, int n, const ahead *next)
 {
-    const elem *key = (const elem *)p->key.data + af_offset(&p->key, k->view.b, k->view.hk, j0);
     int64_t ldk;
-    const real *rows = real_rows(key, p->key.i, n, p->D, s->key, &ldk);
+    const real *rows = key_rows(p, k, s, j0, n, &ldk);
     if (p->additive) additive_product(p, k, s, n, rows, ldk, s->s);
     else score_product(k->v1 - k->v0, n, p->D, rows, ldk, s->query + k->v0 * VL, s->s + k->v0 * VL, next);
     modify_scores(p, k, j0, n, s->s);
@@ -146,17 +151,19 @@ static bool weigh_block(const af_problem *p, const block *k, const scratch *s, i
     weighing w;
     const int nv = k->v1 - k->v0;
     start_weighing(&w, s, seen == SEES_SOME ? s->words : NULL, k->v0, factor);
-    if (careful) {
-        score_block(p, k, s, j0, n, next);
-        if (seen == SEES_SOME) hide_scores(k, n, s->words, s->s);
-        words_of_scores(k, n, s->s, s->words);
-        for (int j = 0; j < n; j += AF_MR) weigh_stored(&w, nv, j, n - j < AF_MR ? n - j : AF_MR);
-    } else {
-        const elem *key = (const elem *)p->key.data + af_offset(&p->key, k->view.b, k->view.hk, j0);
+#if AF_TILE_WEIGHS
+    if (!careful) {
         int64_t ldk;
-        const real *rows = real_rows(key, p->key.i, n, p->D, s->key, &ldk);
+        const real *rows = key_rows(p, k, s, j0, n, &ldk);
         weigh_product(&w, nv, n, p->D, rows, ldk, s->query + k->v0 * VL, next);
+        return end_weighing(&w, nv);
     }
+#endif
+    const int few = weighed_keys(n);
+    score_block(p, k, s, j0, n, next);
+    if (seen == SEES_SOME) hide_scores(k, n, s->words, s->s);
+    if (careful) words_of_scores(k, n, s->s, s->words);
+    for (int j = 0; j < n; j += few) weigh_stored(&w, nv, j, n - j < few ? n - j : few);
     return end_weighing(&w, nv);
 }
 

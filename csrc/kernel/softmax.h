@@ -16,8 +16,8 @@ AF_INLINE v exp_difference(const bool base2, v x) { return v_exp2(base2 ? x : v_
 
 /* Returns whether a maximum moved; then factor[NR] is what O has to be multiplied by. Bit i of part v0 + c
  * of words[j] tells whether lane i of vector c sees key j; used if masked. */
-AF_INLINE bool softmax_tile(const int nv, const bool masked, int n, real *s, const uint64_t *words,
-                            int v0, real *m, real *l, real *factor)
+AF_INLINE bool softmax_tile(const int nv, const bool masked, int n, real *s, const uint64_t *words, int v0, real *m,
+                            real *l, real *factor)
 {
     const v slack = v_set1(SLACK * AF_LN2);
     v top[AF_NV], sum[AF_NV];
@@ -60,7 +60,8 @@ AF_INLINE bool softmax_tile(const int nv, const bool masked, int n, real *s, con
 }
 
 #define SOFTMAX(nv)                                                                                                    \
-    (words ? softmax_tile(nv, true, n, s, words, v0, m, l, factor) : softmax_tile(nv, false, n, s, NULL, 0, m, l, factor))
+    (words ? softmax_tile(nv, true, n, s, words, v0, m, l, factor)                                                     \
+           : softmax_tile(nv, false, n, s, NULL, 0, m, l, factor))
 
 /* words: NULL if nothing is hidden. */
 static bool softmax_step(int nv, int n, real *s, const uint64_t *words, int v0, real *m, real *l, real *factor)

@@ -1,15 +1,16 @@
-/* Scores that become weights in the registers of their tile: where nothing hides or modifies the scores of a block,
+/* From scores that nothing modifies to weights, a few keys at a time:
  *
  *   P_j = exp(K_j Q' - m)      l += sum_j P_j
  *
- * while the products of the next tile are already under way, and scores never go through memory. This takes m as it is.
- * If some maximum must grow (see softmax.h), the tile's scores are stored, what lies behind it is brought down to the
- * new maximum, and the tile goes on from memory. Tiles decide for each lane by its own scores, in this order. */
+ * With registers enough (AF_TILE_WEIGHS) in the tile of the product, so that scores never go through memory and the
+ * next tile's products begin meanwhile. That takes m as it is. If a maximum must grow (see softmax.h), the tile's
+ * scores are stored, what lies behind is brought down to the new maximum, and the tile goes on from memory. Each lane
+ * is treated by its own scores alone, whatever others do. */
 #ifndef AF_WEIGH_H
 #define AF_WEIGH_H
 
-/* A block of keys whose lanes begin at the pointers: its weights P[.][NR] as far as they have come and their sums; factor
- * is what O must be multiplied by once a maximum has moved. */
+/* A block of keys whose lanes begin at the pointers: its weights P[.][NR] as far as they have come and their sums;
+ * factor is what O must be multiplied by once a maximum has moved. */
 typedef struct weighing {
     real *p, *m, *l, *factor;
     const uint64_t *words; /* bit c * VL + i of words[j]: whether lane i of vector c - v0 sees key j; NULL if all do */
@@ -30,30 +31,7 @@ static bool end_weighing(weighing *w, int nv)
     return w->moved;
 }
 
-/* The weights of keys j .. j + AF_MR from their scores x, if no maximum must grow for them. */
-AF_INLINE bool weigh_scores(weighing *w, const int nv, int64_t j, v x[AF_MR][AF_NV])
-{
-    uint64_t grows = 0;
-    UNROLL(c, nv) {
-        v top = v_set1(-AF_INFINITY);
-        UNROLL(i, AF_MR) top = v_max(x[i][c], top);
-        grows |= vm_word(vm_gt(top, v_add(v_load(w->m + c * VL), v_set1(SLACK))));
-    }
-    if (grows) return false;
-    UNROLL(c, nv) {
-        const v m = v_load(w->m + c * VL);
-        v sum = v_load(w->sum + c * VL);
-        UNROLL(i, AF_MR) {
-            const v y = v_exp2(v_sub(x[i][c], m));
-            v_store(w->p + (j + i) * AF_NR + c * VL, y);
-            sum = v_add(sum, y);
-        }
-        v_store(w->sum + c * VL, sum);
-    }
-    return true;
-}
-
-/* The same for n keys from scores that are stored where the weights shall be, letting a maximum grow. */
+/* The weights of n keys from j on, from scores that are stored where the weights shall be. */
 static void weigh_stored(weighing *w, int nv, int64_t j, int n)
 {
     for (int c = 0; !w->moved && c < nv * VL; c++) w->factor[c] = 1;
@@ -83,6 +61,34 @@ static void weigh_stored(weighing *w, int nv, int64_t j, int n)
     }
 }
 
+/* Keys that are weighed at a time, of a block of n. */
+AF_INLINE int weighed_keys(int n) { return AF_TILE_WEIGHS ? AF_MR : n; }
+
+#if AF_TILE_WEIGHS
+/* The weights of keys j .. j + AF_MR from their scores x, unless a maximum must grow for them. */
+AF_INLINE bool weigh_scores(weighing *w, const int nv, int64_t j, v x[AF_MR][AF_NV])
+{
+    uint64_t grows = 0;
+    UNROLL(c, nv) {
+        v top = v_set1(-AF_INFINITY);
+        UNROLL(i, AF_MR) top = v_max(x[i][c], top);
+        grows |= vm_word(vm_gt(top, v_add(v_load(w->m + c * VL), v_set1(SLACK))));
+    }
+    if (grows) return false;
+    UNROLL(c, nv) {
+        const v m = v_load(w->m + c * VL);
+        v sum = v_load(w->sum + c * VL);
+        UNROLL(i, AF_MR) {
+            const v y = v_exp2(v_sub(x[i][c], m));
+            v_store(w->p + (j + i) * AF_NR + c * VL, y);
+            sum = v_add(sum, y);
+        }
+        v_store(w->sum + c * VL, sum);
+    }
+    return true;
+}
+
+/* A score, or -inf where it is hidden. */
 AF_INLINE v hide(const weighing *w, int64_t j, int c, v x)
 {
     return v_select(vm_part(w->words + j, w->v0 + c), x, v_set1(-AF_INFINITY));
@@ -104,7 +110,7 @@ AF_INLINE void weigh_tiles(weighing *w, const int nv, const bool masked, int64_t
         weigh_stored(w, nv, j, AF_MR);
     }
     if (j == n) return;
-    product(nv, true, false, n - j, D, key + j * ldk, ldk, query, w->p + j * AF_NR, next);
+    score_product(nv, n - j, D, key + j * ldk, ldk, query, w->p + j * AF_NR, next);
     for (int64_t i = j; masked && i < n; i++)
         UNROLL(c, nv) {
             real *p = w->p + i * AF_NR + c * VL;
@@ -114,8 +120,8 @@ AF_INLINE void weigh_tiles(weighing *w, const int nv, const bool masked, int64_t
 }
 
 /* n keys, see score_product. */
-static void weigh_product(weighing *w, int nv, int64_t n, int64_t D, const real *key, int64_t ldk, const real *query,
-                          const ahead *next)
+static __attribute__((noinline)) void weigh_product(weighing *w, int nv, int64_t n, int64_t D, const real *key,
+                                                    int64_t ldk, const real *query, const ahead *next)
 {
     if (nv == 1 && w->words) weigh_tiles(w, 1, true, n, D, key, ldk, query, next);
     else if (nv == 1) weigh_tiles(w, 1, false, n, D, key, ldk, query, next);
@@ -124,5 +130,7 @@ static void weigh_product(weighing *w, int nv, int64_t n, int64_t D, const real 
     else if (w->words) weigh_tiles(w, AF_NV, true, n, D, key, ldk, query, next);
     else weigh_tiles(w, AF_NV, false, n, D, key, ldk, query, next);
 }
+
+#endif
 
 #endif
