@@ -1,4 +1,4 @@
-/* Online softmax on a tile of scores S[n][NR], lane by lane:
+/* Online softmax on a block of scores S[n][NR] that something has modified (plain ones: weigh.h), lane by lane:
  *
  *   m' = max(m, max_j S_j)      P_j = exp(S_j - m')      l' = exp(m - m') l + sum_j P_j      O' = exp(m - m') O
  *

@@ -1,0 +1,50 @@
+"""csrc/kernel/weigh.h: maxima that grow anywhere in a block, and what lies behind them then."""
+
+import numpy as np
+import pytest
+
+import attnfast
+from support import DTYPE_IDS, DTYPES, check, randn
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+ORDERS = {
+    "rising": lambda n, step: step * np.arange(n),
+    "falling": lambda n, step: -step * np.arange(n),
+    "zigzag": lambda n, step: step * np.arange(n) * (-1.0) ** np.arange(n),
+    "one-late": lambda n, step: step * n * (np.arange(n) == n - 1),
+    "one-in-a-tile": lambda n, step: step * np.arange(n) * (np.arange(n) % 8 == 5),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("step", [0.25, 6.0, 100.0])
+@pytest.mark.parametrize("order", ORDERS)
+def test_scores_that_rise(order, step, dtype, rng):
+    """By less and by more than what a maximum waits for, in whole tiles and rests of them."""
+    for lq, lk in [(9, 1), (9, 7), (17, 8), (48, 9), (40, 130), (60, 300)]:
+        heights = ORDERS[order](lk, step)
+        k = heights[:, None].astype(dtype)
+        q = rng.uniform(-1, 1, (lq, 1)).astype(dtype)
+        v = randn(rng, (lk, 5), dtype)
+        mask = rng.random((lq, lk)) < 0.8
+        for options in [{}, {"mask": mask}, {"window_size": (40, 3), "q_offset": "end"}]:
+            result = attnfast.attention(
+                q, k, v, scale=1.0, return_lse=True, return_weights=True, **options
+            )
+            check(result, q, k, v, scale=1.0, **options)
+
+
+def test_a_growing_maximum_of_one_row_leaves_the_others_alone(rng):
+    """Row 20 meets ever larger scores, the others small ones: their bits are those of a call in
+    which row 20 is quiet."""
+    q, k, v = randn(rng, (40, 8)), randn(rng, (500, 8)), randn(rng, (500, 16))
+    k[:, 0] = np.arange(500)
+    q[:, 0] = 0
+    quiet = attnfast.attention(q, k, v, return_lse=True)
+    q[20, 0] = 50
+    loud = attnfast.attention(q, k, v, return_lse=True)
+    others = np.arange(40) != 20
+    assert (loud.output[others] == quiet.output[others]).all()
+    assert (loud.lse[others] == quiet.lse[others]).all()
+    assert loud.lse[20] > 1000 * abs(quiet.lse[20])
