@@ -117,11 +117,12 @@ class Library:
         return [self.compiler, *self.flags, *flags, "-Icsrc", "-c", str(source), "-o", f"{name}.o"]
 
     def _variant(self, v: Variant, always: Sequence[str]) -> list[str]:
-        # Not the level of the build: the code is the same at any, and -O3 takes a sanitizer minutes.
+        # Not the level: the code is the same at any, and more takes a sanitizer minutes a variant.
+        flags = [flag for flag in always if not flag.startswith("-O")]
         names = [f"-DAF_ISA={v.isa}", f"-DAF_TYPE={v.dtype}", f"-DAF_DTYPE={DTYPES.index(v.dtype)}"]
         header = f'-DAF_SIMD_HEADER="simd/{v.isa}.h"'
         to = ["-Icsrc", "-c", "csrc/kernels.c", "-o", f"{v.dtype}_{v.isa}.o"]
-        return [*self.kernels, *always, *v.flags, *names, header, *to]
+        return [*self.kernels, *flags, *v.flags, *names, header, *to]
 
     def _run(self, commands: Sequence[list[str]]) -> None:
         with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
