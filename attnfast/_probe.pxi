@@ -179,7 +179,7 @@ def time_exp2(double seconds, str dtype="float32"):
 
 
 def time_softmax(double seconds, str dtype="float32"):
-    """Billions of scores a second through one online softmax step on a tile of 128 keys, one thread."""
+    """Billions of modified scores a second through the online softmax of 128 keys, one thread."""
     cdef const af_kernels *t = table(dtype)
     cdef cnp.ndarray s = np.zeros((128, t.nr), dtype), m = np.zeros(t.nr, dtype), total = np.zeros(t.nr, dtype)
 

@@ -2,7 +2,8 @@
 
 Work is counted in the slots of the FMA units: a product of the tile is one FMA (2 flops); `exp2` is
 at least a polynomial (degree 5, in float64 degree 11) and a scaling by a power of two; a pass of
-the online softmax adds the maximum, the subtraction and the sum, 3 slots.
+the online softmax over modified scores adds the maximum, the subtraction, the change of base and
+the sum, 4 slots. (Plain scores go through the softmax in the tile, which no loop alone shows.)
 """
 
 import pytest
@@ -41,4 +42,4 @@ def test_exp2(dtype, limit, record):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_softmax(dtype, limit, record):
-    record(_core.time_softmax(SECONDS, dtype), "Gscore/s", limit / (2 * (EXP_SLOTS[dtype] + 3)))
+    record(_core.time_softmax(SECONDS, dtype), "Gscore/s", limit / (2 * (EXP_SLOTS[dtype] + 4)))

@@ -42,8 +42,8 @@ static void work_alone(const stretch *s, int thread)
     char *scratch = w->scratch + (size_t)thread * w->scratch_bytes;
     for (;;) {
         const int64_t left = w->count - atomic_load_explicit(s->next, memory_order_relaxed);
-        const int64_t share = s->threads > 1 ? left / (4 * s->threads) : left;
-        const int64_t take = share < 1 ? 1 : share < w->chunk ? share : w->chunk; /* ever less towards the end */
+        const int64_t share = s->threads > 1 ? left / (4 * s->threads) : left; /* ever less towards the end */
+        const int64_t take = share < 1 ? 1 : share < w->chunk ? share : w->chunk;
         const int64_t first = atomic_fetch_add_explicit(s->next, take, memory_order_relaxed);
         if (first >= w->count) return;
         const int64_t end = w->count - first < take ? w->count : first + take;

@@ -48,3 +48,15 @@ def test_a_growing_maximum_of_one_row_leaves_the_others_alone(rng):
     assert (loud.output[others] == quiet.output[others]).all()
     assert (loud.lse[others] == quiet.lse[others]).all()
     assert loud.lse[20] > 1000 * abs(quiet.lse[20])
+
+
+@pytest.mark.parametrize("lq", [1, 16, 60])
+@pytest.mark.parametrize("order", ORDERS)
+def test_large_values_whatever_the_order(order, lq, rng):
+    """Weights are up to 2^8 while a maximum waits, over as many keys as there are: what the sums of
+    values that large have room for."""
+    lk = 130
+    for step in [0.02, 0.6, 5.5]:
+        k = ORDERS[order](lk, step)[:, None].astype(np.float32)
+        q, v = np.ones((lq, 1), np.float32), np.full((lk, 4), 1e36 / lk, np.float32)
+        check(attnfast.attention(q, k, v, scale=1.0), q, k, v, scale=1.0)
