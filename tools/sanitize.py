@@ -52,7 +52,7 @@ LEFT_OUT = {
 
 
 def copied(work: Path) -> Path:
-    """A copy of the checkout whose kernels are compiled at -O1: more takes several times as long."""
+    """A copy of the checkout whose kernels are compiled at -O1: more takes minutes."""
     source = work / "source"
     unwanted = shutil.ignore_patterns(".*", "build", "dist", "__pycache__")
     shutil.copytree(ROOT, source, ignore=unwanted)
