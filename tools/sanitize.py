@@ -40,6 +40,7 @@ LEFT_OUT = {
     "tests/test_neighbours.py": "other libraries' runtimes in processes without the preloaded ones",
     "tests/test_neighbours_joblib.py": "the same",
     "tests/test_quota.py": "the same, in mount namespaces",
+    "tests/test_neighbours_workers.py::TestForksFromThreads": "the same, of a call of seconds",
     "tests/test_bench.py": "measures time, and torch and others at that",
     "tests/test_bench_family.py": "measures time",
     "tests/test_bench_shown.py": "measures time",
