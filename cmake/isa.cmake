@@ -15,10 +15,12 @@ set(_x86 "^(x86_64|AMD64|amd64|i[3-6]86)$")
 set(_arm64 "^(aarch64|arm64|ARM64)$")
 set(_any ".*")
 
-# Unrolling of the loops over accumulators is explicit in the source and does not hang on the level. -O3 makes objects half
-# as large again and GCC 12 spill in the tile of float32 on NEON, for 3 % in the shortest calls. No -ffast-math: -inf and
-# NaN are data here, and its link step would change how the whole process treats denormals.
+# Unrolling of the loops over accumulators is explicit in the source and does not hang on the level. -O3 takes 2 to 5 % off
+# short calls and windows, but makes objects half as large again, and GCC 12 spill in the tile of float32 on NEON: so it is
+# for what most calls use. No -ffast-math: -inf and NaN are data here, and its link step would change how the whole
+# process treats denormals.
 set(_common -O2 -fno-math-errno -fno-trapping-math -ffp-contract=off)
+set(_more f32_avx512 f32_avx2)
 
 function(attnfast_isa isa processors)
   cmake_parse_arguments(ARG "" "" "FLAGS;DTYPES" ${ARGN})
@@ -40,6 +42,9 @@ function(attnfast_isa isa processors)
     set(target kernels_${dtype}_${isa})
     add_library(${target} OBJECT csrc/kernels.c)
     target_compile_options(${target} PRIVATE ${_common} ${ARG_FLAGS})
+    if("${dtype}_${isa}" IN_LIST _more)
+      target_compile_options(${target} PRIVATE -O3)
+    endif()
     target_compile_definitions(
       ${target} PRIVATE AF_ISA=${isa} AF_TYPE=${dtype} AF_DTYPE=${numbers_${dtype}}
                         AF_SIMD_HEADER="simd/${isa}.h")
