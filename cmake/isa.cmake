@@ -20,7 +20,7 @@ set(_any ".*")
 # for what most calls use. No -ffast-math: -inf and NaN are data here, and its link step would change how the whole
 # process treats denormals.
 set(_common -O2 -fno-math-errno -fno-trapping-math -ffp-contract=off)
-set(_more f32_avx512 f32_avx2)
+set(_at_o3 f32_avx512 f32_avx2)
 
 function(attnfast_isa isa processors)
   cmake_parse_arguments(ARG "" "" "FLAGS;DTYPES" ${ARGN})
@@ -42,7 +42,7 @@ function(attnfast_isa isa processors)
     set(target kernels_${dtype}_${isa})
     add_library(${target} OBJECT csrc/kernels.c)
     target_compile_options(${target} PRIVATE ${_common} ${ARG_FLAGS})
-    if("${dtype}_${isa}" IN_LIST _more)
+    if("${dtype}_${isa}" IN_LIST _at_o3)
       target_compile_options(${target} PRIVATE -O3)
     endif()
     target_compile_definitions(
