@@ -1,19 +1,29 @@
 /* Memory that will be wanted soon, fetched into the second-level cache a few rows at a time between tiles of scores.
  * The hardware does not see it coming: values are read a few columns at a time, queries and outputs a block at a time.
- * Only what no earlier unit has read is fetched: asking for what is near already costs more than it gains.
+ * Only what no earlier unit has read is fetched: asking for what is near already costs more than it gains. And no more
+ * at a time than needed: requests beyond some 24 lines under way are dropped.
  *
  *   with the tile of keys j .. j + 8 of a block come
- *   rows j .. j + 8 of    values, this block's    keys, the next block's or the next unit's
- *   and in a unit's first block of keys    queries, the next unit's    outputs, its own
+ *   rows j .. j + 8 of    values, this block's    keys, the next block's
+ *   and some more of      what is wanted when this unit ends and the next one begins
  *   and of some lanes the rows over keys of    a bias, for this block    a mask, for the next */
 #ifndef AF_AHEAD_H
 #define AF_AHEAD_H
 
+/* What a unit writes when it ends and what is new to the next unit when it begins, an equal part of it with every tile:
+ * rows that are left to fetch. */
+typedef struct edges {
+    elem *output_row[AF_NR], *query_row[AF_NR];
+    const elem *key, *value;
+    int64_t outputs, queries, keys, values;
+    int64_t rows_a_tile;
+    bool fresh; /* no unit of this head has read its keys and values before */
+} edges;
+
 typedef struct ahead {
     const elem *value, *key;
     int64_t value_stride, key_stride, values, keys; /* strides and numbers of rows */
-    elem *const *query, *const *output;
-    int64_t queries, outputs;
+    edges *edge;
     int64_t D, Dv;
     const real *const *bias;
     const uint8_t *const *mask;
@@ -34,13 +44,21 @@ AF_INLINE void fetch_bytes(const void *from, int64_t bytes)
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)from + i, 0, 2);
 }
 
+AF_INLINE void fetch_edges(edges *e, const ahead *a)
+{
+    int64_t rows = e->rows_a_tile;
+    for (; rows > 0 && e->outputs > 0; rows--) fetch_row(e->output_row[--e->outputs], a->Dv, 1);
+    for (; rows > 0 && e->queries > 0; rows--) fetch_row(e->query_row[--e->queries], a->D, 0);
+    for (; rows > 0 && e->keys > 0; rows--, e->keys--, e->key += a->key_stride) fetch_row(e->key, a->D, 0);
+    for (; rows > 0 && e->values > 0; rows--, e->values--, e->value += a->value_stride) fetch_row(e->value, a->Dv, 0);
+}
+
 AF_INLINE void fetch_ahead(const ahead *a, int64_t begin, int64_t rows)
 {
     const int64_t end = begin + rows;
     for (int64_t r = begin; r < end && r < a->values; r++) fetch_row(a->value + r * a->value_stride, a->Dv, 0);
     for (int64_t r = begin; r < end && r < a->keys; r++) fetch_row(a->key + r * a->key_stride, a->D, 0);
-    for (int64_t r = begin; r < end && r < a->queries; r++) fetch_row(a->query[r], a->D, 0);
-    for (int64_t r = begin; r < end && r < a->outputs; r++) fetch_row(a->output[r], a->Dv, 1);
+    if (a->edge) fetch_edges(a->edge, a);
     if (!a->lanes) return;
     const int64_t lane = begin / rows * a->lanes_a_tile;
     for (int64_t r = lane; r < lane + a->lanes_a_tile && r < a->lanes; r++) {

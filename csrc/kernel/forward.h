@@ -21,46 +21,34 @@ static void pack_query(const af_problem *p, const af_plan *plan, const block *k,
     rows_to_lanes(k->n, k->nv, p->D, rows, (real)plan->query_scale, s->query);
 }
 
-/* What there is to fetch at the edges of a unit's work: keys up to `fresh` have not been read before; the queries of
- * the unit that comes after it and the first of its keys that are new; its own outputs. */
-typedef struct edges {
-    int64_t fresh;
-    elem *query[AF_NR], *output[AF_NR];
-    const elem *key;
-    int queries, outputs;
-    int64_t keys;
-} edges;
-
 static void find_edges(edges *e, const af_problem *p, const af_plan *plan, const block *k, af_unit unit)
 {
     const af_unit own = unit;
-    const bool first = unit.row + unit.rows == plan->rows; /* of its head group */
+    const bool in_turn = !p->order.data && !p->center.data && !p->global && !p->place; /* the next sees keys nearby */
     e->outputs = p->value.data && plan->splits == 1 ? k->n : 0;
-    if (e->outputs) find_rows(&p->output, &k->view, e->output);
-    e->fresh = p->Lk;
-    e->queries = 0;
-    e->keys = 0;
-    if (p->order.data || p->center.data || p->global || p->place) return; /* who comes next sees other keys */
-    if (!first) e->fresh = af_visible_keys(p, unit.b, 0, (unit.row + unit.rows) / plan->group).begin;
-    if (!af_next_block(plan, p, &unit)) return;
+    if (e->outputs) find_rows(&p->output, &k->view, e->output_row);
+    e->queries = e->keys = e->values = 0;
+    e->fresh = !in_turn || unit.row + unit.rows == plan->rows;
+    e->rows_a_tile = AF_NR;
+    if (!in_turn || !af_next_block(plan, p, &unit)) return;
     e->queries = unit.rows;
     af_view next; /* of which only the rows are wanted */
     next.b = unit.b;
     next.n = unit.rows;
     af_find_rows(&next, p, plan, unit);
-    find_rows(&p->query, &next, e->query);
-    const af_span seen = af_visible_keys(p, unit.b, 0, next.query[0]);
+    find_rows(&p->query, &next, e->query_row);
     const bool same = own.b == unit.b && own.hg == unit.hg;
-    e->keys = af_min(plan->key_block, (same ? af_min(seen.end, k->view.span.begin) : seen.end) - seen.begin);
-    e->key = (const elem *)p->key.data + af_offset(&p->key, unit.b, af_key_head(p, plan, unit), seen.begin);
-}
-
-static void fetch_edges(ahead *a, const edges *e)
-{
-    a->query = e->query;
-    a->queries = e->queries;
-    a->output = e->output;
-    a->outputs = e->outputs;
+    const int64_t hk = af_key_head(p, plan, unit);
+    af_span seen = af_visible_keys(p, unit.b, 0, next.query[0]);
+    if (same) seen.end = af_min(seen.end, k->view.span.begin);
+    e->keys = af_max(0, af_min(plan->key_block, seen.end - seen.begin));
+    e->key = (const elem *)p->key.data + af_offset(&p->key, unit.b, hk, seen.begin);
+    if (same && p->value.data && e->keys) {
+        e->values = e->keys;
+        e->value = (const elem *)p->value.data + af_offset(&p->value, unit.b, hk, seen.begin);
+    }
+    const int64_t tiles = af_max(1, (k->view.span.end - k->view.span.begin) / AF_MR);
+    e->rows_a_tile = (e->outputs + e->queries + e->keys + e->values + tiles - 1) / tiles;
 }
 
 /* O[d][lane] += P[j][lane] V[j][d] for the lanes that see key j, and no other. */
@@ -93,21 +81,18 @@ static bool finite_output(const block *k, int64_t Dv, const real *o)
 }
 
 /* The values of this block of keys, wanted after its scores, and the keys of the next. */
-static ahead values_and_next_keys(const af_problem *p, const af_plan *plan, const block *k, int64_t j0, int n,
-                                  const edges *e)
+static ahead values_and_next_keys(const af_problem *p, const af_plan *plan, const block *k, int64_t j0, int n, edges *e)
 {
-    const int64_t next = j0 + n, last = k->view.span.end;
-    ahead a = {.value_stride = p->value.i, .key_stride = p->key.i, .D = p->D, .Dv = p->Dv};
-    if (p->value.data && j0 < e->fresh) {
+    const int64_t next = j0 + n;
+    ahead a = {.edge = e, .value_stride = p->value.i, .key_stride = p->key.i, .D = p->D, .Dv = p->Dv};
+    if (!e->fresh) return a;
+    if (p->value.data) {
         a.value = (const elem *)p->value.data + af_offset(&p->value, k->view.b, k->view.hk, j0);
-        a.values = af_min(n, e->fresh - j0);
+        a.values = n;
     }
-    if (next >= last) {
-        a.key = e->key;
-        a.keys = e->keys;
-    } else if (next < e->fresh) {
+    if (next < k->view.span.end) {
         a.key = (const elem *)p->key.data + af_offset(&p->key, k->view.b, k->view.hk, next);
-        a.keys = af_min(plan->key_block, af_min(last, e->fresh) - next);
+        a.keys = af_min(plan->key_block, k->view.span.end - next);
     }
     return a;
 }
@@ -192,8 +177,7 @@ static void value_block(const af_problem *p, const block *k, const scratch *s, i
     else value_product(k->v1 - k->v0, accumulate, n, p->Dv, rows, ldv, s->s + k->v0 * VL, s->o + k->v0 * VL);
 }
 
-static void run_keys(const af_problem *p, const af_plan *plan, block *k, const scratch *s, const edges *edge,
-                     bool careful)
+static void run_keys(const af_problem *p, const af_plan *plan, block *k, const scratch *s, edges *edge, bool careful)
 {
     real factor[AF_NR];
     bool first = true, empty = true; /* no block done yet, nothing in O yet */
@@ -205,7 +189,6 @@ static void run_keys(const af_problem *p, const af_plan *plan, block *k, const s
         if (seen == SEES_NOTHING) continue;
         ahead next = values_and_next_keys(p, plan, k, j0, (int)n, edge);
         if (first && !careful) pack_query(p, plan, k, s);
-        if (first) fetch_edges(&next, edge);
         fetch_lanes(&next, p, plan, k, j0, (int)n);
         first = false;
         const bool moved = block_weights(p, plan, k, s, j0, (int)n, seen, careful, &next, factor);
