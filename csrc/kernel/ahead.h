@@ -53,7 +53,7 @@ AF_INLINE void fetch_edges(edges *e, const ahead *a)
     for (; rows > 0 && e->values > 0; rows--, e->values--, e->value += a->value_stride) fetch_row(e->value, a->Dv, 0);
 }
 
-AF_INLINE void fetch_ahead(const ahead *a, int64_t begin, int64_t rows)
+static __attribute__((noinline)) void fetch_ahead(const ahead *a, int64_t begin, int64_t rows)
 {
     const int64_t end = begin + rows;
     for (int64_t r = begin; r < end && r < a->values; r++) fetch_row(a->value + r * a->value_stride, a->Dv, 0);
