@@ -1,11 +1,11 @@
-/* Memory that will be wanted soon, fetched into the second-level cache a few rows at a time between tiles of scores.
- * The hardware does not see it coming: values are read a few columns at a time, queries and outputs a block at a time.
- * Only what no earlier unit has read is fetched: asking for what is near already costs more than it gains. And no more
- * at a time than needed: requests beyond some 24 lines under way are dropped.
+/* Memory that will be wanted soon, fetched into the second-level cache in and between tiles of scores. The hardware
+ * does not see it coming: values are read a few columns at a time, queries and outputs a block at a time. Only what is
+ * far is fetched: asking for what an earlier unit has brought costs more than it gains. And a little at a time:
+ * requests beyond some 24 lines under way are dropped.
  *
- *   with the tile of keys j .. j + 8 of a block come
+ *   with the tile of keys j .. j + 8 of a block come, a line of each every few columns,
  *   rows j .. j + 8 of    values, this block's    keys, the next block's
- *   and some more of      what is wanted when this unit ends and the next one begins
+ *   and before it rows of what is wanted when this unit ends and the next one begins
  *   and of some lanes the rows over keys of    a bias, for this block    a mask, for the next */
 #ifndef AF_AHEAD_H
 #define AF_AHEAD_H
@@ -17,7 +17,7 @@ typedef struct edges {
     const elem *key, *value;
     int64_t outputs, queries, keys, values;
     int64_t rows_a_tile;
-    bool fresh; /* no unit of this head has read its keys and values before */
+    bool far; /* no unit of this head has read its keys and values before, or they are too many to stay near */
 } edges;
 
 typedef struct ahead {
@@ -31,9 +31,11 @@ typedef struct ahead {
     int64_t lanes, lanes_a_tile;
 } ahead;
 
+enum { LINE = 64 / sizeof(elem), NEAR_BYTES = 1 << 20 };
+
 AF_INLINE void fetch_row(const elem *row, int64_t n, const int write)
 {
-    for (int64_t c = 0; c < n; c += 64 / (int)sizeof(elem)) {
+    for (int64_t c = 0; c < n; c += LINE) {
         if (write) __builtin_prefetch(row + c, 1, 2);
         else __builtin_prefetch(row + c, 0, 2);
     }
@@ -55,9 +57,8 @@ AF_INLINE void fetch_edges(edges *e, const ahead *a)
 
 static __attribute__((noinline)) void fetch_ahead(const ahead *a, int64_t begin, int64_t rows)
 {
-    const int64_t end = begin + rows;
-    for (int64_t r = begin; r < end && r < a->values; r++) fetch_row(a->value + r * a->value_stride, a->Dv, 0);
-    for (int64_t r = begin; r < end && r < a->keys; r++) fetch_row(a->key + r * a->key_stride, a->D, 0);
+    for (int64_t r = begin; a->Dv > a->D && r < begin + rows && r < a->values; r++)
+        fetch_row(a->value + r * a->value_stride + a->D, a->Dv - a->D, 0);
     if (a->edge) fetch_edges(a->edge, a);
     if (!a->lanes) return;
     const int64_t lane = begin / rows * a->lanes_a_tile;
@@ -65,6 +66,17 @@ static __attribute__((noinline)) void fetch_ahead(const ahead *a, int64_t begin,
         if (a->bias) fetch_bytes(a->bias[r] + a->bias_begin, (a->bias_end - a->bias_begin) * (int)sizeof(real));
         if (a->mask) fetch_bytes(a->mask[r] + a->mask_begin, a->mask_end - a->mask_begin);
     }
+}
+
+/* Whether rows come with the tile at `row`. */
+AF_INLINE bool has_lines(const ahead *a, int64_t row) { return row < a->values || row < a->keys; }
+
+/* The lines of these rows from column c on. */
+AF_INLINE void fetch_lines(const ahead *a, int64_t row, int64_t c)
+{
+    for (int64_t r = row; c < a->Dv && r < row + AF_MR && r < a->values; r++)
+        __builtin_prefetch(a->value + r * a->value_stride + c, 0, 2);
+    for (int64_t r = row; r < row + AF_MR && r < a->keys; r++) __builtin_prefetch(a->key + r * a->key_stride + c, 0, 2);
 }
 
 #endif

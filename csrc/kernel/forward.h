@@ -28,7 +28,8 @@ static void find_edges(edges *e, const af_problem *p, const af_plan *plan, const
     e->outputs = p->value.data && plan->splits == 1 ? k->n : 0;
     if (e->outputs) find_rows(&p->output, &k->view, e->output_row);
     e->queries = e->keys = e->values = 0;
-    e->fresh = !in_turn || unit.row + unit.rows == plan->rows;
+    const int64_t read = af_max(0, k->view.span.end - k->view.span.begin) * (p->D + p->Dv) * (int)sizeof(elem);
+    e->far = !in_turn || unit.row + unit.rows == plan->rows || read > NEAR_BYTES;
     e->rows_a_tile = AF_NR;
     if (!in_turn || !af_next_block(plan, p, &unit)) return;
     e->queries = unit.rows;
@@ -85,7 +86,7 @@ static ahead values_and_next_keys(const af_problem *p, const af_plan *plan, cons
 {
     const int64_t next = j0 + n;
     ahead a = {.edge = e, .value_stride = p->value.i, .key_stride = p->key.i, .D = p->D, .Dv = p->Dv};
-    if (!e->fresh) return a;
+    if (!e->far) return a;
     if (p->value.data) {
         a.value = (const elem *)p->value.data + af_offset(&p->value, k->view.b, k->view.hk, j0);
         a.values = n;

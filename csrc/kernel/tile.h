@@ -13,21 +13,27 @@
 
 #include "ahead.h"
 
-/* mr, nv, by_rows, accumulate are constants wherever this is inlined. */
+/* mr, nv, by_rows, accumulate are constants wherever this is inlined. With some columns of the tile at `row` come the
+ * lines of `next`, unless that is NULL. */
 AF_INLINE void tile_sums(const int mr, const int nv, const bool by_rows, int64_t k, const real *a, int64_t lda,
-                         const real *b, v acc[AF_MR][AF_NV])
+                         const real *b, v acc[AF_MR][AF_NV], const ahead *next, int64_t row)
 {
     UNROLL(i, mr)
         UNROLL(j, nv) acc[i][j] = v_zero();
-    for (int64_t p = 0; p < k; p++) {
-        v lanes[AF_NV];
-        UNROLL(j, nv) lanes[j] = v_load(b + j * VL);
-        UNROLL(i, mr) {
-            const v x = v_set1(by_rows ? a[i * lda] : a[i]);
-            UNROLL(j, nv) acc[i][j] = v_fma(x, lanes[j], acc[i][j]);
+    const int64_t step = next && has_lines(next, row) ? LINE : k;
+    for (int64_t begin = 0, end; begin < k; begin = end) {
+        end = k - begin < step ? k : begin + step;
+        if (next) fetch_lines(next, row, begin);
+        for (int64_t p = begin; p < end; p++) {
+            v lanes[AF_NV];
+            UNROLL(j, nv) lanes[j] = v_load(b + j * VL);
+            UNROLL(i, mr) {
+                const v x = v_set1(by_rows ? a[i * lda] : a[i]);
+                UNROLL(j, nv) acc[i][j] = v_fma(x, lanes[j], acc[i][j]);
+            }
+            a += by_rows ? 1 : lda;
+            b += AF_NR;
         }
-        a += by_rows ? 1 : lda;
-        b += AF_NR;
     }
 }
 
@@ -41,10 +47,10 @@ AF_INLINE void tile_store(const int mr, const int nv, const bool accumulate, v a
 }
 
 AF_INLINE void tile(const int mr, const int nv, const bool by_rows, const bool accumulate, int64_t k, const real *a,
-                    int64_t lda, const real *b, real *c)
+                    int64_t lda, const real *b, real *c, const ahead *next, int64_t row)
 {
     v acc[AF_MR][AF_NV];
-    tile_sums(mr, nv, by_rows, k, a, lda, b, acc);
+    tile_sums(mr, nv, by_rows, k, a, lda, b, acc, next, row);
     tile_store(mr, nv, accumulate, acc, c);
 }
 
@@ -56,23 +62,23 @@ AF_INLINE void product(const int nv, const bool by_rows, const bool accumulate, 
     int64_t i = 0;
     for (; i + AF_MR <= rows; i += AF_MR) {
         if (by_rows) fetch_ahead(next, i, AF_MR);
-        tile(AF_MR, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR);
+        tile(AF_MR, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR, by_rows ? next : NULL, i);
     }
     if (i == rows) return;
     if (!accumulate && rows > AF_MR) {
         i = rows - AF_MR;
-        tile(AF_MR, nv, by_rows, false, k, a + i * step, lda, b, c + i * AF_NR);
+        tile(AF_MR, nv, by_rows, false, k, a + i * step, lda, b, c + i * AF_NR, NULL, 0);
         return;
     }
     if (AF_MR > 4 && i + 4 <= rows) {
-        tile(4, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR);
+        tile(4, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR, NULL, 0);
         i += 4;
     }
     if (i + 2 <= rows) {
-        tile(2, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR);
+        tile(2, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR, NULL, 0);
         i += 2;
     }
-    if (i < rows) tile(1, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR);
+    if (i < rows) tile(1, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR, NULL, 0);
 }
 
 /* S[n][NR] = K[n][D] Qt[D][NR] */

@@ -101,7 +101,7 @@ AF_INLINE void weigh_tiles(weighing *w, const int nv, const bool masked, int64_t
     for (; j + AF_MR <= n; j += AF_MR) {
         fetch_ahead(next, j, AF_MR);
         v x[AF_MR][AF_NV];
-        tile_sums(AF_MR, nv, true, D, key + j * ldk, ldk, query, x);
+        tile_sums(AF_MR, nv, true, D, key + j * ldk, ldk, query, x, next, j);
         UNROLL(i, AF_MR)
             UNROLL(c, nv)
                 if (masked) x[i][c] = hide(w, j + i, c, x[i][c]);
