@@ -75,11 +75,12 @@ AF_INLINE bool weigh_scores(weighing *w, const int nv, int64_t j, v x[AF_MR][AF_
         grows |= vm_word(vm_gt(top, v_add(v_load(w->m + c * VL), v_set1(SLACK))));
     }
     if (grows) return false;
+    const real *terms = exp2_terms_in_place();
     UNROLL(c, nv) {
         const v m = v_load(w->m + c * VL);
         v sum = v_load(w->sum + c * VL);
         UNROLL(i, AF_MR) {
-            const v y = v_exp2(v_sub(x[i][c], m));
+            const v y = v_exp2_by(v_sub(x[i][c], m), terms);
             v_store(w->p + (j + i) * AF_NR + c * VL, y);
             sum = v_add(sum, y);
         }

@@ -4,24 +4,49 @@
 
 /* 2^r for 0 <= r < 1 as 1 + r q(r), so that 2^0 is exactly 1. Coefficients: minimax relative error with the constant
  * fixed at 1 (Remez). Error of v_exp2: 2.7 ulp in float, 1.5 ulp in double. */
-AF_INLINE v exp2_fraction(v r)
-{
 #if AF_DOUBLE
-    static const real c[] = {0x1.62e42fefa39f5p-1,  0x1.ebfbdff82c04bp-3,  0x1.c6b08d7065837p-5,  0x1.3b2ab6f734179p-7,
-                             0x1.5d87ff4d22504p-10, 0x1.4308fa1dd2ccfp-13, 0x1.ffcfc6a994c4bp-17, 0x1.628f3584fcda4p-20,
-                             0x1.b85f42c30da13p-24, 0x1.c2c47945ab31cp-28, 0x1.58566e54c9da9p-31};
-    enum { degree = 11 };
+static const real exp2_terms[] = {
+    1,
+    0x1.62e42fefa39f5p-1,
+    0x1.ebfbdff82c04bp-3,
+    0x1.c6b08d7065837p-5,
+    0x1.3b2ab6f734179p-7,
+    0x1.5d87ff4d22504p-10,
+    0x1.4308fa1dd2ccfp-13,
+    0x1.ffcfc6a994c4bp-17,
+    0x1.628f3584fcda4p-20,
+    0x1.b85f42c30da13p-24,
+    0x1.c2c47945ab31cp-28,
+    0x1.58566e54c9da9p-31,
+};
 #else
-    static const real c[] = {0x1.62e4bap-1f, 0x1.ebdb56p-3f, 0x1.c91ce6p-5f, 0x1.277856p-7f, 0x1.e974fap-10f};
-    enum { degree = 5 };
+static const real exp2_terms[] = {
+    1, 0x1.62e4bap-1f, 0x1.ebdb56p-3f, 0x1.c91ce6p-5f, 0x1.277856p-7f, 0x1.e974fap-10f,
+};
 #endif
-    v y = v_set1(c[degree - 1]);
-    UNROLL(i, degree - 1) y = v_fma(y, r, v_set1(c[degree - 2 - i]));
-    return v_fma(y, r, v_set1(1));
+
+/* Where an instruction can broadcast its operand from memory: the terms there, and no register for them beyond a loop
+ * that is short of registers. */
+AF_INLINE const real *exp2_terms_in_place(void)
+{
+    const real *terms = exp2_terms;
+#if AF_EMBEDS
+    __asm__ volatile("" : "+r"(terms));
+#endif
+    return terms;
+}
+
+AF_INLINE v exp2_fraction(v r, const real *terms)
+{
+    enum { degree = sizeof exp2_terms / sizeof *exp2_terms - 1 };
+    v y = v_set1(terms[degree]);
+    UNROLL(i, degree) y = v_fma(y, r, v_set1(terms[degree - 1 - i]));
+    return y;
 }
 
 /* 2^x for x below the largest exponent; exactly 0 for x = -infinity. */
-AF_INLINE v v_exp2(v x) { return v_scale2(exp2_fraction(v_fraction(x)), x); }
+AF_INLINE v v_exp2_by(v x, const real *terms) { return v_scale2(exp2_fraction(v_fraction(x), terms), x); }
+AF_INLINE v v_exp2(v x) { return v_exp2_by(x, exp2_terms); }
 
 /* (e^r - 1) / r with y = n ln 2 + r, |r| <= ln 2 / 2, for |y| up to some hundreds. r is made in two pieces; Taylor
  * terms down to a quarter ulp. */
@@ -61,7 +86,7 @@ AF_INLINE v v_exp_twice(v x)
 AF_INLINE v v_exp_twice_fast(v x)
 {
     const v c = v_set1((real)2.8853900817779268), y = v_mul(x, c), rest = v_fma(x, c, v_sub(v_zero(), y));
-    return v_scale2(exp2_fraction(v_add(v_fraction(y), rest)), y);
+    return v_scale2(exp2_fraction(v_add(v_fraction(y), rest), exp2_terms), y);
 }
 
 /* tanh x = e / (e + 2), e = exp(2 |x|) - 1, with the sign of x. Error: 2.7 ulp. */
