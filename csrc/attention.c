@@ -18,7 +18,7 @@ static const double PARALLEL_BYTES = 1e6;
 
 /* A thread takes units worth about this much at a time, so that neighbouring blocks of rows, which read the same keys,
  * are its own. */
-static const double CHUNK_FLOPS = 2e7;
+static const double CHUNK_FLOPS = 3e8;
 
 /* What a score costs besides the products. */
 enum { SOFTMAX_FLOPS = 16 };
