@@ -118,11 +118,12 @@ static void finish(const af_problem *p, const af_plan *plan, const block *k, con
         const v m = v_load(s->m + c * VL), l = v_load(s->l + c * VL);
         const vm seen = vm_ne(l, v_zero());
         const v one = v_select(seen, v_div(v_set1(1), l), v_zero());
-        const v log2_sum = v_add(plan->base2 ? m : v_mul(m, v_set1(AF_LOG2E)), v_log2(l));
-        const v natural = plan->base2 ? v_mul(log2_sum, v_set1(AF_LN2)) : v_fma(v_log2(l), v_set1(AF_LN2), m);
         v_store(inverse + c * VL, one);
         v_store(factor + c * VL, v_mul(v_load(factor + c * VL), one));
         v_store(keep + c * VL, v_mul(v_load(keep + c * VL), one));
+        if (!p->lse.data) continue;
+        const v log2_sum = v_add(plan->base2 ? m : v_mul(m, v_set1(AF_LOG2E)), v_log2(l));
+        const v natural = plan->base2 ? v_mul(log2_sum, v_set1(AF_LN2)) : v_fma(v_log2(l), v_set1(AF_LN2), m);
         v_store(lse + c * VL, v_select(seen, natural, v_set1(-AF_INFINITY)));
     }
     for (int lane = 0; lane < k->n; lane++) {

@@ -3,9 +3,9 @@
  *   P_j = exp(K_j Q' - m)      l += sum_j P_j
  *
  * With registers enough (AF_TILE_WEIGHS) in the tile of the product, so that scores never go through memory and the
- * next tile's products begin meanwhile. That takes m as it is. If a maximum must grow (see softmax.h), the tile's
- * scores are stored, what lies behind is brought down to the new maximum, and the tile goes on from memory. Each lane
- * is treated by its own scores alone, whatever others do. */
+ * next tile's products begin meanwhile. That takes m as it is, or as the first keys that a lane sees make it. If it must
+ * grow later (see softmax.h), the tile's scores are stored, what lies behind is brought down to the new maximum, and the
+ * tile goes on from memory. Each lane is treated by its own scores alone, whatever others do. */
 #ifndef AF_WEIGH_H
 #define AF_WEIGH_H
 
@@ -65,16 +65,33 @@ static void weigh_stored(weighing *w, int nv, int64_t j, int n)
 AF_INLINE int weighed_keys(int n) { return AF_TILE_WEIGHS ? AF_MR : n; }
 
 #if AF_TILE_WEIGHS
+/* Takes new maxima for the lanes that need one, if none of them has seen a key yet: then nothing lies behind. */
+AF_INLINE bool begin_maximum(const weighing *w, const int nv, const v top[AF_NV])
+{
+    v m[AF_NV];
+    uint64_t behind = 0;
+    UNROLL(c, nv) {
+        const v old = v_load(w->m + c * VL);
+        const vm grows = vm_gt(top[c], v_add(old, v_set1(SLACK)));
+        behind |= vm_word(grows) & vm_word(vm_gt(old, v_set1(-AF_LARGEST)));
+        m[c] = v_select(grows, top[c], old);
+    }
+    if (behind) return false;
+    UNROLL(c, nv) v_store(w->m + c * VL, m[c]);
+    return true;
+}
+
 /* The weights of keys j .. j + AF_MR from their scores x, unless a maximum must grow for them. */
 AF_INLINE bool weigh_scores(weighing *w, const int nv, int64_t j, v x[AF_MR][AF_NV])
 {
+    v top[AF_NV];
     uint64_t grows = 0;
     UNROLL(c, nv) {
-        v top = v_set1(-AF_INFINITY);
-        UNROLL(i, AF_MR) top = v_max(x[i][c], top);
-        grows |= vm_word(vm_gt(top, v_add(v_load(w->m + c * VL), v_set1(SLACK))));
+        top[c] = v_set1(-AF_INFINITY);
+        UNROLL(i, AF_MR) top[c] = v_max(x[i][c], top[c]);
+        grows |= vm_word(vm_gt(top[c], v_add(v_load(w->m + c * VL), v_set1(SLACK))));
     }
-    if (grows) return false;
+    if (grows && !begin_maximum(w, nv, top)) return false;
     const real *terms = exp2_terms_in_place();
     UNROLL(c, nv) {
         const v m = v_load(w->m + c * VL);
