@@ -41,9 +41,12 @@ AF_INLINE void fetch_row(const elem *row, int64_t n, const int write)
     }
 }
 
+/* Every line that holds some of these bytes. */
 AF_INLINE void fetch_bytes(const void *from, int64_t bytes)
 {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)from + i, 0, 2);
+    const uintptr_t end = (uintptr_t)from + (uintptr_t)bytes;
+    for (uintptr_t line = (uintptr_t)from & ~(uintptr_t)63; line < end; line += 64)
+        __builtin_prefetch((const void *)line, 0, 2);
 }
 
 AF_INLINE void fetch_edges(edges *e, const ahead *a)
