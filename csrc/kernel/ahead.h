@@ -25,6 +25,7 @@ typedef struct ahead {
     int64_t value_stride, key_stride, values, keys; /* strides and numbers of rows */
     edges *edge;
     int64_t D, Dv;
+    bool apart; /* rows do not follow one another */
     const real *const *bias;
     const uint8_t *const *mask;
     int64_t bias_begin, bias_end, mask_begin, mask_end; /* keys */
@@ -33,12 +34,17 @@ typedef struct ahead {
 
 enum { LINE = 64 / sizeof(elem), NEAR_BYTES = 1 << 20 };
 
-AF_INLINE void fetch_row(const elem *row, int64_t n, const int write)
+AF_INLINE void fetch_line(const elem *at, const int write)
 {
-    for (int64_t c = 0; c < n; c += LINE) {
-        if (write) __builtin_prefetch(row + c, 1, 2);
-        else __builtin_prefetch(row + c, 0, 2);
-    }
+    if (write) __builtin_prefetch(at, 1, 2);
+    else __builtin_prefetch(at, 0, 2);
+}
+
+/* Where rows do not follow one another, also the line that it ends in: else the next row begins there. */
+AF_INLINE void fetch_row(const elem *row, int64_t n, const int write, bool apart)
+{
+    for (int64_t c = 0; c < n; c += LINE) fetch_line(row + c, write);
+    if (apart) fetch_line(row + n - 1, write);
 }
 
 /* Every line that holds some of these bytes. */
@@ -52,16 +58,17 @@ AF_INLINE void fetch_bytes(const void *from, int64_t bytes)
 AF_INLINE void fetch_edges(edges *e, const ahead *a)
 {
     int64_t rows = e->rows_a_tile;
-    for (; rows > 0 && e->outputs > 0; rows--) fetch_row(e->output_row[--e->outputs], a->Dv, 1);
-    for (; rows > 0 && e->queries > 0; rows--) fetch_row(e->query_row[--e->queries], a->D, 0);
-    for (; rows > 0 && e->keys > 0; rows--, e->keys--, e->key += a->key_stride) fetch_row(e->key, a->D, 0);
-    for (; rows > 0 && e->values > 0; rows--, e->values--, e->value += a->value_stride) fetch_row(e->value, a->Dv, 0);
+    for (; rows > 0 && e->outputs > 0; rows--) fetch_row(e->output_row[--e->outputs], a->Dv, 1, a->apart);
+    for (; rows > 0 && e->queries > 0; rows--) fetch_row(e->query_row[--e->queries], a->D, 0, a->apart);
+    for (; rows > 0 && e->keys > 0; rows--, e->keys--, e->key += a->key_stride) fetch_row(e->key, a->D, 0, a->apart);
+    for (; rows > 0 && e->values > 0; rows--, e->values--, e->value += a->value_stride)
+        fetch_row(e->value, a->Dv, 0, a->apart);
 }
 
 static __attribute__((noinline)) void fetch_ahead(const ahead *a, int64_t begin, int64_t rows)
 {
     for (int64_t r = begin; a->Dv > a->D && r < begin + rows && r < a->values; r++)
-        fetch_row(a->value + r * a->value_stride + a->D, a->Dv - a->D, 0);
+        fetch_row(a->value + r * a->value_stride + a->D, a->Dv - a->D, 0, a->apart);
     if (a->edge) fetch_edges(a->edge, a);
     if (!a->lanes) return;
     const int64_t lane = begin / rows * a->lanes_a_tile;
@@ -77,9 +84,14 @@ AF_INLINE bool has_lines(const ahead *a, int64_t row) { return row < a->values |
 /* The lines of these rows from column c on. */
 AF_INLINE void fetch_lines(const ahead *a, int64_t row, int64_t c)
 {
+    const int64_t more = a->apart && c + LINE >= a->D ? a->D - 1 - c : 0; /* to the last line */
     for (int64_t r = row; c < a->Dv && r < row + AF_MR && r < a->values; r++)
-        __builtin_prefetch(a->value + r * a->value_stride + c, 0, 2);
-    for (int64_t r = row; r < row + AF_MR && r < a->keys; r++) __builtin_prefetch(a->key + r * a->key_stride + c, 0, 2);
+        fetch_line(a->value + r * a->value_stride + c, 0);
+    for (int64_t r = row; r < row + AF_MR && r < a->keys; r++) fetch_line(a->key + r * a->key_stride + c, 0);
+    if (!more) return;
+    for (int64_t r = row; c + more < a->Dv && r < row + AF_MR && r < a->values; r++)
+        fetch_line(a->value + r * a->value_stride + c + more, 0);
+    for (int64_t r = row; r < row + AF_MR && r < a->keys; r++) fetch_line(a->key + r * a->key_stride + c + more, 0);
 }
 
 #endif

@@ -86,6 +86,7 @@ static ahead values_and_next_keys(const af_problem *p, const af_plan *plan, cons
 {
     const int64_t next = j0 + n;
     ahead a = {.edge = e, .value_stride = p->value.i, .key_stride = p->key.i, .D = p->D, .Dv = p->Dv};
+    a.apart = p->key.i != p->D;
     if (!e->far) return a;
     if (p->value.data) {
         a.value = (const elem *)p->value.data + af_offset(&p->value, k->view.b, k->view.hk, j0);

@@ -100,7 +100,7 @@ enum { DECODE_AHEAD = 8 };
 AF_INLINE void fetch_apart(int n, int left, const elem *row, int64_t stride, int64_t width)
 {
     if (stride == width) return;
-    for (int j = DECODE_AHEAD; j < n + DECODE_AHEAD && j < left; j++) fetch_row(row + j * stride, width, 0);
+    for (int j = DECODE_AHEAD; j < n + DECODE_AHEAD && j < left; j++) fetch_row(row + j * stride, width, 0, true);
 }
 
 /* s[r][j] for nr rows and n keys, one function for each nr. */
