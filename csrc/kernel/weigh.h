@@ -3,9 +3,9 @@
  *   P_j = exp(K_j Q' - m)      l += sum_j P_j
  *
  * With registers enough (AF_TILE_WEIGHS) in the tile of the product, so that scores never go through memory and the
- * next tile's products begin meanwhile. That takes m as it is, or as the first keys that a lane sees make it. If it must
- * grow later (see softmax.h), the tile's scores are stored, what lies behind is brought down to the new maximum, and the
- * tile goes on from memory. Each lane is treated by its own scores alone, whatever others do. */
+ * next tile's products begin meanwhile. That takes m as it is, or as the first keys that a lane sees make it. If it
+ * must grow later (see softmax.h), the tile's scores are stored, what lies behind is brought down to the new maximum,
+ * and the tile goes on from memory. Each lane is treated by its own scores alone, whatever others do. */
 #ifndef AF_WEIGH_H
 #define AF_WEIGH_H
 
