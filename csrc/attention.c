@@ -16,9 +16,10 @@
 static const double PARALLEL_FLOPS = 4e6;
 static const double PARALLEL_BYTES = 1e6;
 
-/* A thread takes units worth about this much at a time, so that neighbouring blocks of rows, which read the same keys,
- * are its own. */
-static const double CHUNK_FLOPS = 3e8;
+/* A thread takes units worth about this much at a time; more where neighbouring blocks of rows read the same keys, so
+ * that they are its own. */
+static const double CHUNK_FLOPS = 2e7, NEIGHBOUR_FLOPS = 3e8;
+enum { MOST_NEIGHBOURS = 64 };
 
 /* What a score costs besides the products. */
 enum { SOFTMAX_FLOPS = 16 };
@@ -81,6 +82,14 @@ static int64_t chunk_of(double flops, int64_t units)
     return af_max(1, by_work);
 }
 
+/* The same for a plan whose units take the time of their products. */
+static int64_t neighbours_of(const af_problem *p, const af_plan *plan, double flops, int64_t units)
+{
+    const int64_t chunk = chunk_of(flops, units);
+    if (plan->decode || p->additive || p->topk) return chunk;
+    return af_max(chunk, af_min(MOST_NEIGHBOURS, (int64_t)(NEIGHBOUR_FLOPS / (flops / (double)units + 1))));
+}
+
 static size_t scratch_of(const af_problem *p, const af_plan *plan)
 {
     return round_to_lines(plan->kernels->scratch_bytes(p, plan));
@@ -132,7 +141,7 @@ static af_status compute(const af_problem *p, const af_plan *plan, af_watch *wat
     af_work work = {.context = &j, .scratch = memory, .scratch_bytes = scratch_bytes};
     if (plan->softmax) {
         work.unit = attention_unit;
-        work.chunk = chunk_of(flops_of(p, plan), blocks * plan->splits);
+        work.chunk = neighbours_of(p, plan, flops_of(p, plan), blocks * plan->splits);
         for (j.first_block = 0; j.first_block < blocks; j.first_block += wave) {
             const int64_t here = af_min(wave, blocks - j.first_block);
             for (int64_t i = 0; plan->splits > 1 && i < here; i++) atomic_store(&remaining[i], (int)plan->splits);

@@ -35,6 +35,18 @@ def test_scores_that_rise(order, step, dtype, rng):
             check(result, q, k, v, scale=1.0, **options)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_lowest_number_is_a_score(dtype):
+    """A maximum before any key looks the same: what came with the score is behind it."""
+    q, k = np.ones((20, 1), dtype), np.zeros((32, 1), dtype)
+    k[:8] = np.finfo(dtype).min
+    v = np.arange(32, dtype=dtype)[:, None]
+    scale = float(np.log(2))  # scores in units of log 2 are the keys
+    result = attnfast.attention(q, k, v, scale=scale, return_lse=True)
+    assert (result.output == np.mean(np.arange(8, 32))).all()
+    assert np.allclose(result.lse, np.log(24), rtol=1e-6)
+
+
 def test_a_growing_maximum_of_one_row_leaves_the_others_alone(rng):
     """Row 20 meets ever larger scores, the others small ones: their bits are those of a call in
     which row 20 is quiet."""

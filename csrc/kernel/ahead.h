@@ -10,14 +10,14 @@
 #ifndef AF_AHEAD_H
 #define AF_AHEAD_H
 
-/* What a unit writes when it ends and what is new to the next unit when it begins, an equal part of it with every tile:
- * rows that are left to fetch. */
+/* What a unit writes when it ends and what is new to the next unit when it begins: the rows that are left to fetch, an
+ * equal part of them with every tile. */
 typedef struct edges {
     elem *output_row[AF_NR], *query_row[AF_NR];
     const elem *key, *value;
     int64_t outputs, queries, keys, values;
     int64_t rows_a_tile;
-    bool far; /* no unit of this head has read its keys and values before, or they are too many to stay near */
+    bool far; /* no unit has read these keys and values just before, or they are too many to stay near */
 } edges;
 
 typedef struct ahead {
@@ -44,7 +44,7 @@ AF_INLINE void fetch_line(const elem *at, const int write)
 AF_INLINE void fetch_row(const elem *row, int64_t n, const int write, bool apart)
 {
     for (int64_t c = 0; c < n; c += LINE) fetch_line(row + c, write);
-    if (apart) fetch_line(row + n - 1, write);
+    if (apart && n) fetch_line(row + n - 1, write);
 }
 
 /* Every line that holds some of these bytes. */
@@ -81,17 +81,20 @@ static __attribute__((noinline)) void fetch_ahead(const ahead *a, int64_t begin,
 /* Whether rows come with the tile at `row`. */
 AF_INLINE bool has_lines(const ahead *a, int64_t row) { return row < a->values || row < a->keys; }
 
+/* The line of a row of n columns that column c begins; after the last of them the one that the row ends in. */
+AF_INLINE void fetch_column(const elem *row, int64_t n, int64_t c, bool apart)
+{
+    fetch_line(row + c, 0);
+    if (apart && c + LINE >= n) fetch_line(row + n - 1, 0);
+}
+
 /* The lines of these rows from column c on. */
 AF_INLINE void fetch_lines(const ahead *a, int64_t row, int64_t c)
 {
-    const int64_t more = a->apart && c + LINE >= a->D ? a->D - 1 - c : 0; /* to the last line */
     for (int64_t r = row; c < a->Dv && r < row + AF_MR && r < a->values; r++)
-        fetch_line(a->value + r * a->value_stride + c, 0);
-    for (int64_t r = row; r < row + AF_MR && r < a->keys; r++) fetch_line(a->key + r * a->key_stride + c, 0);
-    if (!more) return;
-    for (int64_t r = row; c + more < a->Dv && r < row + AF_MR && r < a->values; r++)
-        fetch_line(a->value + r * a->value_stride + c + more, 0);
-    for (int64_t r = row; r < row + AF_MR && r < a->keys; r++) fetch_line(a->key + r * a->key_stride + c + more, 0);
+        fetch_column(a->value + r * a->value_stride, a->Dv, c, a->apart);
+    for (int64_t r = row; r < row + AF_MR && r < a->keys; r++)
+        fetch_column(a->key + r * a->key_stride, a->D, c, a->apart);
 }
 
 #endif

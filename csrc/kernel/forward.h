@@ -21,17 +21,10 @@ static void pack_query(const af_problem *p, const af_plan *plan, const block *k,
     rows_to_lanes(k->n, k->nv, p->D, rows, (real)plan->query_scale, s->query);
 }
 
-static void find_edges(edges *e, const af_problem *p, const af_plan *plan, const block *k, af_unit unit)
+static void find_next_edges(edges *e, const af_problem *p, const af_plan *plan, const block *k, af_unit unit)
 {
     const af_unit own = unit;
-    const bool in_turn = !p->order.data && !p->center.data && !p->global && !p->place; /* the next sees keys nearby */
-    e->outputs = p->value.data && plan->splits == 1 ? k->n : 0;
-    if (e->outputs) find_rows(&p->output, &k->view, e->output_row);
-    e->queries = e->keys = e->values = 0;
-    const int64_t read = af_max(0, k->view.span.end - k->view.span.begin) * (p->D + p->Dv) * (int)sizeof(elem);
-    e->far = !in_turn || unit.row + unit.rows == plan->rows || read > NEAR_BYTES;
-    e->rows_a_tile = AF_NR;
-    if (!in_turn || !af_next_block(plan, p, &unit)) return;
+    if (!af_next_block(plan, p, &unit)) return;
     e->queries = unit.rows;
     af_view next; /* of which only the rows are wanted */
     next.b = unit.b;
@@ -44,11 +37,22 @@ static void find_edges(edges *e, const af_problem *p, const af_plan *plan, const
     if (same) seen.end = af_min(seen.end, k->view.span.begin);
     e->keys = af_max(0, af_min(plan->key_block, seen.end - seen.begin));
     e->key = (const elem *)p->key.data + af_offset(&p->key, unit.b, hk, seen.begin);
-    if (same && p->value.data && e->keys) {
-        e->values = e->keys;
-        e->value = (const elem *)p->value.data + af_offset(&p->value, unit.b, hk, seen.begin);
-    }
-    const int64_t tiles = af_max(1, (k->view.span.end - k->view.span.begin) / AF_MR);
+    if (!same || !p->value.data) return;
+    e->values = e->keys;
+    e->value = (const elem *)p->value.data + af_offset(&p->value, unit.b, hk, seen.begin);
+}
+
+static void find_edges(edges *e, const af_problem *p, const af_plan *plan, const block *k, af_unit unit)
+{
+    const bool in_turn = !p->order.data && !p->center.data && !p->global && !p->place; /* the next sees keys nearby */
+    const int64_t keys = af_max(0, k->view.span.end - k->view.span.begin);
+    e->outputs = p->value.data && plan->splits == 1 ? k->n : 0;
+    if (e->outputs) find_rows(&p->output, &k->view, e->output_row);
+    e->far = !in_turn || unit.row + unit.rows == plan->rows ||
+             (double)keys * (double)(p->D + p->Dv) * (double)sizeof(elem) > NEAR_BYTES;
+    e->queries = e->keys = e->values = 0;
+    if (in_turn) find_next_edges(e, p, plan, k, unit);
+    const int64_t tiles = af_max(1, keys / AF_MR);
     e->rows_a_tile = (e->outputs + e->queries + e->keys + e->values + tiles - 1) / tiles;
 }
 

@@ -65,19 +65,20 @@ static void weigh_stored(weighing *w, int nv, int64_t j, int n)
 AF_INLINE int weighed_keys(int n) { return AF_TILE_WEIGHS ? AF_MR : n; }
 
 #if AF_TILE_WEIGHS
-/* Takes new maxima for the lanes that need one, if none of them has seen a key yet: then nothing lies behind. */
+/* Takes new maxima for the lanes that need one, if nothing lies behind in any of them. */
 AF_INLINE bool begin_maximum(const weighing *w, const int nv, const v top[AF_NV])
 {
-    v m[AF_NV];
     uint64_t behind = 0;
     UNROLL(c, nv) {
-        const v old = v_load(w->m + c * VL);
-        const vm grows = vm_gt(top[c], v_add(old, v_set1(SLACK)));
-        behind |= vm_word(grows) & vm_word(vm_gt(old, v_set1(-AF_LARGEST)));
-        m[c] = v_select(grows, top[c], old);
+        const vm grows = vm_gt(top[c], v_add(v_load(w->m + c * VL), v_set1(SLACK)));
+        const v weights = v_add(v_load(w->l + c * VL), v_load(w->sum + c * VL));
+        behind |= vm_word(grows) & vm_word(vm_ne(weights, v_zero()));
     }
     if (behind) return false;
-    UNROLL(c, nv) v_store(w->m + c * VL, m[c]);
+    UNROLL(c, nv) {
+        const v m = v_load(w->m + c * VL);
+        v_store(w->m + c * VL, v_select(vm_gt(top[c], v_add(m, v_set1(SLACK))), top[c], m));
+    }
     return true;
 }
 
@@ -91,7 +92,7 @@ AF_INLINE bool weigh_scores(weighing *w, const int nv, int64_t j, v x[AF_MR][AF_
         UNROLL(i, AF_MR) top[c] = v_max(x[i][c], top[c]);
         grows |= vm_word(vm_gt(top[c], v_add(v_load(w->m + c * VL), v_set1(SLACK))));
     }
-    if (grows && !begin_maximum(w, nv, top)) return false;
+    if (__builtin_expect(grows != 0, 0) && !begin_maximum(w, nv, top)) return false;
     const real *terms = exp2_terms_in_place();
     UNROLL(c, nv) {
         const v m = v_load(w->m + c * VL);

@@ -98,7 +98,7 @@ static void weights(const af_problem *p, const af_plan *plan, af_unit unit, void
             fill_weights(&k, &w, j0, j0 + n, hidden);
             continue;
         }
-        const ahead next = {.D = p->D};
+        const ahead next = {0};
         score_block(p, &k, &s, j0, n, &next);
         if (seen == SEES_SOME) hide_scores(&k, n, s.words, s.s);
         tile_to_weights(p, plan, &k, &w, j0, n, s.s);

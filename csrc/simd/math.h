@@ -25,8 +25,8 @@ static const real exp2_terms[] = {
 };
 #endif
 
-/* Where an instruction can broadcast its operand from memory: the terms there, and no register for them beyond a loop
- * that is short of registers. */
+/* Where an instruction can broadcast an operand from memory, the terms stay there and take no registers in a loop that
+ * is short of them. */
 AF_INLINE const real *exp2_terms_in_place(void)
 {
     const real *terms = exp2_terms;
