@@ -82,8 +82,8 @@ static int64_t chunk_of(double flops, int64_t units)
     return af_max(1, by_work);
 }
 
-/* The same for a plan whose units take the time of their products. */
-static int64_t neighbours_of(const af_problem *p, const af_plan *plan, double flops, int64_t units)
+/* The same where units may be blocks of rows that go through tiles, whose FLOPs tell their time. */
+static int64_t tile_chunk_of(const af_problem *p, const af_plan *plan, double flops, int64_t units)
 {
     const int64_t chunk = chunk_of(flops, units);
     if (plan->decode || p->additive || p->topk) return chunk;
@@ -141,7 +141,7 @@ static af_status compute(const af_problem *p, const af_plan *plan, af_watch *wat
     af_work work = {.context = &j, .scratch = memory, .scratch_bytes = scratch_bytes};
     if (plan->softmax) {
         work.unit = attention_unit;
-        work.chunk = neighbours_of(p, plan, flops_of(p, plan), blocks * plan->splits);
+        work.chunk = tile_chunk_of(p, plan, flops_of(p, plan), blocks * plan->splits);
         for (j.first_block = 0; j.first_block < blocks; j.first_block += wave) {
             const int64_t here = af_min(wave, blocks - j.first_block);
             for (int64_t i = 0; plan->splits > 1 && i < here; i++) atomic_store(&remaining[i], (int)plan->splits);

@@ -65,13 +65,13 @@ AF_INLINE void fetch_edges(edges *e, const ahead *a)
         fetch_row(e->value, a->Dv, 0, a->apart);
 }
 
-static __attribute__((noinline)) void fetch_ahead(const ahead *a, int64_t begin, int64_t rows)
+static __attribute__((noinline)) void fetch_ahead(const ahead *a, int64_t row)
 {
-    for (int64_t r = begin; a->Dv > a->D && r < begin + rows && r < a->values; r++)
+    for (int64_t r = row; a->Dv > a->D && r < row + AF_MR && r < a->values; r++)
         fetch_row(a->value + r * a->value_stride + a->D, a->Dv - a->D, 0, a->apart);
     if (a->edge) fetch_edges(a->edge, a);
     if (!a->lanes) return;
-    const int64_t lane = begin / rows * a->lanes_a_tile;
+    const int64_t lane = row / AF_MR * a->lanes_a_tile;
     for (int64_t r = lane; r < lane + a->lanes_a_tile && r < a->lanes; r++) {
         if (a->bias) fetch_bytes(a->bias[r] + a->bias_begin, (a->bias_end - a->bias_begin) * (int)sizeof(real));
         if (a->mask) fetch_bytes(a->mask[r] + a->mask_begin, a->mask_end - a->mask_begin);

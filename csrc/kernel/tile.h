@@ -61,7 +61,7 @@ AF_INLINE void product(const int nv, const bool by_rows, const bool accumulate, 
     const int64_t step = by_rows ? lda : 1;
     int64_t i = 0;
     for (; i + AF_MR <= rows; i += AF_MR) {
-        if (by_rows) fetch_ahead(next, i, AF_MR);
+        if (by_rows) fetch_ahead(next, i);
         tile(AF_MR, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR, by_rows ? next : NULL, i);
     }
     if (i == rows) return;

@@ -118,7 +118,7 @@ AF_INLINE void weigh_tiles(weighing *w, const int nv, const bool masked, int64_t
 {
     int64_t j = 0;
     for (; j + AF_MR <= n; j += AF_MR) {
-        fetch_ahead(next, j, AF_MR);
+        fetch_ahead(next, j);
         v x[AF_MR][AF_NV];
         tile_sums(AF_MR, nv, true, D, key + j * ldk, ldk, query, x, next, j);
         UNROLL(i, AF_MR)
