@@ -78,6 +78,23 @@ static __attribute__((noinline)) void fetch_ahead(const ahead *a, int64_t row)
     }
 }
 
+/* Rows that are fetched a line at a time. */
+typedef struct soon {
+    const elem *row;
+    int64_t rows, stride, width, column;
+} soon;
+
+AF_INLINE void fetch_soon(soon *s)
+{
+    if (!s->rows) return;
+    fetch_line(s->row + s->column, 0);
+    s->column += LINE;
+    if (s->column < s->width) return;
+    s->column = 0;
+    s->row += s->stride;
+    s->rows--;
+}
+
 /* Whether rows come with the tile at `row`. */
 AF_INLINE bool has_lines(const ahead *a, int64_t row) { return row < a->values || row < a->keys; }
 

@@ -1,5 +1,5 @@
 /* Attention of a few query rows (decoding): D in the lanes, so that keys and values are read once for all rows at the
- * speed of memory and no lane is wasted on queries that are not there; the products are in narrow.h.
+ * speed of memory and no lane is wasted on queries that are not there; the products are in narrow.h and mixed.h.
  *
  * Memory is fastest when it is read in long stretches, so a block is many keys: first all of them, then their values.
  * Rows are the queries of all heads that share the key/value head. Of the state that comes out m and l are in query
@@ -7,7 +7,7 @@
 #ifndef AF_DECODE_H
 #define AF_DECODE_H
 
-#include "narrow.h"
+#include "mixed.h"
 
 enum { DECODE_ROWS = AF_NR < 8 ? AF_NR : 8 };
 
@@ -52,8 +52,8 @@ static uint64_t decode_modify(const af_problem *p, const block *k, int r, int64_
     return left;
 }
 
-/* One online softmax step of one row; see softmax.h. */
-static void decode_softmax(bool base2, int n, int64_t Dv, real *s, real *m, real *l, real *acc)
+/* One online softmax step of one row; see softmax.h. Memory would wait in the meantime. */
+static void decode_softmax(bool base2, int n, int64_t Dv, real *s, real *m, real *l, real *acc, soon *values)
 {
     const v low = v_set1(-AF_INFINITY);
     v top = low, sum = v_zero();
@@ -76,23 +76,30 @@ static void decode_softmax(bool base2, int n, int64_t Dv, real *s, real *m, real
         x = v_select(vm_first(here), x, v_zero());
         v_store_n(s + j, x, here);
         sum = v_add(sum, x);
+        UNROLL(line, 2) fetch_soon(values);
     }
     *l += v_hsum(sum);
 }
 
-/* Scores of one block of keys after modifiers and masks. words[j / 64][r]: the keys whose score is not -inf. Returns
- * whether there are any. */
+/* Scores of one block of keys after modifiers and masks. words[j / 64][r]: the keys whose score is not -inf, where
+ * something may be hidden. Returns whether there are any. */
 static bool decode_block(const af_problem *p, const af_plan *plan, const block *k, const scratch *s, int64_t j0, int n)
 {
     const int64_t lds = plan->key_block;
     const elem *key = (const elem *)p->key.data + af_offset(&p->key, k->view.b, k->view.hk, j0);
-    const int few = k->n <= dot_group(p->D) && p->key.i == p->D ? n : near_rows(p->D);
+    const bool mix = mixes(k->n, p->D);
+    const int few = k->n <= (mix ? 4 : dot_group(p->D)) && p->key.i == p->D ? n : near_rows(p->D);
     if (p->additive) additive_rows(p, k, n, s->query, key, s->s, lds);
     else
         for (int j = 0; j < n; j += few, key += few * p->key.i) {
-            fetch_apart(few, n - j, key, p->key.i, p->D);
-            decode_scores(k->n, n - j < few ? n - j : few, p->D, s->query, key, p->key.i, s->s + j, lds);
+            const int here = n - j < few ? n - j : few;
+            if (mix) mixed_scores(k->n, here, n - j, p->D, s->query, key, p->key.i, s->s + j, lds);
+            else {
+                fetch_apart(few, n - j, key, p->key.i, p->D);
+                decode_scores(k->n, here, p->D, s->query, key, p->key.i, s->s + j, lds);
+            }
         }
+    if (!k->hides && p->softcap == 0 && !p->alibi) return true;
     uint64_t any = 0;
     for (int j = 0; j < n; j += 64)
         for (int r = 0; r < k->n; r++)
@@ -101,10 +108,25 @@ static bool decode_block(const af_problem *p, const af_plan *plan, const block *
     return any;
 }
 
+/* Adds the values of one block of keys, each times its weight. */
+static void decode_output(const block *k, const scratch *s, int64_t lds, int n, const elem *value, int64_t stride,
+                          int64_t Dv, bool careful)
+{
+    const bool mix = !careful && mixes(k->n, Dv);
+    const int few = near_rows(Dv);
+    for (int j = 0; j < n; j += few, value += few * stride) {
+        const int here = n - j < few ? n - j : few;
+        const uint64_t *words = s->words + j / 64 * DECODE_ROWS;
+        if (!mix) fetch_apart(few, n - j, value, stride, Dv);
+        if (mix) mixed_values(k->n, here, n - j, s->s + j, lds, value, stride, s->o, Dv);
+        else if (!careful) decode_values(k->n, here, s->s + j, lds, value, stride, s->o, Dv);
+        else decode_values_carefully(k->n, here, s->s + j, lds, words, j % 64, value, stride, s->o, Dv);
+    }
+}
+
 static void decode_keys(const af_problem *p, const af_plan *plan, const block *k, const scratch *s, bool careful)
 {
     const int64_t lds = plan->key_block, Dv = p->value.data ? p->Dv : 0;
-    const int few = near_rows(Dv);
     reset_state(s);
     if (Dv) zero_output(p, plan, s);
     const af_span span = k->view.span;
@@ -114,19 +136,13 @@ static void decode_keys(const af_problem *p, const af_plan *plan, const block *k
         if (piece.first == piece.last) continue;
         const int n = (int)keys;
         if (!decode_block(p, plan, k, s, j0, n)) continue;
+        const elem *value = Dv ? (const elem *)p->value.data + af_offset(&p->value, k->view.b, k->view.hk, j0) : NULL;
+        soon values = {value, Dv ? n : 0, p->value.i, Dv, 0};
         for (int r = 0; r < k->n; r++) {
-            decode_softmax(plan->base2, n, Dv, s->s + r * lds, s->m + r, s->l + r, s->o + r * Dv);
+            decode_softmax(plan->base2, n, Dv, s->s + r * lds, s->m + r, s->l + r, s->o + r * Dv, &values);
             if (p->fading > 0) fade_row(p, k, r, j0, n, s->s + r * lds);
         }
-        if (!Dv) continue;
-        const elem *value = (const elem *)p->value.data + af_offset(&p->value, k->view.b, k->view.hk, j0);
-        for (int j = 0; j < n; j += few, value += few * p->value.i) {
-            const int here = n - j < few ? n - j : few;
-            const uint64_t *words = s->words + j / 64 * DECODE_ROWS;
-            fetch_apart(few, n - j, value, p->value.i, Dv);
-            if (careful) decode_values_carefully(k->n, here, s->s + j, lds, words, j % 64, value, p->value.i, s->o, Dv);
-            else decode_values(k->n, here, s->s + j, lds, value, p->value.i, s->o, Dv);
-        }
+        if (Dv) decode_output(k, s, lds, n, value, p->value.i, Dv, careful);
     }
 }
 

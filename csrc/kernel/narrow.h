@@ -5,7 +5,8 @@
  * Memory gives its full speed only to loads that ask for lines in the order of their addresses: then the hardware sees
  * them coming, farther ahead than prefetches could ask for. So keys and values are gone through row by row, and the
  * compiler is kept from mixing the loads of different rows. With more query rows than registers allow, a few rows of
- * keys are gone through again while they are in the first-level cache. Only rows that lie apart are prefetched. */
+ * keys are gone through again while they are in the first-level cache. Only rows that lie apart are prefetched. See
+ * mixed.h for rows that need more registers. */
 #ifndef AF_NARROW_H
 #define AF_NARROW_H
 
@@ -127,7 +128,7 @@ DOT_ROWS(3)
 DOT_ROWS(4)
 #undef DOT_ROWS
 
-/* Query rows that are done together. */
+/* Query rows that are done together: two where they stay in registers. */
 AF_INLINE int dot_group(int64_t D) { return D == AF_DECODE_COLUMNS * VL || D == AF_DECODE_COLUMNS / 2 * VL ? 2 : 4; }
 
 static void decode_scores(int rows, int n, int64_t D, const real *query, const elem *key, int64_t ldk, real *s,
@@ -192,13 +193,18 @@ AF_INLINE void touch_rows(int n, const elem *rows, int64_t stride, int64_t width
             (void)*(const volatile elem *)(rows + j * stride + d);
 }
 
+static void axpy_few(int rows, int n, const real *p, int64_t ldp, const elem *value, int64_t ldv, real *acc, int64_t Dv)
+{
+    for (; rows >= 2; rows -= 2, p += 2 * ldp, acc += 2 * Dv) axpy_rows(2, false, n, p, ldp, 0, value, ldv, acc, Dv);
+    if (rows) axpy_rows(1, false, n, p, ldp, 0, value, ldv, acc, Dv);
+}
+
 /* Rows of n values, at most near_rows: the first pass over them reads memory, in order if it takes all columns. */
 static void decode_values(int rows, int n, const real *p, int64_t ldp, const elem *value, int64_t ldv, real *acc,
                           int64_t Dv)
 {
     if (Dv != AF_DECODE_COLUMNS * VL && Dv != AF_DECODE_COLUMNS / 2 * VL && Dv > VL) touch_rows(n, value, ldv, Dv);
-    for (; rows >= 2; rows -= 2, p += 2 * ldp, acc += 2 * Dv) axpy_rows(2, false, n, p, ldp, 0, value, ldv, acc, Dv);
-    if (rows) axpy_rows(1, false, n, p, ldp, 0, value, ldv, acc, Dv);
+    axpy_few(rows, n, p, ldp, value, ldv, acc, Dv);
 }
 
 /* The same, leaving out the (row, key) pairs whose score was -inf: bit `at` of the words is the first key's. */
