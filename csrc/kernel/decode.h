@@ -117,9 +117,13 @@ static void decode_output(const block *k, const scratch *s, int64_t lds, int n, 
     for (int j = 0; j < n; j += few, value += few * stride) {
         const int here = n - j < few ? n - j : few;
         const uint64_t *words = s->words + j / 64 * DECODE_ROWS;
-        if (!mix) fetch_apart(few, n - j, value, stride, Dv);
-        if (mix) mixed_values(k->n, here, n - j, s->s + j, lds, value, stride, s->o, Dv);
-        else if (!careful) decode_values(k->n, here, s->s + j, lds, value, stride, s->o, Dv);
+        if (mix) {
+            mixed_values(k->n, here, n - j, s->s + j, lds, value, stride, s->o, Dv);
+            continue;
+        }
+        fetch_apart(few, n - j, value, stride, Dv);
+        fetch_page(value, page_distance(stride, Dv));
+        if (!careful) decode_values(k->n, here, s->s + j, lds, value, stride, s->o, Dv);
         else decode_values_carefully(k->n, here, s->s + j, lds, words, j % 64, value, stride, s->o, Dv);
     }
 }

@@ -23,6 +23,15 @@ AF_INLINE const elem *hold(const elem *p)
     return p;
 }
 
+/* The hardware does not look beyond a page, and the first line of the next waits for the page's address as well. A line
+ * asked for so many bytes ahead brings the address. Where rows follow one another, it may be one of the next unit's. */
+AF_INLINE uintptr_t page_distance(int64_t stride, int64_t width) { return stride == width ? 1 << 15 : 0; }
+
+AF_INLINE void fetch_page(const elem *row, uintptr_t distance)
+{
+    __builtin_prefetch((const void *)((uintptr_t)row + distance), 0, 2);
+}
+
 /* How many rows of keys or values stay in the first-level cache while they are gone through again: a divisor of 64. */
 AF_INLINE int near_rows(int64_t width)
 {
@@ -88,9 +97,12 @@ AF_INLINE void dot_rows_of(const int nr, const int nc, int n, const real *query,
     v q[2][AF_DECODE_COLUMNS];
     UNROLL(r, nr)
         UNROLL(c, nc) q[r][c] = v_load(query + (r * nc + c) * VL);
+    const uintptr_t pages = page_distance(ldk, nc * VL);
     int j = 0;
-    for (; j + AF_DECODE_KEYS <= n; j += AF_DECODE_KEYS, key += AF_DECODE_KEYS * ldk)
+    for (; j + AF_DECODE_KEYS <= n; j += AF_DECODE_KEYS, key += AF_DECODE_KEYS * ldk) {
+        fetch_page(key, pages);
         dot_tile_of(nr, AF_DECODE_KEYS, nc, q, key, ldk, s + j, lds);
+    }
     for (; j < n; j++, key += ldk) dot_tile_of(nr, 1, nc, q, key, ldk, s + j, lds);
 }
 
@@ -118,8 +130,11 @@ AF_INLINE void fetch_apart(int n, int left, const elem *row, int64_t stride, int
             dot_rows_of(nr, AF_DECODE_COLUMNS / 2, n, query, key, ldk, s, lds);                                        \
             return;                                                                                                    \
         }                                                                                                              \
-        for (; j + AF_DECODE_KEYS <= n; j += AF_DECODE_KEYS, key += AF_DECODE_KEYS * ldk)                              \
+        const uintptr_t pages = page_distance(ldk, D);                                                                 \
+        for (; j + AF_DECODE_KEYS <= n; j += AF_DECODE_KEYS, key += AF_DECODE_KEYS * ldk) {                            \
+            fetch_page(key, pages);                                                                                    \
             dot_tile(nr, AF_DECODE_KEYS, D, query, key, ldk, s + j, lds);                                              \
+        }                                                                                                              \
         for (; j < n; j++, key += ldk) dot_tile(nr, 1, D, query, key, ldk, s + j, lds);                                \
     }
 DOT_ROWS(1)
@@ -150,7 +165,7 @@ AF_INLINE void axpy_tile(const int nr, const int nc, const bool whole, const boo
                          const real *p, int64_t ldp, uint64_t word, const elem *value, int64_t ldv, real *acc,
                          int64_t Dv)
 {
-    v sum[2][AF_DECODE_COLUMNS];
+    v sum[2][2 * AF_DECODE_COLUMNS];
     UNROLL(r, nr)
         UNROLL(c, nc) sum[r][c] = v_zero();
     for (int j = 0; j < n; j++, value += ldv) {
@@ -171,6 +186,15 @@ AF_INLINE void axpy_tile(const int nr, const int nc, const bool whole, const boo
         }
 }
 
+/* Whether the first pass over a few rows of values takes whole rows, or one row of queries halves of 256 bytes: then
+ * the hardware sees the lines coming. */
+AF_INLINE bool in_order(int rows, int64_t Dv)
+{
+    const int64_t columns = AF_DECODE_COLUMNS * VL;
+    if (Dv == columns || Dv == columns / 2 || Dv <= VL) return true;
+    return rows == 1 && (Dv == 2 * columns || (Dv <= 4 * columns && Dv * (int)sizeof(elem) <= 512));
+}
+
 AF_INLINE void axpy_rows(const int nr, const bool careful, int n, const real *p, int64_t ldp, uint64_t word,
                          const elem *value, int64_t ldv, real *acc, int64_t Dv)
 {
@@ -178,6 +202,7 @@ AF_INLINE void axpy_rows(const int nr, const bool careful, int n, const real *p,
 #define COLUMNS(nc)                                                                                                    \
     for (; d + (nc) * VL <= Dv; d += (nc) * VL)                                                                        \
     axpy_tile(nr, nc, true, careful, 0, n, p, ldp, word, value + d, ldv, acc + d, Dv)
+    if (nr == 1 && in_order(nr, Dv)) COLUMNS(2 * AF_DECODE_COLUMNS);
     COLUMNS(AF_DECODE_COLUMNS);
     COLUMNS(AF_DECODE_COLUMNS / 2);
     COLUMNS(1);
@@ -203,7 +228,7 @@ static void axpy_few(int rows, int n, const real *p, int64_t ldp, const elem *va
 static void decode_values(int rows, int n, const real *p, int64_t ldp, const elem *value, int64_t ldv, real *acc,
                           int64_t Dv)
 {
-    if (Dv != AF_DECODE_COLUMNS * VL && Dv != AF_DECODE_COLUMNS / 2 * VL && Dv > VL) touch_rows(n, value, ldv, Dv);
+    if (!in_order(rows, Dv)) touch_rows(n, value, ldv, Dv);
     axpy_few(rows, n, p, ldp, value, ldv, acc, Dv);
 }
 
