@@ -2,11 +2,10 @@
  *
  *   s[r][j] = q[r] . K[j]      acc[r] += p[r][j] V[j]
  *
- * Memory gives its full speed only to loads that ask for lines in the order of their addresses: then the hardware sees
- * them coming, farther ahead than prefetches could ask for. So keys and values are gone through row by row, and the
- * compiler is kept from mixing the loads of different rows. With more query rows than registers allow, a few rows of
- * keys are gone through again while they are in the first-level cache. Only rows that lie apart are prefetched. See
- * mixed.h for rows that need more registers. */
+ * Loads that ask for lines in the order of their addresses get the full speed of memory: the hardware sees them coming.
+ * So keys and values are gone through row by row, and the compiler is kept from mixing the loads of different rows. With
+ * more query rows than registers allow, a few rows of keys are gone through again while they are in the first-level cache.
+ * Only rows that lie apart are prefetched. For more rows, and for queries that do not stay in registers, see mixed.h. */
 #ifndef AF_NARROW_H
 #define AF_NARROW_H
 
