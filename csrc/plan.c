@@ -3,10 +3,9 @@
 #include "kernels.h"
 #include "view.h"
 
-/* A tile of scores fills most of the first-level cache: 128 keys with the 48 float32 lanes of AVX-512 (64 and 192
- * measured alike on Zen 4), 256 with the 24 of AVX2 (1 to 3 % faster than 128; 384 and 512 no faster, in float64 3 %
- * slower). */
-enum { TILE_BYTES = 24 << 10, TILE_MOST_KEYS = 256 };
+/* Keys per score tile. With 48 float32 lanes 64, 128 and 192 measured alike on Zen 4 (AVX-512); with the 24 of AVX2,
+ * whose tile is half as large, 256 are 1 to 2 % faster (384 and 512 no faster, in float64 3 % slower). */
+enum { FORWARD_KEYS = 128, NARROW_KEYS = 256, NARROW_BYTES = 96 };
 
 /* Decode: long stretches of keys and then of values, for memory to run at speed. */
 enum { DECODE_BLOCK_BYTES = 1 << 19, DECODE_MOST_KEYS = 1024 };
@@ -40,9 +39,12 @@ static int decode_keys(const af_problem *p)
     return (int)af_max(64, af_min(fit, DECODE_MOST_KEYS));
 }
 
+/* Twice the keys would leave out only half of what a mask of blocks hides, and take twice the memory where keys are
+ * widened or added to queries. */
 static int forward_keys(const af_problem *p, const af_kernels *kernels)
 {
-    return (int)af_min(TILE_BYTES / (kernels->nr * af_real_bytes(p->dtype)) / 64 * 64, TILE_MOST_KEYS);
+    const bool narrow = kernels->nr * af_real_bytes(p->dtype) <= NARROW_BYTES;
+    return narrow && p->dtype <= AF_F64 && !p->mask.data && !p->additive ? NARROW_KEYS : FORWARD_KEYS;
 }
 
 /* The most keys that one block of rows can see. */

@@ -117,6 +117,13 @@ def test_padding_masks_skip_blocks():
     assert plan.visited_pairs <= 1.25 * plan.visible_pairs
 
 
+def test_a_dense_mask_skips_blocks_of_128_keys():
+    shown = np.random.default_rng(0).random((16, 16)) < 0.1
+    mask = np.kron(shown, np.ones((128, 128), bool))
+    plan = attnfast.plan(*square(2048), mask=mask)
+    assert 0 < plan.visited_pairs <= 1.6 * plan.visible_pairs
+
+
 def test_masks_over_keys_cost_what_they_show():
     x = zeros(3, 4, 2048, 64)
     j = np.arange(2048)

@@ -9,7 +9,7 @@ Disassembles every kernel object, finds its innermost loops and sorts the hot on
 * scores, values: the register tile in each of the two products (tile.h, weigh.h);
 * weigh: the loop around it in which scores become weights (weigh.h), not an innermost one;
 * softmax, row softmax: exp over a tile (softmax.h) and over one row (decode.h);
-* dot, axpy: keys and values in decoding (narrow.h);
+* dot, axpy, one axpy: keys and values in decoding (narrow.h), for two query rows and one;
 * mixed dot, mixed axpy: the same for more query rows (mixed.h).
 
 Every object must have every one of them in its full size, and none may spill a whole vector
@@ -81,8 +81,8 @@ PRODUCTS = {
     "weigh_product": "scores",
     "value_product": "values",
     **{f"dot_{rows}": "dot" for rows in (1, 2, 3, 4)},
-    "axpy_few": "axpy",
-    "decode_keys": "axpy",
+    "axpy_1": "one axpy",
+    "axpy_2": "axpy",
     **{f"dot_mixed_{rows}": "mixed dot" for rows in (3, 4)},
     **{f"axpy_mixed_{rows}": "mixed axpy" for rows in (3, 4)},
 }
@@ -220,7 +220,7 @@ def full_sizes(variant: str) -> dict[str, int]:
     if isa != "generic":
         sizes["row softmax"] = 1
     if isa != "generic" or dtype in ("f32", "f64"):  # others convert one by one, which is slow
-        sizes |= {"dot": 2 * keys * columns, "axpy": 2 * columns}
+        sizes |= {"dot": 2 * keys * columns, "axpy": 2 * columns, "one axpy": 2 * columns}
         sizes |= {"mixed dot": 2 * 2 * 4, "mixed axpy": 2 * 4}
     return sizes
 

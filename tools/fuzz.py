@@ -32,7 +32,9 @@ SMALL = [
     Patch("attention.c", "PARTIAL_BYTES = (size_t)1 << 20;", "PARTIAL_BYTES = (size_t)1 << 12;"),
     Patch("attention.c", "STRETCH_ROWS = 1 << 16 ", "STRETCH_ROWS = 100 "),
     Patch("attention.c", "TOGETHER = 256 ", "TOGETHER = 3 "),
-    Patch("plan.c", "TILE_BYTES = 24 << 10,", "TILE_BYTES = 12 << 10,"),
+    Patch(
+        "plan.c", "FORWARD_KEYS = 128, NARROW_KEYS = 256,", "FORWARD_KEYS = 64, NARROW_KEYS = 64,"
+    ),
     Patch("plan.c", "DECODE_MOST_KEYS = 1024 ", "DECODE_MOST_KEYS = 64 "),
     Patch("plan.c", "DECODE_SPLIT_BYTES = 1 << 20,", "DECODE_SPLIT_BYTES = 1 << 12,"),
     Patch("plan.c", "af_max(256, DECODE_SPLIT", "af_max(64, DECODE_SPLIT"),

@@ -78,21 +78,21 @@ static __attribute__((noinline)) void fetch_ahead(const ahead *a, int64_t row)
     }
 }
 
-/* Rows that are fetched a line at a time. */
-typedef struct soon {
+/* Rows that are left to fetch, a line at a time. */
+typedef struct line_queue {
     const elem *row;
     int64_t rows, stride, width, column;
-} soon;
+} line_queue;
 
-AF_INLINE void fetch_soon(soon *s)
+AF_INLINE void fetch_next_line(line_queue *queue)
 {
-    if (!s->rows) return;
-    fetch_line(s->row + s->column, 0);
-    s->column += LINE;
-    if (s->column < s->width) return;
-    s->column = 0;
-    s->row += s->stride;
-    s->rows--;
+    if (!queue->rows) return;
+    fetch_line(queue->row + queue->column, 0);
+    queue->column += LINE;
+    if (queue->column < queue->width) return;
+    queue->column = 0;
+    queue->row += queue->stride;
+    queue->rows--;
 }
 
 /* Whether rows come with the tile at `row`. */

@@ -52,8 +52,9 @@ static uint64_t decode_modify(const af_problem *p, const block *k, int r, int64_
     return left;
 }
 
-/* One online softmax step of one row; see softmax.h. Memory would wait in the meantime. */
-static void decode_softmax(bool base2, int n, int64_t Dv, real *s, real *m, real *l, real *acc, soon *values)
+/* One online softmax step of one row; see softmax.h. Memory would have nothing to do in the meantime: lines are fetched
+ * that come next. */
+static void decode_softmax(bool base2, int n, int64_t Dv, real *s, real *m, real *l, real *acc, line_queue *next)
 {
     const v low = v_set1(-AF_INFINITY);
     v top = low, sum = v_zero();
@@ -76,19 +77,19 @@ static void decode_softmax(bool base2, int n, int64_t Dv, real *s, real *m, real
         x = v_select(vm_first(here), x, v_zero());
         v_store_n(s + j, x, here);
         sum = v_add(sum, x);
-        UNROLL(line, 2) fetch_soon(values);
+        UNROLL(line, 2) fetch_next_line(next);
     }
     *l += v_hsum(sum);
 }
 
 /* Scores of one block of keys after modifiers and masks. words[j / 64][r]: the keys whose score is not -inf, where
- * something may be hidden. Returns whether there are any. */
+ * something may be hidden. Returns whether there are any; where nothing can be hidden, true. */
 static bool decode_block(const af_problem *p, const af_plan *plan, const block *k, const scratch *s, int64_t j0, int n)
 {
     const int64_t lds = plan->key_block;
     const elem *key = (const elem *)p->key.data + af_offset(&p->key, k->view.b, k->view.hk, j0);
     const bool mix = mixes(k->n, p->D);
-    const int few = k->n <= (mix ? 4 : dot_group(p->D)) && p->key.i == p->D ? n : near_rows(p->D);
+    const int few = k->n <= dot_group(p->D) && p->key.i == p->D ? n : near_rows(p->D);
     if (p->additive) additive_rows(p, k, n, s->query, key, s->s, lds);
     else
         for (int j = 0; j < n; j += few, key += few * p->key.i) {
@@ -141,9 +142,9 @@ static void decode_keys(const af_problem *p, const af_plan *plan, const block *k
         const int n = (int)keys;
         if (!decode_block(p, plan, k, s, j0, n)) continue;
         const elem *value = Dv ? (const elem *)p->value.data + af_offset(&p->value, k->view.b, k->view.hk, j0) : NULL;
-        soon values = {value, Dv ? n : 0, p->value.i, Dv, 0};
+        line_queue next = {value, Dv ? n : 0, p->value.i, Dv, 0};
         for (int r = 0; r < k->n; r++) {
-            decode_softmax(plan->base2, n, Dv, s->s + r * lds, s->m + r, s->l + r, s->o + r * Dv, &values);
+            decode_softmax(plan->base2, n, Dv, s->s + r * lds, s->m + r, s->l + r, s->o + r * Dv, &next);
             if (p->fading > 0) fade_row(p, k, r, j0, n, s->s + r * lds);
         }
         if (Dv) decode_output(k, s, lds, n, value, p->value.i, Dv, careful);

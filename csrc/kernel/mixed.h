@@ -1,5 +1,5 @@
-/* The products of narrow.h for more than two query rows that do not stay in registers: two keys, or two vectors of
- * values, at a time, so that a query or a weight is loaded for both.
+/* The products of narrow.h for more query rows: two keys, or two vectors of values, at a time, so that a query or a
+ * weight is loaded for both.
  *
  * The hardware does not see the lines of mixed rows coming, so each is fetched into the second-level cache from far
  * ahead, some with every few FMAs: in a burst requests are dropped. For fewer rows there is too little to compute
@@ -9,6 +9,7 @@
 
 #include "narrow.h"
 
+/* More than two rows whose queries do not stay in registers; more than four that do by twos. */
 AF_INLINE bool mixes(int rows, int64_t width) { return rows > (dot_group(width) == 2 ? 4 : 2); }
 
 enum { FAR_BYTES = 8192 };
@@ -78,9 +79,9 @@ static void mixed_scores(int rows, int n, int64_t left, int64_t D, const real *q
     else decode_scores(rows, n, D, query, key, ldk, s, lds);
 }
 
-/* nc vectors of columns, the last of them of `last` elements. */
-AF_INLINE void axpy_mixed(const int nr, const int nc, int last, int n, const real *p, int64_t ldp, const elem *value,
-                          int64_t ldv, int64_t ahead, real *acc, int64_t Dv)
+/* nc vectors of columns; if they are not whole, one of `last` elements. */
+AF_INLINE void axpy_mixed(const int nr, const int nc, const bool whole, int last, int n, const real *p, int64_t ldp,
+                          const elem *value, int64_t ldv, int64_t ahead, real *acc, int64_t Dv)
 {
     v sum[4][2];
     UNROLL(r, nr)
@@ -90,7 +91,7 @@ AF_INLINE void axpy_mixed(const int nr, const int nc, int last, int n, const rea
         for (int c = 0; c < nc * VL; c += LINE) fetch_line(value + ahead + c, 0);
         UNROLL(r, nr) w[r] = v_set1(p[r * ldp + j]);
         UNROLL(c, nc) {
-            const v x = last == VL ? e_load(value + c * VL) : e_load_n(value + c * VL, last);
+            const v x = whole ? e_load(value + c * VL) : e_load_n(value + c * VL, last);
             KEEP_ORDER();
             UNROLL(r, nr) sum[r][c] = v_fma(w[r], x, sum[r][c]);
         }
@@ -98,7 +99,7 @@ AF_INLINE void axpy_mixed(const int nr, const int nc, int last, int n, const rea
     UNROLL(r, nr)
         UNROLL(c, nc) {
             real *to = acc + r * Dv + c * VL;
-            if (last == VL) v_store(to, v_add(v_load(to), sum[r][c]));
+            if (whole) v_store(to, v_add(v_load(to), sum[r][c]));
             else v_store_n(to, v_add(v_load_n(to, last), sum[r][c]), last);
         }
 }
@@ -108,9 +109,10 @@ AF_INLINE void axpy_mixed(const int nr, const int nc, int last, int n, const rea
                                                           int64_t ldv, int64_t ahead, real *acc, int64_t Dv)           \
     {                                                                                                                  \
         int64_t d = 0;                                                                                                 \
-        for (; d + 2 * VL <= Dv; d += 2 * VL) axpy_mixed(nr, 2, VL, n, p, ldp, value + d, ldv, ahead, acc + d, Dv);    \
-        for (; d + VL <= Dv; d += VL) axpy_mixed(nr, 1, VL, n, p, ldp, value + d, ldv, ahead, acc + d, Dv);            \
-        if (d < Dv) axpy_mixed(nr, 1, (int)(Dv - d), n, p, ldp, value + d, ldv, ahead, acc + d, Dv);                   \
+        for (; d + 2 * VL <= Dv; d += 2 * VL)                                                                          \
+            axpy_mixed(nr, 2, true, 0, n, p, ldp, value + d, ldv, ahead, acc + d, Dv);                                 \
+        for (; d + VL <= Dv; d += VL) axpy_mixed(nr, 1, true, 0, n, p, ldp, value + d, ldv, ahead, acc + d, Dv);       \
+        if (d < Dv) axpy_mixed(nr, 1, false, (int)(Dv - d), n, p, ldp, value + d, ldv, ahead, acc + d, Dv);            \
     }
 AXPY_ROWS(3)
 AXPY_ROWS(4)

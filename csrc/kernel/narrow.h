@@ -3,9 +3,10 @@
  *   s[r][j] = q[r] . K[j]      acc[r] += p[r][j] V[j]
  *
  * Loads that ask for lines in the order of their addresses get the full speed of memory: the hardware sees them coming.
- * So keys and values are gone through row by row, and the compiler is kept from mixing the loads of different rows. With
- * more query rows than registers allow, a few rows of keys are gone through again while they are in the first-level cache.
- * Only rows that lie apart are prefetched. For more rows, and for queries that do not stay in registers, see mixed.h. */
+ * So keys and values are gone through row by row, and the compiler is kept from mixing the loads of different rows.
+ * With more query rows than registers allow, a few rows of keys are gone through again while they are in the
+ * first-level cache. What the hardware does not see is prefetched: rows that lie apart, and other pages. For more rows,
+ * and for queries that do not stay in registers, see mixed.h. */
 #ifndef AF_NARROW_H
 #define AF_NARROW_H
 
@@ -24,6 +25,7 @@ AF_INLINE const elem *hold(const elem *p)
 
 /* The hardware does not look beyond a page, and the first line of the next waits for the page's address as well. A line
  * asked for so many bytes ahead brings the address. Where rows follow one another, it may be one of the next unit's. */
+/* In bytes: what lies there need not be of the same array. */
 AF_INLINE uintptr_t page_distance(int64_t stride, int64_t width) { return stride == width ? 1 << 15 : 0; }
 
 AF_INLINE void fetch_page(const elem *row, uintptr_t distance)
@@ -185,8 +187,8 @@ AF_INLINE void axpy_tile(const int nr, const int nc, const bool whole, const boo
         }
 }
 
-/* Whether the first pass over a few rows of values takes whole rows, or one row of queries halves of 256 bytes: then
- * the hardware sees the lines coming. */
+/* Whether the hardware sees the lines of a few rows of values coming: the first pass takes whole rows or, with one
+ * query row, most of them. */
 AF_INLINE bool in_order(int rows, int64_t Dv)
 {
     const int64_t columns = AF_DECODE_COLUMNS * VL;
@@ -201,7 +203,9 @@ AF_INLINE void axpy_rows(const int nr, const bool careful, int n, const real *p,
 #define COLUMNS(nc)                                                                                                    \
     for (; d + (nc) * VL <= Dv; d += (nc) * VL)                                                                        \
     axpy_tile(nr, nc, true, careful, 0, n, p, ldp, word, value + d, ldv, acc + d, Dv)
-    if (nr == 1 && in_order(nr, Dv)) COLUMNS(2 * AF_DECODE_COLUMNS);
+    if (nr == 1 && in_order(nr, Dv)) {
+        COLUMNS(2 * AF_DECODE_COLUMNS);
+    }
     COLUMNS(AF_DECODE_COLUMNS);
     COLUMNS(AF_DECODE_COLUMNS / 2);
     COLUMNS(1);
@@ -217,10 +221,20 @@ AF_INLINE void touch_rows(int n, const elem *rows, int64_t stride, int64_t width
             (void)*(const volatile elem *)(rows + j * stride + d);
 }
 
+#define AXPY_ROWS(nr)                                                                                                  \
+    static __attribute__((noinline)) void axpy_##nr(int n, const real *p, int64_t ldp, const elem *value, int64_t ldv, \
+                                                    real *acc, int64_t Dv)                                             \
+    {                                                                                                                  \
+        axpy_rows(nr, false, n, p, ldp, 0, value, ldv, acc, Dv);                                                       \
+    }
+AXPY_ROWS(1)
+AXPY_ROWS(2)
+#undef AXPY_ROWS
+
 static void axpy_few(int rows, int n, const real *p, int64_t ldp, const elem *value, int64_t ldv, real *acc, int64_t Dv)
 {
-    for (; rows >= 2; rows -= 2, p += 2 * ldp, acc += 2 * Dv) axpy_rows(2, false, n, p, ldp, 0, value, ldv, acc, Dv);
-    if (rows) axpy_rows(1, false, n, p, ldp, 0, value, ldv, acc, Dv);
+    for (; rows >= 2; rows -= 2, p += 2 * ldp, acc += 2 * Dv) axpy_2(n, p, ldp, value, ldv, acc, Dv);
+    if (rows) axpy_1(n, p, ldp, value, ldv, acc, Dv);
 }
 
 /* Rows of n values, at most near_rows: the first pass over them reads memory, in order if it takes all columns. */
