@@ -36,7 +36,7 @@ AF_INLINE void dot_mixed(const int nr, int64_t D, const real *query, const elem 
             const v x0 = e_load(row[0] + at), x1 = e_load(row[1] + at);
             UNROLL(r, nr) {
                 const v q = v_load(query + r * D + at);
-                KEEP_ORDER();
+                KEEP_ORDER(); /* else it is loaded twice */
                 acc[0][r] = v_fma(q, x0, acc[0][r]);
                 acc[1][r] = v_fma(q, x1, acc[1][r]);
             }
@@ -62,7 +62,7 @@ AF_INLINE void dot_mixed(const int nr, int64_t D, const real *query, const elem 
     {                                                                                                                  \
         int j = 0;                                                                                                     \
         for (; j + 2 <= n; j += 2, key += 2 * ldk)                                                                     \
-            dot_mixed(nr, D, query, key, ldk, fetch_distance(j, left, ldk, D), s + j, lds);                            \
+            dot_mixed(nr, D, query, key, ldk, fetch_distance(j + 1, left, ldk, D), s + j, lds);                        \
         if (j < n) dot_tile(nr, 1, D, query, key, ldk, s + j, lds);                                                    \
     }
 DOT_ROWS(3)

@@ -24,8 +24,8 @@ AF_INLINE const elem *hold(const elem *p)
 }
 
 /* The hardware does not look beyond a page, and the first line of the next waits for the page's address as well. A line
- * asked for so many bytes ahead brings the address. Where rows follow one another, it may be one of the next unit's. */
-/* In bytes: what lies there need not be of the same array. */
+ * asked for so many bytes ahead brings the address. Where rows follow one another, it may be one of the next unit's, or
+ * of no array. */
 AF_INLINE uintptr_t page_distance(int64_t stride, int64_t width) { return stride == width ? 1 << 15 : 0; }
 
 AF_INLINE void fetch_page(const elem *row, uintptr_t distance)
