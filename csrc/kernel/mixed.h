@@ -21,6 +21,18 @@ AF_INLINE int64_t fetch_distance(int64_t j, int64_t left, int64_t stride, int64_
     return j + rows < left ? rows * stride : 0;
 }
 
+/* n columns of two keys, at most a vector. */
+AF_INLINE void dot_rest(const int nr, int n, int64_t D, const real *query, const elem *key0, const elem *key1,
+                        v acc[AF_DECODE_KEYS][4])
+{
+    const v x0 = e_load_n(key0, n), x1 = e_load_n(key1, n);
+    UNROLL(r, nr) {
+        const v q = v_load_n(query + r * D, n);
+        acc[0][r] = v_fma(q, x0, acc[0][r]);
+        acc[1][r] = v_fma(q, x1, acc[1][r]);
+    }
+}
+
 AF_INLINE void dot_mixed(const int nr, int64_t D, const real *query, const elem *key, int64_t ldk, int64_t ahead,
                          real *s, int64_t lds)
 {
@@ -44,15 +56,11 @@ AF_INLINE void dot_mixed(const int nr, int64_t D, const real *query, const elem 
     UNROLL(j, 2) fetch_row(far[j] + d, D - d, 0, false);
     if (ldk != D)
         UNROLL(j, 2) fetch_line(far[j] + D - 1, 0);
-    for (int n; d < D; d += n) {
-        n = D - d < VL ? (int)(D - d) : VL;
-        const v x0 = e_load_n(row[0] + d, n), x1 = e_load_n(row[1] + d, n);
-        UNROLL(r, nr) {
-            const v q = v_load_n(query + r * D + d, n);
-            acc[0][r] = v_fma(q, x0, acc[0][r]);
-            acc[1][r] = v_fma(q, x1, acc[1][r]);
-        }
+    if (D - d >= VL) {
+        dot_rest(nr, VL, D, query + d, row[0] + d, row[1] + d, acc);
+        d += VL;
     }
+    if (d < D) dot_rest(nr, (int)(D - d), D, query + d, row[0] + d, row[1] + d, acc);
     dot_sums(nr, 2, acc, s, lds);
 }
 
