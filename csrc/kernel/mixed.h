@@ -105,11 +105,7 @@ AF_INLINE void axpy_mixed(const int nr, const int nc, const bool whole, int last
         }
     }
     UNROLL(r, nr)
-        UNROLL(c, nc) {
-            real *to = acc + r * Dv + c * VL;
-            if (whole) v_store(to, v_add(v_load(to), sum[r][c]));
-            else v_store_n(to, v_add(v_load_n(to, last), sum[r][c]), last);
-        }
+        UNROLL(c, nc) add_vector(whole, last, acc + r * Dv + c * VL, sum[r][c]);
 }
 
 #define AXPY_ROWS(nr)                                                                                                  \

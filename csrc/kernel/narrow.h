@@ -160,6 +160,12 @@ static void decode_scores(int rows, int n, int64_t D, const real *query, const e
     }
 }
 
+AF_INLINE void add_vector(const bool whole, int last, real *to, v x)
+{
+    if (whole) v_store(to, v_add(v_load(to), x));
+    else v_store_n(to, v_add(v_load_n(to, last), x), last);
+}
+
 /* acc[r][d ..] += sum_j p[r][j] V[j][d ..] for nr rows and nc vectors of columns, both constants; the last of the
  * columns has `last` elements. Carefully (one row): only the keys whose bit is set in `word` enter. */
 AF_INLINE void axpy_tile(const int nr, const int nc, const bool whole, const bool careful, int last, int n,
@@ -180,11 +186,7 @@ AF_INLINE void axpy_tile(const int nr, const int nc, const bool whole, const boo
         }
     }
     UNROLL(r, nr)
-        UNROLL(c, nc) {
-            real *to = acc + r * Dv + c * VL;
-            if (whole) v_store(to, v_add(v_load(to), sum[r][c]));
-            else v_store_n(to, v_add(v_load_n(to, last), sum[r][c]), last);
-        }
+        UNROLL(c, nc) add_vector(whole, last, acc + r * Dv + c * VL, sum[r][c]);
 }
 
 /* Whether the hardware sees the lines of a few rows of values coming: the first pass takes whole rows or, with one
