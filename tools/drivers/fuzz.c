@@ -1,6 +1,6 @@
 /* libFuzzer's way in: bytes become a legal call, which every instruction set computes with 1, 2, 3 and 5 threads. All
  * of these must have the bits of the first, nothing may be written beside the results, and these must be what plain.c
- * makes of the call. Reading and writing out of bounds is the address sanitizer's to see. See tools/fuzz.py. */
+ * makes of the call. Reading and writing out of bounds is the address sanitizer's to see. See tools/prove/fuzz.py. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 /* Runs out of memory on purpose: the first allocation of a call fails, in the next try the second, and so on until the
  * call succeeds. Every failure must be AF_NO_MEMORY, give back what was allocated, leave the results alone, and the
- * next call must be right. Linked with --wrap for each function below; see tests/test_out_of_memory.py. */
+ * next call must be right. Linked with --wrap for each function below; see tests/promises/test_out_of_memory.py. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

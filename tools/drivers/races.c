@@ -1,6 +1,6 @@
 /* Many threads call the library at once: every kind of call with teams of 1 to 4, while others change the number of
  * threads and the instruction set, and some calls are interrupted. Every result must have the bits that one thread
- * alone computed. Runs under a thread sanitizer; see tools/races.py.
+ * alone computed. Runs under a thread sanitizer; see tools/prove/races.py.
  *
  *     races [rounds [seed]]
  *

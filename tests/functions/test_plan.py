@@ -1,0 +1,169 @@
+"""plan: how much a call would do, and that work is in proportion to what is visible."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+import attnfast
+from attnfast import reference
+from support.arrays import DTYPE_IDS, DTYPES, qkv, same_batch
+from support.criterion import SCORE_OPTIONS
+from support.draws import calls
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+FIELDS = ("visible_pairs", "visited_pairs", "flops", "bytes", "tasks", "threads", "isa", "kernel")
+
+
+def zeros(*shape):
+    return np.zeros(shape, np.float32)
+
+
+def square(length, heads=1, d=64):
+    x = zeros(1, heads, length, d)
+    return x, x, x
+
+
+@given(call=calls())
+def test_pairs_of_any_call(call):
+    named = {n: x for n, x in call.options.items() if not n.startswith("return")}
+    named.pop("bias", None)  # a plan does not look at numbers
+    plan = attnfast.plan(call.query, call.key, call.value, **named)
+    query, key, _ = same_batch(call.query, call.key, call.value)
+    options = {n: x for n, x in named.items() if n in SCORE_OPTIONS}
+    biased = reference.attention_weights(query * 0, key * 0, stage="biased", **options)
+    visible = int((biased != -np.inf).sum())
+    assert plan.visible_pairs == visible
+    assert visible <= plan.visited_pairs <= biased.size
+    assert plan.flops == 2 * visible * (call.query.shape[-1] + call.value.shape[-1])
+    assert plan.threads >= 1 and plan.tasks >= (visible > 0)
+
+
+def test_fields(isa):
+    q, k, v = zeros(2, 8, 100, 64), zeros(2, 4, 100, 64), zeros(2, 4, 100, 32)
+    plan = attnfast.plan(q, k, v, num_threads=2)
+    for name in FIELDS:
+        assert hasattr(plan, name)
+    for name in ("visible_pairs", "visited_pairs", "flops", "bytes", "tasks", "threads"):
+        assert isinstance(getattr(plan, name), int), name
+    assert plan.visible_pairs == 2 * 8 * 100 * 100
+    assert plan.flops == 2 * plan.visible_pairs * (64 + 32)
+    assert plan.bytes >= q.nbytes + k.nbytes + v.nbytes + 2 * 8 * 100 * 32 * 4
+    assert plan.isa == isa
+    assert 1 <= plan.threads <= 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+def test_kernels(dtype, isa, rng):
+    arrays = qkv(rng, 200, 200, dtype=dtype)
+    assert attnfast.plan(*arrays).kernel == "forward"
+    arrays = qkv(rng, 1, 200, dtype=dtype)
+    plan = attnfast.plan(*arrays)
+    assert plan.kernel == "decode" and plan.isa == isa
+
+
+@pytest.mark.parametrize("empty", ["B", "H", "Lq", "Lk"])
+def test_nothing_to_do(empty):
+    n = {"B": 2, "H": 2, "Lq": 3, "Lk": 4, empty: 0}
+    q, k = zeros(n["B"], n["H"], n["Lq"], 8), zeros(n["B"], n["H"], n["Lk"], 8)
+    plan = attnfast.plan(q, k, k)
+    assert (plan.visible_pairs, plan.visited_pairs, plan.flops) == (0, 0, 0)
+
+
+def test_the_plan_does_not_touch_the_arrays():
+    """Not even their pages: these would take 512 GB."""
+    x = np.lib.stride_tricks.as_strided(zeros(64), (1, 1, 2**31, 64), (0, 0, 0, 4))
+    few = x[:, :, :1]
+    plan = attnfast.plan(few, x, x)
+    assert plan.visible_pairs == 2**31 and plan.flops == 4 * 64 * 2**31
+
+
+def test_causal_visits_half():
+    full, causal = attnfast.plan(*square(8192)), attnfast.plan(*square(8192), is_causal=True)
+    assert causal.visible_pairs == 8192 * 8193 // 2
+    assert causal.visited_pairs <= 0.53 * full.visited_pairs
+
+
+@pytest.mark.parametrize("window", [256, (256, 0), (0, 256), (100, -1)])
+def test_a_window_visits_little_more_than_it_shows(window):
+    plan = attnfast.plan(*square(16384), window_size=window)
+    assert plan.visited_pairs <= 1.5 * plan.visible_pairs
+
+
+def test_a_window_costs_in_proportion_to_the_length():
+    short, long = (attnfast.plan(*square(n), window_size=256) for n in (16384, 65536))
+    assert long.visited_pairs <= 4.1 * short.visited_pairs
+    assert long.visible_pairs <= 4.1 * short.visible_pairs
+
+
+def test_lengths_visit_what_they_hold():
+    x = zeros(4, 2, 1024, 64)
+    lengths = [1024, 100, 0, 513]
+    plan = attnfast.plan(x, x, x, kv_lengths=lengths)
+    assert plan.visible_pairs == 2 * 1024 * sum(lengths)
+    assert plan.visited_pairs <= 1.1 * plan.visible_pairs
+    both = attnfast.plan(x, x, x, kv_lengths=lengths, q_lengths=lengths)
+    assert both.visible_pairs == 2 * sum(n * n for n in lengths)
+    assert both.visited_pairs <= 1.2 * both.visible_pairs
+
+
+def test_padding_masks_skip_blocks():
+    x = zeros(2, 4, 2048, 64)
+    mask = np.zeros((2, 1, 1, 2048), bool)
+    mask[0, ..., :512], mask[1, ..., 1500:] = True, True
+    plan = attnfast.plan(x, x, x, mask=mask)
+    assert plan.visible_pairs == 4 * 2048 * (512 + 548)
+    assert plan.visited_pairs <= 1.25 * plan.visible_pairs
+
+
+def test_a_dense_mask_skips_blocks_of_128_keys():
+    shown = np.random.default_rng(0).random((16, 16)) < 0.1
+    mask = np.kron(shown, np.ones((128, 128), bool))
+    plan = attnfast.plan(*square(2048), mask=mask)
+    assert 0 < plan.visited_pairs <= 1.6 * plan.visible_pairs
+
+
+def test_masks_over_keys_cost_what_they_show():
+    x = zeros(3, 4, 2048, 64)
+    j = np.arange(2048)
+    mask = np.stack([j < 700, (j > 1000) & (j < 1003), j % 200 < 150])[:, None, None]
+    plan = attnfast.plan(x, x, x, mask=mask)
+    assert plan.visible_pairs == 4 * 2048 * mask.sum()
+    assert plan.visited_pairs == plan.visible_pairs
+    one_query = attnfast.plan(x[:, :, :1], x, x, mask=mask)
+    assert one_query.visited_pairs == one_query.visible_pairs == 4 * mask.sum()
+
+
+def test_a_block_diagonal_mask_skips_blocks():
+    x = zeros(1, 1, 2048, 64)
+    document = np.arange(2048) // 512
+    plan = attnfast.plan(x, x, x, mask=document[:, None] == document)
+    assert plan.visible_pairs == 4 * 512**2
+    assert plan.visited_pairs <= 1.5 * plan.visible_pairs
+
+
+def test_one_query_over_many_keys_is_many_tasks():
+    q, k = zeros(1, 1, 1, 128), zeros(1, 1, 16384, 128)
+    plan = attnfast.plan(q, k, k, num_threads=8)
+    assert plan.tasks >= 8 and plan.threads == 8
+
+
+def test_cutting_depends_on_neither_threads_nor_batch():
+    q, k = zeros(1, 4, 1, 64), zeros(1, 2, 9000, 64)
+    one = attnfast.plan(q, k, k, num_threads=1)
+    for n, batch in itertools.product((1, 2, 64), (1, 5)):
+        plan = attnfast.plan(np.repeat(q, batch, 0), np.repeat(k, batch, 0), k, num_threads=n)
+        assert plan.tasks == batch * one.tasks
+
+
+def test_tiny_calls_stay_on_one_thread():
+    plan = attnfast.plan(
+        zeros(1, 1, 1, 64), zeros(1, 1, 16, 64), zeros(1, 1, 16, 64), num_threads=8
+    )
+    assert plan.threads == 1
+
+
+def test_a_plan_is_made_from_lists_too():
+    assert attnfast.plan([[1.0]], [[1.0], [2.0]], [[1.0], [2.0]]).visible_pairs == 2

@@ -1,0 +1,281 @@
+"""attention_varlen: many sequences, packed one after the other, each as if it were alone."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import attnfast
+from attnfast import AttentionResult, reference
+from support.arrays import DTYPE_IDS, DTYPES, assert_same, compute_dtype, randn, same_bits
+from support.criterion import Criterion
+from support.layouts import EDGES, LAYOUTS, lay_out
+
+EXAMPLES = settings.default.max_examples
+EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+MIXED = ([5, 0, 1, 130, 17, 1, 64], [70, 9, 0, 130, 300, 1, 65])
+
+
+def packed(rng, q_lengths, k_lengths, d=16, dv=None, *, heads=2, kv_heads=2, dtype=np.float32):
+    """Query, key, value, cu_q and cu_k."""
+    rows, keys = sum(q_lengths), sum(k_lengths)
+    arrays = (
+        randn(rng, (rows, heads, d), dtype),
+        randn(rng, (keys, kv_heads, d), dtype),
+        randn(rng, (keys, kv_heads, d if dv is None else dv), dtype),
+    )
+    return *arrays, np.cumsum([0, *q_lengths]), np.cumsum([0, *k_lengths])
+
+
+def alone(query, key, value, cu_q, cu_k, function=attnfast.attention, **options):
+    """The rows of each sequence, and the result of attention on it by itself."""
+    bounds = zip(itertools.pairwise(cu_q), itertools.pairwise(cu_k), strict=True)
+    for s, ((a, b), (c, d)) in enumerate(bounds):
+        own = dict(options)
+        if np.ndim(own.get("q_offset")):
+            own["q_offset"] = own["q_offset"][s]
+        if np.ndim(own.get("alibi_slopes")) > 1:
+            own["alibi_slopes"] = own["alibi_slopes"][s]
+        rows = (x.swapaxes(0, 1) for x in (query[a:b], key[c:d], value[c:d]))
+        result = function(*rows, return_lse=True, **own)
+        yield slice(a, b), result.output.swapaxes(0, 1), result.lse.swapaxes(0, 1)
+
+
+def check_alone(result, *arrays, **options):
+    """Assert that every sequence has the bits that it has alone."""
+    for s, (rows, output, lse) in enumerate(alone(*arrays, **options)):
+        assert same_bits(result.output[rows], output), s
+        assert same_bits(result.lse[rows], lse), s
+
+
+@st.composite
+def varlen_calls(draw):
+    """Sequences of any lengths, and every option."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n = draw(st.integers(0, 6))
+    size = st.integers(0, 4) | st.sampled_from([e for e in EDGES if e < 140])
+    q_lengths = draw(st.lists(size, min_size=n, max_size=n))
+    k_lengths = draw(st.just(q_lengths) | st.lists(size, min_size=n, max_size=n))
+    kv_heads, group = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    heads, d = kv_heads * group, draw(st.sampled_from([1, 8, 33, 64]))
+    dtype = draw(st.sampled_from(DTYPES))
+    arrays = packed(
+        *(rng, q_lengths, k_lengths, d, draw(st.sampled_from([d, 5, 17]))),
+        heads=heads,
+        kv_heads=kv_heads,
+        dtype=dtype,
+    )
+    layouts = [draw(st.sampled_from(LAYOUTS)) for _ in range(3)]
+    arrays = [*(lay_out(a, x) for a, x in zip(arrays[:3], layouts, strict=True)), *arrays[3:]]
+    options = {
+        "is_causal": st.just(True),
+        "window_size": st.sampled_from([0, 5, (40, 3), (-1, 2), (None, 70)]),
+        "q_offset": st.just("end") | st.integers(-9, 99) | st.just(rng.integers(-9, 99, n)),
+        "scale": st.sampled_from([0.0, 0.3, -1.0]),
+        "softcap": st.sampled_from([0.5, 30.0]),
+        "alibi_slopes": st.sampled_from([(heads,), (n, heads)]).map(rng.standard_normal),
+        "sink_logits": st.just(rng.standard_normal(heads)),
+        "num_threads": st.integers(1, 3),
+    }
+    options = {name: draw(x) for name, x in options.items() if draw(st.integers(0, 2)) == 0}
+    if q_lengths != k_lengths:
+        options.setdefault("q_offset", "end")
+    return arrays, options
+
+
+@pytest.mark.usefixtures("isa")
+@given(call=varlen_calls())
+def test_any_call_has_the_bits_of_each_sequence_alone(call):
+    arrays, options = call
+    result = attnfast.attention_varlen(*arrays, return_lse=True, **options)
+    check_alone(result, *arrays, **options)
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize(
+    "lengths", [([5, 0, 1, 50, 17], [70, 9, 0, 90, 65]), ([1] * 4, [9, 0, 33, 150])], ids=str
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"is_causal": True, "q_offset": "end"},
+        {"window_size": (60, 5), "q_offset": 3, "sink_logits": [0.0, 1.0, -2.0, 3.0]},
+        {"alibi_slopes": [0.1, 0.2, 0.4, -0.1], "q_offset": "end", "softcap": 2.0},
+    ],
+    ids=["plain", "causal", "window", "alibi"],
+)
+def test_against_the_reference(options, lengths, dtype, each_isa, rng):
+    arrays = packed(rng, *lengths, 24, 9, heads=4, kv_heads=2, dtype=dtype)
+    query, key, value, cu_q, cu_k = arrays
+    criteria = []
+    for (a, b), (c, d) in zip(itertools.pairwise(cu_q), itertools.pairwise(cu_k), strict=True):
+        rows = (x.swapaxes(0, 1) for x in (query[a:b], key[c:d], value[c:d]))
+        criteria.append((slice(a, b), Criterion(*rows, **options)))
+    exact = reference.attention_varlen(*arrays, return_lse=True, **options)
+    assert exact.output.shape == (len(query), 4, 9)
+
+    def run():
+        result = attnfast.attention_varlen(*arrays, return_lse=True, **options)
+        assert isinstance(result, AttentionResult) and result.weights is None
+        assert result.output.shape == exact.output.shape and result.output.dtype == dtype
+        assert result.lse.shape == exact.lse.shape and result.lse.dtype == compute_dtype(dtype)
+        for rows, criterion in criteria:
+            output, lse = (x[rows].swapaxes(0, 1) for x in result[:2])
+            criterion.check(AttentionResult(output, lse))
+
+    each_isa(run)
+
+
+@pytest.mark.usefixtures("isa")
+class TestSequences:
+    def test_literal(self):
+        q, k = np.zeros((3, 1, 1)), np.zeros((4, 1, 1))
+        v = np.array([1.0, 2.0, 4.0, 8.0]).reshape(4, 1, 1)
+        output = attnfast.attention_varlen(q, k, v, [0, 1, 3], [0, 3, 4])
+        np.testing.assert_allclose(output.ravel(), [7 / 3, 8, 8], rtol=1e-15)
+
+    def test_one_sequence_is_attention(self, rng):
+        q, k, v, cu_q, cu_k = packed(rng, [50], [90], heads=4)
+        result = attnfast.attention_varlen(q, k, v, cu_q, cu_k)
+        assert same_bits(
+            result, attnfast.attention(*(a.swapaxes(0, 1) for a in (q, k, v))).swapaxes(0, 1)
+        )
+
+    def test_a_long_sequence_among_short_ones(self, rng):
+        lengths = [1] * 100 + [2000] + [3] * 50
+        arrays = packed(rng, lengths, lengths, 8)
+        options = {"is_causal": True}
+        result = attnfast.attention_varlen(*arrays, return_lse=True, **options)
+        check_alone(result, *arrays, **options)
+        one = packed(rng, [1], [20_000], 8)  # cut into several tasks
+        check_alone(attnfast.attention_varlen(*one, return_lse=True), *one)
+
+    @pytest.mark.parametrize("poison", [np.nan, np.inf, 1e38])
+    def test_what_lies_in_one_sequence_does_not_reach_another(self, poison, rng):
+        q, k, v, cu_q, cu_k = packed(rng, *MIXED)
+        options = {"window_size": (200, 200), "q_offset": 0, "return_lse": True}
+        clean = attnfast.attention_varlen(q, k, v, cu_q, cu_k, **options)
+        for s in range(len(cu_q) - 1):
+            dirty = [a.copy() for a in (q, k, v)]
+            dirty[0][cu_q[s] : cu_q[s + 1]] = poison
+            for a in dirty[1:]:
+                a[cu_k[s] : cu_k[s + 1]] = poison
+            result = attnfast.attention_varlen(*dirty, cu_q, cu_k, **options)
+            others = np.ones(len(q), bool)
+            others[cu_q[s] : cu_q[s + 1]] = False
+            assert same_bits(result.output[others], clean.output[others])
+            assert same_bits(result.lse[others], clean.lse[others])
+            if cu_k[s] < cu_k[s + 1]:
+                seen = result.lse[~others]
+                assert (~np.isfinite(seen) | (abs(seen) > 1e30)).all()
+
+    @EACH_DTYPE
+    def test_a_query_that_sees_nothing(self, dtype, rng):
+        arrays = packed(rng, [3, 4, 5], [7, 0, 6], dtype=dtype)
+        output, lse, _ = attnfast.attention_varlen(*arrays, return_lse=True)
+        assert not output[3:7].any() and np.isneginf(lse[3:7]).all()
+        assert output[:3].any() and np.isfinite(lse[:3]).all() and np.isfinite(lse[7:]).all()
+        sinks = [-1.5, 2.0]
+        output, lse, _ = attnfast.attention_varlen(*arrays, return_lse=True, sink_logits=sinks)
+        assert not output[3:7].any()
+        np.testing.assert_allclose(lse[3:7], [sinks] * 4, rtol=1e-6)
+
+    def test_a_position_per_sequence(self, rng):
+        arrays = packed(rng, [3, 4, 5], [9, 9, 9])
+        for offset in ([6, 0, -2], np.array([6, 5, 4], np.int8), "end", 4):
+            options = {"is_causal": True, "q_offset": offset}
+            result = attnfast.attention_varlen(*arrays, return_lse=True, **options)
+            check_alone(result, *arrays, **options)
+        same = packed(rng, [3, 4], [3, 4])
+        attnfast.attention_varlen(*same, is_causal=True)
+        for option in ({"is_causal": True}, {"window_size": 3}, {"alibi_slopes": [1.0, 1.0]}):
+            with pytest.raises(ValueError, match=r"^q_offset"):
+                attnfast.attention_varlen(*arrays, **option)
+
+    @pytest.mark.parametrize("n", [0, 1, 3])
+    @EACH_DTYPE
+    def test_empty_sequences(self, dtype, n, rng):
+        q, k, v, cu_q, cu_k = packed(rng, [0] * n, [0] * n, 8, 5, dtype=dtype)
+        output, lse, _ = attnfast.attention_varlen(q, k, v, cu_q, cu_k, return_lse=True)
+        assert output.shape == (0, 2, 5) and lse.shape == (0, 2) and output.dtype == dtype
+
+    @pytest.mark.parametrize("empty", ["H", "D", "Dv"])
+    def test_empty_axes(self, empty):
+        n = {"H": 2, "D": 4, "Dv": 3, empty: 0}
+        q, k = (np.ones((rows, n["H"], n["D"]), np.float32) for rows in (5, 6))
+        v = np.ones((6, n["H"], n["Dv"]), np.float32)
+        output, lse, _ = attnfast.attention_varlen(q, k, v, [0, 2, 5], [0, 1, 6], return_lse=True)
+        assert output.shape == (5, n["H"], n["Dv"]) and lse.shape == (5, n["H"])
+        assert (output == 1).all() and np.isfinite(lse).all()
+
+
+@pytest.mark.usefixtures("isa")
+@EACH_DTYPE
+@pytest.mark.parametrize("q_lengths", [MIXED[0], [1] * 7], ids=["mixed", "decode"])
+def test_the_same_bits_for_any_number_of_threads(q_lengths, dtype, rng):
+    k_lengths = [max(n, 1) * 3 for n in MIXED[1]]
+    arrays = packed(rng, q_lengths, k_lengths, 24, heads=4, dtype=dtype)
+    options = {"is_causal": True, "q_offset": "end", "return_lse": True}
+    first = attnfast.attention_varlen(*arrays, **options, num_threads=1)
+    for n in (1, 2, 3, 5):
+        assert_same(first, attnfast.attention_varlen(*arrays, **options, num_threads=n))
+
+
+@pytest.mark.usefixtures("isa")
+class TestMemory:
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("name", ["query", "key", "value", "cu_q", "cu_k"])
+    def test_layouts(self, name, layout, rng):
+        names = ("query", "key", "value", "cu_q", "cu_k")
+        arguments = dict(zip(names, packed(rng, *MIXED, 20, 12), strict=True))
+        expected = attnfast.attention_varlen(**arguments)
+        if arguments[name].ndim > 1:
+            arguments[name] = lay_out(arguments[name], layout)
+        else:
+            arguments[name] = lay_out(arguments[name][:, None], layout)[:, 0]
+        before = arguments[name].copy()
+        assert same_bits(attnfast.attention_varlen(**arguments), expected)
+        assert same_bits(arguments[name], before), "an input was written"
+
+    @pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int32, np.uint64, ">i4"])
+    def test_bounds_of_any_integer_type(self, dtype, rng):
+        q, k, v, cu_q, cu_k = packed(rng, [5, 0, 60], [7, 9, 30])
+        expected = attnfast.attention_varlen(q, k, v, cu_q, cu_k)
+        for a, b in [(cu_q.astype(dtype), cu_k.astype(dtype)), (cu_q.tolist(), tuple(cu_k))]:
+            assert same_bits(attnfast.attention_varlen(q, k, v, a, b), expected)
+
+    @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "read-only"])
+    @EACH_DTYPE
+    def test_out_of_any_layout(self, dtype, layout, rng):
+        arrays = packed(rng, *MIXED, 20, 12, dtype=dtype)
+        expected = attnfast.attention_varlen(*arrays)
+        out = lay_out(np.zeros(expected.shape, dtype), layout)
+        around = out if out.base is None else out.base
+        untouched = around.copy()
+        result = attnfast.attention_varlen(*arrays, out=out, return_lse=True)
+        assert result.output is out and same_bits(out.astype(dtype), expected)
+        out[...] = 0
+        assert same_bits(around, untouched), "something between the elements of out was written"
+        assert attnfast.attention_varlen(*arrays, out=out) is out
+
+    @pytest.mark.parametrize("name", ["query", "key", "value"])
+    def test_out_may_be_an_input(self, name, rng):
+        names = ("query", "key", "value", "cu_q", "cu_k")
+        arguments = dict(zip(names, packed(rng, MIXED[0], MIXED[0]), strict=True))
+        expected = attnfast.attention_varlen(**arguments)
+        out = arguments[name]
+        assert attnfast.attention_varlen(**arguments, out=out) is out
+        assert same_bits(out, expected)
+
+    @pytest.mark.parametrize("shift", [-3, 1, 50])
+    def test_out_may_overlap_an_input(self, shift, rng):
+        memory = randn(rng, 60 * 2 * 8 + 200)
+        q = memory[100:-100].reshape(60, 2, 8)
+        out = memory[100 + shift : len(memory) - 100 + shift].reshape(60, 2, 8)
+        _, k, v, cu_q, cu_k = packed(rng, [20, 1, 39], [30, 4, 70], 8)
+        expected = attnfast.attention_varlen(q, k, v, cu_q, cu_k)
+        attnfast.attention_varlen(q, k, v, cu_q, cu_k, out=out)
+        assert same_bits(out, expected)

@@ -1,0 +1,187 @@
+"""The same inputs give the same bits: threads, runs, batches, memory layouts, flags."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import attnfast
+from support.arrays import DTYPE_IDS, DTYPES, assert_same, qkv, randn, same_batch, same_bits
+from support.calls import CALLS
+from support.draws import calls
+from support.layouts import LAYOUTS, lay_out
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+EVERYTHING = {"return_lse": True, "return_weights": True}
+SHAPES = {
+    "tiny": {"lq": 3, "lk": 5, "d": 8},
+    "prefill": {"lq": 130, "lk": 300, "d": 40, "heads": 4, "kv_heads": 2},
+    "decode": {"lq": 1, "lk": 3000, "d": 64, "heads": 8, "kv_heads": 2, "batch": (3,)},
+    "decode one head": {"lq": 1, "lk": 16384, "d": 16, "heads": 1, "batch": ()},
+    "speculative": {"lq": 7, "lk": 2500, "d": 33, "heads": 6, "kv_heads": 1},
+    "long": {"lq": 600, "lk": 1400, "d": 16, "heads": 1, "batch": (1,)},
+}
+OPTIONS = {
+    "plain": {},
+    "causal": {"is_causal": True, "q_offset": "end"},
+    "window": {"window_size": (300, 4), "q_offset": "end"},
+    "alibi and softcap": {"alibi_slopes": 0.01, "softcap": 10.0, "q_offset": "end"},
+    "mask": {"mask": True},
+    "bias": {"bias": True},
+    "lengths": {"kv_lengths": True},
+    "sink": {"sink_logits": True},
+}
+
+
+def case(shape, options, dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    q, k, v = qkv(rng, **SHAPES[shape], dtype=dtype)
+    options = dict(OPTIONS[options])
+    full = (*q.shape[:-1], k.shape[-2])
+    if "mask" in options:
+        options["mask"] = rng.random(full) < 0.8
+    if "bias" in options:
+        options["bias"] = rng.standard_normal(full).astype(dtype)
+    if "kv_lengths" in options:
+        options["kv_lengths"] = rng.integers(full[-1] // 2, full[-1], q.shape[:-3] or (1,))
+    if "alibi_slopes" in options:
+        options["alibi_slopes"] = np.full(q.shape[-3], options["alibi_slopes"])
+    if "sink_logits" in options:
+        options["sink_logits"] = rng.standard_normal(q.shape[-3])
+    return (q, k, v), options
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_threads_and_runs(shape, options, dtype):
+    arrays, options = case(shape, options, dtype)
+    first = attnfast.attention(*arrays, num_threads=1, return_lse=True, **options)
+    for n in (1, 2, 3, 5, 8):
+        again = attnfast.attention(*arrays, num_threads=n, return_lse=True, **options)
+        assert same_bits(first.output, again.output), n
+        assert same_bits(first.lse, again.lse), n
+
+
+@pytest.mark.parametrize(("lq", "lk"), [(3, 6000), (300, 700)], ids=["few", "many"])
+@pytest.mark.parametrize("name", CALLS)
+def test_threads_and_runs_of_the_family(name, lq, lk, rng):
+    """More than one thread's work each, so that threads do share it."""
+    arrays = [randn(rng, (2, n, 64)) for n in (lq, lk, lk)]
+    first = CALLS[name](*arrays, np.array, num_threads=1)
+    for n in (1, 2, 3, 5, 8):
+        assert_same(first, CALLS[name](*arrays, np.array, num_threads=n))
+
+
+@given(call=calls())
+def test_threads_and_runs_of_any_call(call):
+    first = call.run(**EVERYTHING, num_threads=1)
+    for n in (2, 3, 5, 8):
+        assert_same(first, call.run(**EVERYTHING, num_threads=n))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("shape", [name for name in SHAPES if SHAPES[name].get("batch") != ()])
+def test_a_batch_row_alone_and_in_a_batch(shape, options):
+    arrays, options = case(shape, options)
+    whole = attnfast.attention(*arrays, **EVERYTHING, **options)
+    for row in range(arrays[0].shape[0]):
+        one = slice(row, row + 1)
+        alone = dict(options)
+        for name in ("mask", "bias", "kv_lengths"):
+            if name in options:
+                alone[name] = options[name][one]
+        single = attnfast.attention(*(a[one] for a in arrays), **EVERYTHING, **alone)
+        assert_same(type(whole)(*(a[one] for a in whole)), single)
+
+
+@settings(max_examples=settings.default.max_examples // 2)
+@given(call=calls())
+def test_a_row_of_any_call_alone_and_in_a_batch(call):
+    query, key, value = same_batch(call.query, call.key, call.value)
+    whole = call.run(**EVERYTHING)
+    batch = query.shape[:-3]
+    for row in np.ndindex(*batch):
+        alone = dict(call.options)
+        for name in ("q_lengths", "kv_lengths", "q_offset"):
+            if np.ndim(alone.get(name)):
+                alone[name] = np.reshape(alone[name], batch)[row]
+        if np.ndim(alone.get("alibi_slopes")) > 1:
+            alone["alibi_slopes"] = alone["alibi_slopes"][row]
+        for name in ("mask", "bias"):
+            if name in alone and query.ndim > 2:
+                full = (*query.shape[:-1], key.shape[-2])
+                alone[name] = np.broadcast_to(alone[name], full)[row]
+        single = attnfast.attention(query[row], key[row], value[row], **{**alone, **EVERYTHING})
+        assert_same(type(whole)(*(a[row] for a in whole)), single)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("shape", [n for n in SHAPES if SHAPES[n].get("heads", 2) > 1])
+def test_a_group_of_heads_alone(shape, options):
+    """Splits and blocks must not depend on how many heads there are."""
+    (q, k, v), options = case(shape, options)
+    whole = attnfast.attention(q, k, v, **EVERYTHING, **options)
+    group = q.shape[-3] // k.shape[-3]
+    for g in range(k.shape[-3]):
+        heads = slice(g * group, (g + 1) * group)
+        alone = dict(options)
+        for name in ("mask", "bias"):
+            if name in options:
+                alone[name] = options[name][..., heads, :, :]
+        for name in ("alibi_slopes", "sink_logits"):
+            if name in options:
+                alone[name] = options[name][heads]
+        part = attnfast.attention(
+            q[..., heads, :, :],
+            *(a[..., g : g + 1, :, :] for a in (k, v)),
+            **EVERYTHING,
+            **alone,
+        )
+        assert same_bits(part.output, whole.output[..., heads, :, :])
+        assert same_bits(part.lse, whole.lse[..., heads, :])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_memory_layouts(layout, shape):
+    (q, k, v), options = case(shape, "mask")
+    first = attnfast.attention(q, k, v, **EVERYTHING, **options)
+    options["mask"] = lay_out(options["mask"], layout)
+    arrays = [lay_out(a, layout) for a in (q, k, v)]
+    assert_same(first, attnfast.attention(*arrays, **EVERYTHING, **options))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_flags_do_not_change_the_output(shape, options):
+    arrays, options = case(shape, options)
+    output = attnfast.attention(*arrays, **options)
+    with_lse = attnfast.attention(*arrays, return_lse=True, **options)
+    both = attnfast.attention(*arrays, **EVERYTHING, **options)
+    assert same_bits(output, with_lse.output) and same_bits(output, both.output)
+    assert same_bits(with_lse.lse, both.lse)
+
+
+def test_many_python_threads_at_once():
+    """Each with its own problem, all repeated, none disturbed by the others."""
+    problems = [case(s, o) for s in ("tiny", "prefill", "decode") for o in ("plain", "causal")]
+    expected = [attnfast.attention(*arrays, **options) for arrays, options in problems]
+    wrong, start = [], threading.Barrier(len(problems) * 2)
+
+    def work(i):
+        (arrays, options), want = problems[i % len(problems)], expected[i % len(problems)]
+        start.wait()
+        for n in range(12):
+            got = attnfast.attention(*arrays, num_threads=1 + (n + i) % 3, **options)
+            if not same_bits(got, want):
+                wrong.append((i, n))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(problems) * 2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong

@@ -1,0 +1,239 @@
+"""Memory beyond the arrays, running out of it, and arrays of more than 2**31 elements."""
+
+import sys
+
+import pytest
+
+import attnfast
+from support.scripts import START, run_python
+
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+EACH_ISA = pytest.mark.parametrize("isa", attnfast.available_isas())
+
+MEMORY = """
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith("Vm")}
+
+def growth(call):
+    for n in (1, 2):
+        call(slice(0, 200), n)  # threads, stacks, code pages
+    worst = 0
+    for n in (1, 2):
+        open("/proc/self/clear_refs", "w").write("5")
+        before = peak()["VmRSS"]
+        call(slice(None), n)
+        worst = max(worst, (peak()["VmHWM"] - before) / n)
+    return worst  # kB a thread
+
+"""
+
+
+@LINUX
+@EACH_ISA
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ("(1, 65536, 64)", "window_size=256"),
+        ("(1, 8192, 64)", "is_causal=True"),
+        ("(1, 3000, 256)", "softcap=3.0"),
+        ("(200, 64, 64)", "window_size=5"),
+        ("(1, 6000, 64)", "window_size=(300, 0), return_lse=False"),
+    ],
+)
+def test_memory_beyond_the_arrays(shape, options, isa, tmp_path):
+    script = f"""
+x = np.ones({shape}, np.float32)
+out = np.ones_like(x)
+def call(rows, n):
+    y = x[:, rows]
+    attnfast.attention(y, y, y, out=out[:, rows], num_threads=n, {options})
+print(growth(call))
+"""
+    grown = float(run_python(START + MEMORY + script, tmp_path, ATTNFAST_ISA=isa))
+    assert grown < 2000
+
+
+@LINUX
+@EACH_ISA
+def test_memory_of_decoding(isa, tmp_path):
+    script = """
+x = np.ones((8, 100000, 64), np.float32)
+q = np.ones((32, 1, 64), np.float32)
+def call(rows, n):
+    attnfast.attention(q, x[:, rows], x[:, rows], num_threads=n)
+print(growth(call))
+"""
+    assert float(run_python(START + MEMORY + script, tmp_path, ATTNFAST_ISA=isa)) < 2000
+
+
+@LINUX
+def test_memory_is_given_back(tmp_path):
+    script = """
+q, k, v = qkv(2, 4, 5000, 8)
+cases = [
+    (qkv(2, 4, 500, 64), {"return_weights": True}),
+    (decode_case(), {}),
+    ((q, k[:, :, :1], v[:, :, :1]), {"return_weights": True}),  # what is kept for each row
+]
+def call(rows, n):
+    for arrays, options in cases:
+        for _ in range(100 if rows == slice(None) else 3):
+            attnfast.attention(*arrays, num_threads=n, **options)
+print(growth(call))
+"""
+    assert float(run_python(START + MEMORY + script, tmp_path)) < 20_000  # one result is 8 MB
+
+
+@LINUX
+def test_no_working_memory_is_an_error(tmp_path):
+    """What the kernels need beyond the results grows with the head size: some 100 MB here."""
+    script = """
+import resource
+q = k = v = np.ones((16, 2**18), np.float32)
+out = np.empty_like(q)
+with open("/proc/self/status") as file:
+    size = next(int(line.split()[1]) for line in file if line.startswith("VmSize")) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**25, -1))
+try:
+    attnfast.attention(q, k, v, out=out, num_threads=1)
+except MemoryError as error:
+    print(error)
+"""
+    assert run_python(START + script, tmp_path).startswith("attnfast could not allocate")
+
+
+@LINUX
+def test_out_of_memory_is_an_error(tmp_path):
+    script = """
+import resource
+q, k, v = qkv(8, 3000, 64)
+out = np.empty_like(q)
+expected = attnfast.attention(q, k, v).tobytes()
+lines = open("/proc/self/status").read().splitlines()
+size = next(int(line.split()[1]) for line in lines if line.startswith("VmSize")) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**20, -1))
+try:
+    attnfast.attention(q, k, v, num_threads=2, return_weights=True)
+except MemoryError:
+    print("MemoryError")
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+assert attnfast.attention(q, k, v).tobytes() == expected
+"""
+    assert run_python(START + script, tmp_path) == "MemoryError\n"
+
+
+SIZES = """
+import mmap
+from numpy.lib.stride_tricks import as_strided
+
+def zeros(shape, dtype=np.float32):
+    # Costs no memory until it is written, and only what is written.
+    n = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
+    return np.frombuffer(mmap.mmap(-1, n, flags=flags), dtype).reshape(shape)
+
+def same(a, b):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+"""
+
+HUGE = {
+    "keys": """
+lk = 2**25 + 77
+for lq in (1, 60):
+    q, k, v = zeros((lq, 16)), zeros((lk, 72)), zeros((lk, 65))
+    q = np.random.default_rng(0).standard_normal((lq, 72), np.float32)
+    rng = np.random.default_rng(1)
+    k[-500:], v[-500:] = rng.standard_normal((500, 72)), rng.standard_normal((500, 65))
+    assert k.size > 2**31 and v.size > 2**31
+    output = attnfast.attention(q, k, v, window_size=(400, 0), q_offset="end")
+    same(output, attnfast.attention(q, k[-500:], v[-500:], window_size=(400, 0), q_offset="end"))
+    lengths = [lk - 30]
+    output = attnfast.attention(q, k, v, window_size=(400, 0), q_offset="end", kv_lengths=lengths)
+    short = k[-500:-30], v[-500:-30]
+    same(output, attnfast.attention(q, *short, window_size=(400, 0), q_offset="end"))
+""",
+    "batch strides": """
+step, lq, lk = 2**31 + 64, 50, 70
+memory = zeros(step + 40000)
+rows = [as_strided(memory[i * 10000 :], (2, 1, n, 32), (4 * step, 4, 128, 4))
+        for i, n in enumerate((lq, lk, lk, lq))]
+q, k, v, out = rows
+for a in (q, k, v):
+    a[...] = np.random.default_rng(a.shape[2]).standard_normal(a.shape)
+bias = as_strided(zeros(step + 4000), (2, 1, 1, lk), (4 * step, 4, 4, 4))
+mask = as_strided(zeros(step + 4000, bool), (2, 1, 1, lk), (step, 1, 1, 1))
+bias[...], mask[...] = np.arange(lk) / 9, np.arange(lk) % 3 > 0
+attnfast.attention(q, k, v, out=out, bias=bias, mask=mask)
+copies = [a.copy() for a in (q, k, v)]
+same(out, attnfast.attention(*copies, bias=bias.copy(), mask=mask.copy()))
+same(attnfast.attention(q[:, :, :1], k, v), attnfast.attention(copies[0][:, :, :1], *copies[1:]))
+""",
+    "row strides": """
+step = 2**30 + 16
+memory = zeros(4 * step)
+q = as_strided(memory, (4, 16), (4 * step, 4))
+k = as_strided(memory[100:], (4, 16), (4 * step, 4))
+rng = np.random.default_rng(0)
+q[...], k[...] = rng.standard_normal((4, 16)), rng.standard_normal((4, 16))
+same(attnfast.attention(q, k, k), attnfast.attention(q.copy(), k.copy(), k.copy()))
+""",
+    "mask": """
+lk = 2**31 + 100
+mask = zeros((1, lk), bool)
+mask[0, -40:] = True
+k = as_strided(np.ones((1, 8), np.float32), (lk, 8), (0, 4))
+for lq in (1, 60):
+    q = np.ones((lq, 8), np.float32)
+    options = {"window_size": (1000, 1000), "q_offset": lk - lq}
+    result = attnfast.attention(q, k, k, mask=mask, return_lse=True, **options)
+    same(result.output, 1)
+    same(result.lse, np.sqrt(8) + np.log(40))
+""",
+    "positions": """
+lk = 2**33 + 5
+k = as_strided(np.ones((1, 8), np.float32), (lk, 8), (0, 4))
+for lq in (1, 60):
+    q = np.ones((lq, 8), np.float32)
+    first = attnfast.attention(
+        q, k, k, return_lse=True, window_size=(9, -1), is_causal=True, q_offset=2**32 + 1
+    )
+    same(first.lse, np.sqrt(8) + np.log(10))
+    last = attnfast.attention(q, k, k, return_lse=True, window_size=(9, -1), q_offset="end")
+    same(last.lse, np.sqrt(8) + np.log(10 + np.arange(lq)[::-1]))
+    far = attnfast.attention(q, k, k, return_lse=True, window_size=3, q_offset=2**62)
+    assert not far.output.any() and np.isneginf(far.lse).all()
+""",
+    "queries": """
+lq = 2**24 + 3
+q = zeros((1, lq, 129))
+q[:, -70:] = np.random.default_rng(0).standard_normal((70, 129))
+k, v = np.ones((1, 3, 129), np.float32), np.arange(3, dtype=np.float32).reshape(1, 3, 1)
+k[0, 1] *= 0.1
+assert q.size > 2**31
+output = attnfast.attention(q, k, v)
+assert output.shape == (1, lq, 1)
+same(output[:, -70:], attnfast.attention(q[:, -70:], k, v))
+same(output[:, :-70], 1)
+""",
+    "distances": """
+k = np.ones((9, 8), np.float32)
+for lq in (1, 60):
+    q = np.ones((lq, 8), np.float32)
+    result = attnfast.attention(q, k, k, q_offset=-(2**32), alibi_slopes=[1e-9], return_lse=True)
+    same(result.lse, np.sqrt(8) + np.log(9) - 2**32 * 1e-9)
+    biased = attnfast.attention_weights(q, k, q_offset=2**40, alibi_slopes=[1e-12], stage="biased")
+    same(biased, np.sqrt(8) - 2**40 * 1e-12)
+""",
+}
+
+
+@LINUX
+@pytest.mark.skipif(sys.maxsize < 2**32, reason="needs a 64-bit process")
+@pytest.mark.parametrize("what", HUGE)
+def test_more_than_two_to_the_31(what, tmp_path):
+    isas = attnfast.available_isas()[: 1 if what == "queries" else None]  # it takes 5 s
+    loop = f"for isa in {isas}:\n    attnfast._core.use_isa(isa)\n"
+    body = "\n".join("    " + line for line in HUGE[what].splitlines())
+    run_python(START + SIZES + loop + body, tmp_path, timeout=120)

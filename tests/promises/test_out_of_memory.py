@@ -1,0 +1,87 @@
+"""Running out of memory: an error says so, nothing leaks or is written, the next call is right.
+
+In C every allocation of every kind of call is made to fail in turn. In Python the address space is
+limited so that the results still fit, but the working memory of the C library does not.
+"""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from support.paths import ROOT
+from support.scripts import START, run_python
+
+TOOLS = ROOT / "tools" / "prove"
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs ld --wrap and /proc")
+WRAPPED = ("malloc", "calloc", "realloc", "aligned_alloc", "posix_memalign", "free")
+
+
+@LINUX
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+def test_every_allocation_of_the_c_library(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from c_library import Library
+
+    # -fno-builtin: else a compiler that knows malloc may leave out what is only freed again.
+    library = Library(tmp_path / "work", "cc", ["-fno-builtin"], only=[("generic", "f32")])
+    wrap = [f"-Wl,--wrap={name}" for name in WRAPPED]
+    program = library.link("memory", ["memory.c", "call.c", "results.c", "array.c"], wrap)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    counts = dict(line.rsplit(": ", 1) for line in done.stdout.splitlines())
+    assert len(counts) == 14
+    # One for the scratch memory of all threads, and one for the sums of rows if weights follow.
+    assert (counts["attention"], counts["importance"]) == ("1 allocations", "2 allocations")
+
+
+# Calls whose arguments and results fit, but not the tile of queries or values: 8 to 48 lanes of D.
+CASES = {
+    "head size of keys": "attnfast.attention(q, k, k[:, :5], out=out, num_threads=1)",
+    "head size of values": "attnfast.attention(q[:, :5], k[:, :5], k, out=wide, num_threads=1)",
+    "weights": "attnfast.attention_weights(q, k, num_threads=1)",
+    "additive": "attnfast.additive_attention(q, k, k[:, :5], out=out, num_threads=1)",
+    "top": "attnfast.attention_topk(q, k, 2, num_threads=1)",
+    "importance": "attnfast.key_importance(many, many[:3], num_threads=1)",
+    "local": "attnfast.local_attention(q, k, k[:, :5], 1, q_offset=0, out=out, num_threads=1)",
+    "global tokens": "attnfast.local_attention(q, k, k[:, :5], 1, q_offset=0, global_tokens=[7], "
+    "num_threads=1)",
+    "packed": "attnfast.attention_varlen(q[:, None], k[:, None], k[:, None, :5], [0, 2, 9], "
+    "[0, 5, 10], out=out[:, None], num_threads=1)",
+}
+
+
+@LINUX
+def test_memory_error_reaches_the_caller(tmp_path):
+    script = f"""
+import resource
+D = 2**20
+q, k = (np.ones((n, D), np.float32) for n in (9, 10))
+many = np.ones((2**24, 1), np.float32)
+out, wide = np.full((9, 5), 7, np.float32), np.full((9, D), 7, np.float32)
+
+def limit(more):
+    lines = open("/proc/self/status").read().splitlines()
+    size = next(int(line.split()[1]) for line in lines if line.startswith("VmSize")) * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (size + more if more else -1, -1))
+
+for name, call in {CASES}.items():
+    call = compile(call, name, "eval")
+    out[:], wide[:] = 7, 7
+    limit(24 * 2**20)
+    try:
+        eval(call)
+        print(name, "fits")
+    except MemoryError as error:
+        if str(error) != "attnfast could not allocate its working memory":
+            print(name, repr(error))
+    limit(0)
+    if not ((out == 7).all() and (wide == 7).all()):
+        print(name, "was written")
+    eval(call)
+    if "out" in call.co_names and abs(out - 1).max() > 1e-6:
+        print(name, "is wrong afterwards")
+print("done")
+"""
+    assert run_python(START + script, tmp_path) == "done\n"

@@ -1,0 +1,103 @@
+"""Kernels fit small stacks: 128 KiB is what musl gives a thread, and what OMP_STACKSIZE may say.
+
+Every kind of call, dtype and instruction set, once on the main thread and then on threads with such
+stacks, OpenMP's and Python's own. A frame that is too large kills the process.
+"""
+
+import pytest
+
+import attnfast
+from support.arrays import DTYPE_IDS
+from support.scripts import START, run_python
+
+EACH_ISA = pytest.mark.parametrize("isa", attnfast.available_isas())
+
+CALLS = """
+import ml_dtypes
+
+def cases(dtype):
+    def arrays(*shape, lk=None):
+        q, k, v = qkv(*shape, dtype=np.float32)
+        return [a.astype(dtype) for a in (q, k[..., :lk, :], v[..., :lk, :])]
+
+    rng = np.random.default_rng(1)
+    length = 160
+    q, k, v = arrays(1, 4, length, 64)
+    square = (length, length)
+    mask, bias = rng.random(square) < 0.7, rng.standard_normal(square).astype(np.float32)
+    every = {"return_lse": True, "return_weights": True}
+    spoiled = v.copy()
+    spoiled[..., 7, :] = np.nan
+    hole = np.arange(length) != 7
+    wide, grouped = arrays(1, 2, 130, 1030), arrays(1, 8, 100, 64)
+    long, one = arrays(1, 2, 5000, 16), arrays(1, 4, 4000, 130)
+    a = attnfast
+    yield "plain", lambda n: a.attention(q, k, v, **every, num_threads=n)
+    yield "scores", lambda n: a.attention(
+        q, k, v, mask=mask, bias=bias, softcap=3.0, alibi_slopes=np.ones(4), sink_logits=np.ones(4),
+        is_causal=True, kv_lengths=[90], **every, num_threads=n)
+    yield "careful", lambda n: a.attention(q, k, spoiled, mask=hole, num_threads=n)
+    yield "grouped", lambda n: a.attention(
+        grouped[0], *(x[:, :2] for x in grouped[1:]), window_size=9, num_threads=n)
+    yield "wide", lambda n: a.attention(*wide, num_threads=n)
+    yield "split", lambda n: a.attention(long[0][:, :, :20], *long[1:], num_threads=n)
+    yield "decode", lambda n: a.attention(one[0][:, :, :1], *one[1:], **every, num_threads=n)
+    yield "decode careful", lambda n: a.attention(
+        q[:, :, :2], k, spoiled, mask=hole, num_threads=n)
+    yield "stages", lambda n: [
+        a.attention_weights(q, k, softcap=2.0, bias=bias, stage=s, num_threads=n)
+        for s in ("scores", "capped", "biased")]
+    yield "block mask", lambda n: a.attention(
+        q, k, v, mask=a.BlockMask(np.eye(5, dtype=bool), 32), num_threads=n)
+    yield "dilation", lambda n: a.local_attention(
+        q, k, v, 20, dilation=[1, 2, 1, 3], mask=mask, **every, num_threads=n)
+    yield "global", lambda n: a.local_attention(q, k, v, 9, global_tokens=[0, 80], num_threads=n)
+    yield "centers", lambda n: a.local_attention(
+        q, k, v, 40, centers=np.linspace(150, 0, length), **every, num_threads=n)
+    yield "additive", lambda n: a.additive_attention(
+        q, k, v, score_bias=np.ones(64), **every, num_threads=n)
+    yield "wild additive", lambda n: a.additive_attention(9 * q, 9 * k, v, num_threads=n)
+    yield "few additive", lambda n: a.additive_attention(
+        long[0][:, :, :2], *long[1:], num_threads=n)
+    yield "top", lambda n: a.attention_topk(q, k, 64, num_threads=n)
+    yield "split top", lambda n: a.attention_topk(long[0][:, :, :20], long[1], 5, num_threads=n)
+    yield "importance", lambda n: a.key_importance(q, k, is_causal=True, num_threads=n)
+    rows = [x[0].swapaxes(0, 1) for x in (q, k, v)]
+    yield "packed", lambda n: a.attention_varlen(
+        *rows, [0, 30, 90, length], [0, 30, 90, length], return_lse=True, num_threads=n)
+
+def tasks():
+    return len(os.listdir("/proc/self/task")) if os.path.exists("/proc/self/task") else None
+
+def result(call, n):
+    x = call(n)
+    parts = x if isinstance(x, (tuple, list)) else (x,)
+    return [None if part is None else part.tobytes() for part in parts]
+
+"""
+
+
+@EACH_ISA
+@pytest.mark.parametrize("dtype", DTYPE_IDS)
+def test_every_kernel_on_a_stack_of_128_kib(dtype, isa, tmp_path):
+    script = f"""
+dtype = {dtype!r} if {dtype!r} != "bfloat16" else ml_dtypes.bfloat16
+every = list(cases(dtype))
+expected = [result(call, 1) for _, call in every]
+before = tasks()
+for (name, call), bits in zip(every, expected):
+    assert result(call, 4) == bits, name
+assert before is None or tasks() == before + 3, "no team of 4"
+
+def on_a_small_stack():
+    for (name, call), bits in zip(every, expected):
+        done.append((name, result(call, 1) == bits))
+
+done = []
+threading.stack_size(128 * 1024)
+thread = threading.Thread(target=on_a_small_stack)
+thread.start()
+thread.join()
+assert len(done) == len(every) and all(same for _, same in done), done
+"""
+    run_python(START + CALLS + script, tmp_path, OMP_STACKSIZE="128k", ATTNFAST_ISA=isa)

@@ -1,0 +1,419 @@
+"""Bad values of every argument of every public function: the error, and what it has to say.
+
+A case is (kind of error, argument, bad value, pattern of the message). `cases` gives those of a
+function: of the arguments that many functions share, and of its own.
+"""
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from attnfast import BlockMask
+from support.arrays import BFLOAT16
+from support.legal import FUNCTIONS, PACKED, RESULTS, K, Q, V
+
+NAN, INF = float("nan"), float("inf")
+# What is said about query, key and value depends on which of them are given.
+OPERANDS = ("query", "key", "value")
+OVERLAPPING = as_strided(np.full(30, 7, np.float32), (2, 4, 3, 6), (24, 4, 4, 4))
+
+
+def read_only():
+    a = np.zeros((2, 4, 3, 6), np.float32)
+    a.flags.writeable = False
+    return a
+
+
+def ragged():
+    return [[1.0, 2.0], [3.0]]
+
+
+TYPE_ERRORS = [
+    # Dtypes: query first, then what does not go with it.
+    ("query", Q.astype(np.int32), "query.*int32.*astype"),
+    ("query", Q > 0, "query.*bool.*astype"),
+    ("query", Q.astype(np.complex64), "query.*complex64"),
+    ("query", Q.astype(np.longdouble), "query.*float128|query.*longdouble"),
+    ("query", Q.astype(object), "query"),
+    ("query", np.array(["a", "b"]), "query"),
+    ("query", Q.astype("datetime64[s]"), "query.*datetime64"),
+    ("query", None, "query"),
+    ("query", "text", "query"),
+    ("query", {}, "query"),
+    ("query", [[1, 2], [3, 4]], "query.*int64.*astype"),
+    ("query", np.ma.masked_array(Q, Q > 0.5), "query.*mask"),
+    ("key", K.astype(np.float64), r"key.*float64.*query.*float32.*key\.astype\(np\.float32\)"),
+    ("key", K.astype(np.float16), r"key.*float16.*query.*float32.*key\.astype\(np\.float32\)"),
+    ("key", K.astype(BFLOAT16), r"key.*bfloat16.*query.*float32.*key\.astype\(np\.float32\)"),
+    ("key", K.astype(np.int8), "key.*int8"),
+    ("key", None, "key"),
+    (
+        "value",
+        V.astype(np.float64),
+        r"value.*float64.*query.*float32.*value\.astype\(np\.float32\)",
+    ),
+    ("value", V.astype(np.uint8), "value.*uint8"),
+    ("value", None, "value"),
+    ("query", Q.astype(np.float64), r"key.*float32.*query.*float64.*key\.astype\(np\.float64\)"),
+    ("query", Q.astype(BFLOAT16), r"key.*float32.*query.*bfloat16.*key\.astype\(.*bfloat16\)"),
+    # Masks that are not bool: what to write instead.
+    ("mask", np.ones((3, 5), np.int64), "mask.*int64.*!= 0"),
+    ("mask", np.ones((3, 5), np.uint8), "mask.*uint8.*!= 0"),
+    ("mask", np.zeros((3, 5), np.float32), "mask.*float32.*bias"),
+    ("mask", 1, "mask.*int"),
+    ("mask", "causal", "mask"),
+    ("mask", [[1, 0, 1, 1, 1]], "mask.*int64.*!= 0"),
+    ("bias", np.zeros((3, 5), np.int64), "bias.*int64.*astype"),
+    ("bias", np.zeros((3, 5), bool), "bias.*bool.*mask"),
+    ("bias", np.zeros((3, 5), np.complex128), "bias.*complex128"),
+    ("bias", "text", "bias"),
+    ("is_causal", 1, "is_causal"),
+    ("is_causal", "yes", "is_causal"),
+    ("is_causal", None, "is_causal"),
+    ("is_causal", np.array([True, False]), "is_causal"),
+    ("window_size", 2.0, "window_size.*float"),
+    ("window_size", True, "window_size.*bool"),
+    ("window_size", "3", "window_size.*str"),
+    ("window_size", (1.5, 2), "window_size.*float"),
+    ("window_size", (1, NAN), "window_size.*float"),
+    ("q_offset", 1.0, "q_offset"),
+    ("q_offset", True, "q_offset"),
+    ("q_offset", np.array([1.0, 2.0]), "q_offset.*float64"),
+    ("q_offset", [True, False], "q_offset.*bool"),
+    ("q_lengths", np.array([1.0, 2.0]), "q_lengths.*float64"),
+    ("q_lengths", np.array([True, True]), "q_lengths.*bool"),
+    ("q_lengths", "end", "q_lengths"),
+    ("kv_lengths", np.array([1.0, 2.0]), "kv_lengths.*float64"),
+    ("kv_lengths", [None, None], "kv_lengths"),
+    ("scale", "0.5", "scale.*str"),
+    ("scale", 1j, "scale.*complex"),
+    ("scale", [0.5], "scale.*list"),
+    ("scale", np.ones(2), "scale.*ndarray"),
+    ("scale", True, "scale.*bool"),
+    ("softcap", "1", "softcap.*str"),
+    ("softcap", [1.0], "softcap.*list"),
+    ("softcap", False, "softcap.*bool"),
+    ("alibi_slopes", np.array(["a"] * 4), "alibi_slopes"),
+    ("alibi_slopes", np.ones(4, complex), "alibi_slopes.*complex128"),
+    ("alibi_slopes", np.ones(4, bool), "alibi_slopes.*bool"),
+    ("sink_logits", np.ones(4, complex), "sink_logits.*complex128"),
+    ("sink_logits", "text", "sink_logits"),
+    ("num_threads", 1.0, "num_threads.*float"),
+    ("num_threads", "2", "num_threads.*str"),
+    ("num_threads", True, "num_threads.*bool"),
+    ("return_lse", "yes", "return_lse"),
+    ("return_lse", np.array([True, False]), "return_lse"),
+    ("return_weights", "no", "return_weights"),
+    ("out", [[0.0]], "out.*list"),
+    ("out", np.zeros((2, 4, 3, 6), np.float64), "out.*float32.*float64"),
+    ("out", np.zeros((2, 4, 3, 6), np.int32), "out.*float32.*int32"),
+]
+
+
+VALUE_ERRORS = [
+    # Shapes: the argument, its shape, what was expected.
+    ("query", np.float32(1.0), r"query.*\(\)"),
+    ("query", Q[0, 0, 0], r"query.*\(8,\)"),
+    ("query", ragged(), "query"),
+    ("query", Q[..., :7], r"key.*8.*query.*7"),
+    ("query", Q[:, :3], r"2.*3|3.*2"),
+    ("query", np.concatenate([Q, Q[:1]]), r"\(3, 4, 3, 8\)|\(2, 2, 5, 8\)"),
+    ("query", Q[0, 0], "key.*heads.*query"),
+    ("key", K[0, 0, 0], r"key.*\(8,\)"),
+    ("key", K[..., :7], r"key.*7.*query.*8"),
+    ("key", np.concatenate([K, K[:, :1]], axis=1), r"key|value"),
+    ("key", K[:, :0], r"key|value"),
+    ("key", K[:, :, :4], r"value.*5.*4|value.*4.*5"),
+    ("key", np.concatenate([K, K[:1]]), r"\(3, 2, 5, 8\)"),
+    ("value", V[0, 0, 0], r"value.*\(6,\)"),
+    ("value", V[:, :, :4], r"value.*\(2, 2, 4, 6\)"),
+    ("value", V[:, :1], r"value.*\(2, 1, 5, 6\)"),
+    ("value", np.concatenate([V, V[:1]]), r"value.*\(3, 2, 5, 6\)"),
+    ("mask", np.ones((3, 4), bool), r"mask.*\(3, 4\).*\(2, 4, 3, 5\)"),
+    ("mask", np.ones((2, 3, 5), bool), r"mask.*\(2, 3, 5\).*\(2, 4, 3, 5\)"),
+    ("mask", np.ones((1, 2, 4, 3, 5), bool), r"mask.*\(1, 2, 4, 3, 5\).*\(2, 4, 3, 5\)"),
+    ("mask", np.ones((0, 5), bool), r"mask.*\(0, 5\)"),
+    ("mask", [[True], [True, False]], "mask"),
+    ("bias", np.zeros((3, 6), np.float32), r"bias.*\(3, 6\).*\(2, 4, 3, 5\)"),
+    ("bias", np.zeros((3, 4, 3, 5), np.float32), r"bias.*\(3, 4, 3, 5\)"),
+    ("window_size", -2, "window_size.*-2"),
+    ("window_size", (-2, 0), "window_size.*-2"),
+    ("window_size", (0, -5), "window_size.*-5"),
+    ("window_size", (1, 2, 3), "window_size"),
+    ("window_size", (1,), "window_size"),
+    ("window_size", (), "window_size"),
+    ("q_offset", None, r'q_offset.*Lq = 3.*Lk = 5.*q_offset=0.*"end"'),
+    ("q_offset", "start", "q_offset.*end.*start"),
+    ("q_offset", [1, 2, 3], r"q_offset.*\(2,\).*\(3,\)"),
+    ("q_offset", [[1, 2]], r"q_offset.*\(2,\).*\(1, 2\)"),
+    ("q_lengths", 3, r"q_lengths.*\(2,\)"),
+    ("q_lengths", [3], r"q_lengths.*\(2,\).*\(1,\)"),
+    ("q_lengths", [3, 4], r"q_lengths.*3.*4"),
+    ("q_lengths", [-1, 3], r"q_lengths.*-1"),
+    ("kv_lengths", 5, r"kv_lengths.*\(2,\)"),
+    ("kv_lengths", [5, 6], r"kv_lengths.*5.*6"),
+    ("kv_lengths", [5, -1], r"kv_lengths.*-1"),
+    ("kv_lengths", np.array([5, 2**63], np.uint64), "kv_lengths"),
+    ("kv_lengths", [1, 2, 3], r"kv_lengths.*\(2,\).*\(3,\)"),
+    ("scale", NAN, "scale.*finite.*nan"),
+    ("scale", INF, "scale.*finite.*inf"),
+    ("scale", -INF, "scale.*finite.*-inf"),
+    ("scale", np.float32(NAN), "scale.*finite.*nan"),
+    ("scale", 10**400, "scale.*finite"),
+    ("softcap", 0, "softcap.*0"),
+    ("softcap", 0.0, "softcap.*0"),
+    ("softcap", -1.0, r"softcap.*-1"),
+    ("softcap", NAN, "softcap.*nan"),
+    ("softcap", INF, "softcap.*inf"),
+    ("alibi_slopes", np.ones(3), r"alibi_slopes.*\(4,\).*\(3,\)"),
+    ("alibi_slopes", 1.0, r"alibi_slopes.*\(4,\).*\(\)"),
+    ("alibi_slopes", np.ones((4, 2)), r"alibi_slopes.*\(2, 4\).*\(4, 2\)"),
+    ("sink_logits", np.ones(2), r"sink_logits.*\(4,\).*\(2,\)"),
+    ("sink_logits", np.ones((2, 4)), r"sink_logits.*\(4,\).*\(2, 4\)"),
+    ("sink_logits", 0.0, r"sink_logits.*\(4,\).*\(\)"),
+    ("num_threads", 0, "num_threads.*0"),
+    ("num_threads", -3, "num_threads.*-3"),
+    ("out", np.zeros((2, 4, 3, 5), np.float32), r"out.*\(2, 4, 3, 6\).*\(2, 4, 3, 5\)"),
+    ("out", np.zeros((4, 3, 6), np.float32), r"out.*\(2, 4, 3, 6\).*\(4, 3, 6\)"),
+    ("out", read_only(), "out.*read-only"),
+    ("out", np.broadcast_to(np.float32(0), (2, 4, 3, 6)), "out.*read-only"),
+    ("out", as_strided(np.zeros(6, np.float32), (2, 4, 3, 6), (0, 0, 0, 4)), "out.*share"),
+]
+
+
+MORE = [
+    (TypeError, "mask", np.ma.masked_array(np.ones((3, 5), bool)), "mask is a masked array"),
+    (TypeError, "bias", np.ma.masked_array(np.zeros((3, 5))), "bias is a masked array"),
+    (ValueError, "mask", BlockMask(np.ones((2, 2), bool), 2), r"mask.*\(2, 2\).*\(2, 3\)"),
+    (ValueError, "mask", BlockMask(np.ones((3, 2, 3), bool), 2), r"mask.*\(3, 2, 3\).*\(2, 4"),
+    (TypeError, "bias", BlockMask(np.ones((2, 3), bool), 2), "bias"),
+    (TypeError, "out", np.ma.masked_array(RESULTS["out"]), "out is a masked array"),
+    (ValueError, "out", OVERLAPPING, "out.*share"),
+    (TypeError, "scale", np.timedelta64(1), "scale.*timedelta64"),
+    (TypeError, "num_threads", np.timedelta64(1), "num_threads.*timedelta64"),
+]
+
+SHARED = [
+    *((TypeError, *case) for case in TYPE_ERRORS),
+    *((ValueError, *case) for case in VALUE_ERRORS),
+    *MORE,
+]
+# Arguments that one function only has, or that mean something else there.
+SIZES = [
+    (TypeError, "block_size", 2.0, "block_size.*float"),
+    (TypeError, "block_size", True, "block_size.*bool"),
+    (TypeError, "block_size", None, "block_size"),
+    (TypeError, "block_size", (2, "2"), "block_size.*str"),
+    (ValueError, "block_size", 0, "block_size.*0"),
+    (ValueError, "block_size", (3, -1), "block_size.*-1"),
+    (ValueError, "block_size", (1, 2, 3), "block_size"),
+]
+FLAG = [(TypeError, x) for x in (1, 0.0, None, "yes", [True], np.array([True, False]))]
+
+WINDOW = [
+    (TypeError, "dilation", 1.0, "float"),
+    (TypeError, "dilation", True, "bool"),
+    (TypeError, "dilation", "2", "dilation"),
+    (TypeError, "dilation", None, "None"),
+    (TypeError, "dilation", np.ones(4), "float64"),
+    (TypeError, "dilation", np.ones(4, bool), "bool"),
+    (ValueError, "dilation", 0, "0"),
+    (ValueError, "dilation", -1, "-1"),
+    (ValueError, "dilation", [1, 2, 0, 1], "0"),
+    (ValueError, "dilation", [1, 2], r"\(4,\).*\(2,\)"),
+    (ValueError, "dilation", np.ones((2, 4), int), r"\(4,\).*\(2, 4\)"),
+    (TypeError, "global_tokens", [0.0, 1.0], "float64"),
+    (TypeError, "global_tokens", "0", "global_tokens"),
+    (TypeError, "global_tokens", np.ones(5, np.float32), "float32"),
+    (TypeError, "global_tokens", np.ones(5, complex), "complex"),
+    (ValueError, "global_tokens", [0, 5], "5"),
+    (ValueError, "global_tokens", [-1], "-1"),
+    (ValueError, "global_tokens", np.array([2**63], np.uint64), "global_tokens"),
+    (ValueError, "global_tokens", [[0], [1], [2]], r"\(3, 1\)"),
+    (ValueError, "global_tokens", np.ones(4, bool), r"\(4,\)"),
+    (ValueError, "global_tokens", np.ones((3, 5), bool), r"\(3, 5\)"),
+    (ValueError, "global_tokens", np.zeros((2, 1, 1), int), r"\(2, 1, 1\)"),
+    (ValueError, "centers", np.ones(3, int), "^centers.*global_tokens"),
+    (ValueError, "sigma", 1.0, "^sigma.*centers"),
+]
+CENTERED = [
+    (TypeError, "centers", np.ones((2, 4, 3), bool), "bool"),
+    (TypeError, "centers", np.ones((2, 4, 3), complex), "complex"),
+    (TypeError, "centers", "middle", "centers"),
+    (ValueError, "centers", np.ones((2, 4, 2)), r"\(2, 4, 2\).*\(2, 4, 3\)"),
+    (ValueError, "centers", np.ones((3, 2, 4, 3)), r"\(3, 2, 4, 3\)"),
+    (ValueError, "centers", np.ones(3, int), "^sigma.*centers"),
+    (ValueError, "centers", np.array([0, NAN, 1]), "nan|finite"),
+    (ValueError, "centers", np.array([0, INF, 1]), "inf|finite"),
+    (ValueError, "centers", np.array([0, -INF, 1]), "inf|finite"),
+    (ValueError, "sigma", 0.0, "0"),
+    (ValueError, "sigma", -1.0, "-1"),
+    (ValueError, "sigma", NAN, "nan"),
+    (ValueError, "sigma", INF, "inf"),
+    (TypeError, "sigma", "1", "str"),
+    (TypeError, "sigma", [1.0], "list"),
+    (TypeError, "sigma", True, "bool"),
+    (TypeError, "sigma", np.ones(3), "ndarray"),
+    (ValueError, "dilation", 2, "^centers.*dilation"),
+    (ValueError, "global_tokens", [0], "^centers.*global_tokens"),
+]
+VECTORS = [
+    (TypeError, "text", ""),
+    (TypeError, np.array(["a"] * 8), ""),
+    (TypeError, np.ones(8, complex), "complex"),
+    (TypeError, np.ones(8, bool), "bool"),
+    (TypeError, np.ma.masked_array(np.ones(8)), "masked"),
+    (ValueError, np.ones(7), r"\(8,\).*\(7,\)"),
+    (ValueError, np.ones(1), r"\(8,\).*\(1,\)"),
+    (ValueError, np.ones((2, 8)), r"\(4, 8\).*\(2, 8\)"),
+    (ValueError, np.ones((8, 4)), r"\(4, 8\).*\(8, 4\)"),
+    (ValueError, np.ones((2, 4, 8)), r"\(2, 4, 8\)"),
+    (ValueError, [[1.0], [1.0, 2.0]], ""),
+    (ValueError, 1.0, r"\(8,\).*\(\)"),
+]
+PACKED_ARRAYS = [
+    (TypeError, "query", PACKED["query"].astype(int), "int64.*astype"),
+    (ValueError, "query", PACKED["query"][0], r"\(4, 8\)"),
+    (ValueError, "query", PACKED["query"][None], r"\(1, 6, 4, 8\)"),
+    (TypeError, "key", PACKED["key"].astype(np.float64), "float64.*float32"),
+    (ValueError, "key", PACKED["key"][..., :7], "7.*8"),
+    (ValueError, "key", PACKED["key"][None], r"\(1, 9, 2, 8\)"),
+    (ValueError, "value", PACKED["value"][:8], r"\(8, 2, 6\)"),
+    (ValueError, "value", PACKED["value"][:, :1], r"\(9, 1, 6\)"),
+    (ValueError, "value", PACKED["value"][0], r"\(2, 6\)"),
+    (ValueError, "cu_k", [0, 3, 5, 9], "cu_q.*3.*4"),
+    (ValueError, "q_offset", None, 'q_offset=0.*"end"'),
+    (ValueError, "alibi_slopes", np.ones((3, 4)), r"\(2, 4\).*\(3, 4\)"),
+    (ValueError, "out", np.zeros((6, 4, 5), np.float32), r"\(6, 4, 6\).*\(6, 4, 5\)"),
+    (TypeError, "out", np.zeros((6, 4, 6)), "float32.*float64"),
+]
+BOUNDS = [
+    (kind, name, bad, message)
+    for name, end in [("cu_q", 6), ("cu_k", 9)]
+    for kind, bad, message in [
+        (TypeError, np.array([0.0, 2.0, end]), "float64"),
+        (TypeError, np.array([False, True, True]), "bool"),
+        (TypeError, "0 2", name),
+        (TypeError, None, name),
+        (ValueError, end, r"\(\)"),
+        (ValueError, [[0, 2, end]], r"\(1, 3\)"),
+        (ValueError, np.array([], int), r"\(0,\)"),
+        (ValueError, [1, 2, end], "0.*1"),
+        (ValueError, [-1, 2, end], "-1"),
+        (ValueError, [0, 2, end - 1], f"{end}.*{end - 1}|{end - 1}.*{end}"),
+        (ValueError, [0, 2, end + 1], f"{end}.*{end + 1}|{end + 1}.*{end}"),
+        (ValueError, [0, end + 1, end], "rise"),
+        (ValueError, [0, 2**62, end], "rise"),
+        (ValueError, np.array([0, 2**63, end], np.uint64), name),
+    ]
+]
+LISTED = [
+    (TypeError, "k", 2.0, "float"),
+    (TypeError, "k", True, "bool"),
+    (TypeError, "k", "2", "str"),
+    (TypeError, "k", None, "None"),
+    (TypeError, "k", [2], "list"),
+    (TypeError, "k", np.array([1, 2]), "ndarray"),
+    (ValueError, "k", -1, "-1"),
+    (ValueError, "k", 6, "5.*6"),
+    (ValueError, "k", 2**70, "5"),
+]
+OWN = {
+    "attention_weights": [
+        (kind, "stage", bad, "stage.*scores.*capped.*biased.*weights")
+        for kind, bad in [(ValueError, x) for x in ("weight", "", None, 3, ["scores"])]
+    ],
+    "plan": [(kind, "return_blocks", bad, "return_blocks") for kind, bad in FLAG],
+    "local_attention": WINDOW,
+    "local_attention, centers": CENTERED,
+    "additive_attention": [
+        (kind, name, bad, f"{name}.*{message}")
+        for name in ("score_weight", "score_bias")
+        for kind, bad, message in VECTORS
+    ],
+    "attention_topk": LISTED,
+    "key_importance": [(kind, "per_kv_head", bad, "per_kv_head") for kind, bad in FLAG],
+    "attention_varlen": PACKED_ARRAYS + BOUNDS,
+    "merge_attention": [
+        (TypeError, "outputs", None, "outputs"),
+        (TypeError, "outputs", [Q.astype(int)] * 2, "outputs.*int64"),
+        (TypeError, "outputs", [Q.astype(complex)] * 2, "outputs.*complex"),
+        (TypeError, "outputs", [Q, Q.astype(np.float64)], "outputs.*float32.*float64"),
+        (ValueError, "outputs", [], "outputs"),
+        (TypeError, "outputs", np.float32(1.0), "outputs.*float32"),
+        (ValueError, "outputs", np.array(1.0), "outputs"),
+        (ValueError, "outputs", [Q, Q[:1]], r"outputs.*\(1, 4, 3, 8\)"),
+        (TypeError, "lses", None, "lses"),
+        (TypeError, "lses", [Q[..., 0].astype(int)] * 2, "lses.*int64"),
+        (ValueError, "lses", [], "lses"),
+        (ValueError, "lses", [Q[..., 0]], "lses"),
+        (ValueError, "lses", [Q, Q], r"lses.*\(2, 4, 3, 8\)"),
+        (ValueError, "lses", [Q[..., 0], Q[:1, ..., 0]], r"lses.*\(1, 4, 3\)"),
+    ],
+    "BlockMask": [
+        *SIZES,
+        (TypeError, "blocks", np.ones((2, 2)), "blocks.*float64"),
+        (TypeError, "blocks", None, "blocks.*object"),
+        (TypeError, "blocks", np.ma.masked_array(np.ones((2, 2), bool)), "blocks.*masked"),
+        (ValueError, "blocks", np.ones(2, bool), r"blocks.*\(2,\)"),
+        (ValueError, "blocks", [[True], [True, False]], "blocks"),
+    ],
+    "BlockMask.from_mask": [
+        *SIZES,
+        (TypeError, "mask", np.ones((6, 9), int), "mask.*int64"),
+        (ValueError, "mask", np.ones(6, bool), r"mask.*\(6,\)"),
+        (ValueError, "mask", np.arange(54).reshape(6, 9) > 20, "mask.*part of block"),
+    ],
+    "BlockMask.from_function": [
+        *SIZES,
+        (TypeError, "visible", None, "visible.*NoneType"),
+        (TypeError, "visible", lambda i, j: i + j, "visible.*int64"),
+        (ValueError, "visible", lambda i, j: np.ones((2, 3), bool), r"visible.*\(2, 3\)"),
+    ],
+    "BlockMask.bigbird": [
+        *SIZES,
+        (ValueError, "window_blocks", 2, "window_blocks.*odd"),
+        *(
+            (kind, name, bad, name)
+            for name in ("window_blocks", "global_blocks", "random_blocks", "heads", "seed")
+            for kind, bad in [
+                (TypeError, 1.0),
+                (TypeError, True),
+                (TypeError, "1"),
+                (ValueError, -1),
+            ]
+        ),
+    ],
+    "BlockMask.dense": [(ValueError, "Lq", 11, r"Lq.*\(3, 2\)"), (ValueError, "Lk", 3, "Lk.*1")],
+    "set_num_threads": [
+        (kind, "num_threads", bad, "num_threads")
+        for kind, bad in [(TypeError, 1.0), (TypeError, "2"), (TypeError, True), (ValueError, 0)]
+    ],
+    "num_threads": [
+        (kind, "n", bad, "num_threads")
+        for kind, bad in [(TypeError, 1.0), (TypeError, "2"), (TypeError, True), (ValueError, 0)]
+    ],
+    "show_config": [(ValueError, "mode", bad, "mode.*stdout") for bad in ("json", None, 3)],
+}
+for function in ("BlockMask.from_function", "BlockMask.bigbird", "BlockMask.dense"):
+    OWN[function] += [
+        (kind, name, bad, name)
+        for name in ("Lq", "Lk")
+        for kind, bad in [(TypeError, 9.0), (TypeError, True), (TypeError, "9"), (ValueError, -1)]
+    ]
+
+
+def takes(function, case):
+    """Whether a case of `attention` is one of another function too."""
+    _, name, _, message = case
+    arguments = FUNCTIONS[function]
+    if name not in arguments:
+        return False
+    if function == "attention_varlen":  # its arrays have other shapes
+        return name not in (*OPERANDS, "out") and "Lq = 3" not in message
+    return not (name in OPERANDS and "value" in message and "value" not in arguments)
+
+
+def cases(function):
+    """All cases of one function."""
+    shared = SHARED if "query" in FUNCTIONS[function] else []
+    return [case for case in shared if takes(function, case)] + OWN.get(function, [])

@@ -1,0 +1,103 @@
+"""Legal arguments of every public function, all at once, so that a test can break one of them.
+
+B = 2, H = 4, Hk = 2, Lq = 3, Lk = 5, D = 8, Dv = 6.
+"""
+
+import inspect
+
+import numpy as np
+
+import attnfast
+from attnfast import BlockMask
+
+RNG = np.random.default_rng(0)
+Q, K, V = (RNG.random(s, np.float32) for s in [(2, 4, 3, 8), (2, 2, 5, 8), (2, 2, 5, 6)])
+GOOD = {
+    "query": Q,
+    "key": K,
+    "value": V,
+    "mask": np.ones((2, 1, 3, 5), bool),
+    "bias": np.zeros((4, 3, 5), np.float32),
+    "is_causal": True,
+    "window_size": (4, 2),
+    "q_offset": 2,
+    "q_lengths": np.array([3, 2]),
+    "kv_lengths": np.array([5, 4]),
+    "scale": 0.5,
+    "softcap": 30.0,
+    "alibi_slopes": np.ones(4, np.float32),
+    "sink_logits": np.zeros(4, np.float32),
+    "num_threads": 2,
+}
+
+RESULTS = {"out": np.full((2, 4, 3, 6), 7, np.float32), "return_lse": True, "return_weights": True}
+# Tq = 6, Tk = 9 in two sequences.
+PACKED = {
+    "query": RNG.random((6, 4, 8), np.float32),
+    "key": RNG.random((9, 2, 8), np.float32),
+    "value": RNG.random((9, 2, 6), np.float32),
+    "cu_q": np.array([0, 2, 6]),
+    "cu_k": np.array([0, 5, 9]),
+    "out": np.full((6, 4, 6), 7, np.float32),
+    "q_offset": "end",
+}
+
+
+def without(arguments, *names):
+    return {name: x for name, x in arguments.items() if name not in names}
+
+
+def those_of(function, arguments):
+    """The arguments that a function takes."""
+    parameters = inspect.signature(function).parameters
+    return {name: x for name, x in arguments.items() if name in parameters}
+
+
+# By name; what stands behind a comma tells two forms of one function apart.
+FUNCTIONS = {
+    "attention": {**GOOD, **RESULTS},
+    "attention_weights": {**without(GOOD, "value"), "stage": "weights"},
+    "plan": {**GOOD, **RESULTS, "return_blocks": True},
+    "local_attention": {**GOOD, **RESULTS, "dilation": 2, "global_tokens": [0]},
+    "local_attention, centers": {**GOOD, **RESULTS, "centers": np.ones((2, 4, 3)), "sigma": 1.0},
+    "additive_attention": {
+        **without(GOOD, "scale"),
+        **RESULTS,
+        "score_weight": np.ones(8),
+        "score_bias": np.zeros((4, 8)),
+    },
+    "attention_topk": {**without(GOOD, "value"), "k": 2},
+    "key_importance": {**without(GOOD, "value"), "per_kv_head": True},
+    "attention_varlen": {**those_of(attnfast.attention_varlen, {**GOOD, **RESULTS}), **PACKED},
+    "merge_attention": {"outputs": [Q, Q], "lses": [Q[..., 0], Q[..., 0]]},
+    "BlockMask": {"blocks": np.ones((2, 2), bool), "block_size": 64},
+    "BlockMask.from_mask": {"mask": np.ones((6, 9), bool), "block_size": 3},
+    "BlockMask.from_function": {
+        "visible": lambda i, j: i == j,
+        **{"Lq": 9, "Lk": 9, "block_size": 3},
+    },
+    "BlockMask.bigbird": {
+        **{"Lq": 90, "Lk": 90, "block_size": 9, "window_blocks": 3, "global_blocks": 2},
+        **{"random_blocks": 1, "heads": 2, "seed": 0},
+    },
+    "BlockMask.dense": {"self": BlockMask(np.ones((2, 2), bool), 5), "Lq": 9, "Lk": 9},
+    "set_num_threads": {"num_threads": 2},
+    "num_threads": {"n": 2},
+    "show_config": {"mode": "dicts"},
+}
+
+
+def named(function):
+    """A public function or method by its name in `FUNCTIONS`."""
+    target = attnfast
+    for name in function.partition(",")[0].split("."):
+        target = getattr(target, name)
+    return target
+
+
+def call(function, arguments):
+    """The result of a function by its name; of a context manager, what is inside it."""
+    if function == "num_threads":
+        with named(function)(**arguments):
+            return None
+    return named(function)(**arguments)

@@ -1,0 +1,44 @@
+"""Scripts that count how many threads of their process a call uses."""
+
+import os
+import sys
+
+import pytest
+
+from support.scripts import START
+
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+TWO_CPUS = pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs two CPUs",
+)
+# How scripts begin that ask how many threads of their process a call uses.
+COUNT_WORKERS = (
+    START
+    + """
+def run_times():
+    # Of the other threads, once all of them sleep: of one that runs the kernel is behind.
+    while True:
+        times = {}
+        for task in set(os.listdir("/proc/self/task")) - {str(threading.get_native_id())}:
+            try:
+                with open(f"/proc/self/task/{task}/stat") as stat:
+                    state = stat.read().rpartition(")")[2].split()[0]
+                with open(f"/proc/self/task/{task}/schedstat") as file:
+                    times[task] = int(file.read().split()[0])
+            except OSError:  # it has ended
+                continue
+            if state == "R":
+                break
+        else:
+            return times
+        time.sleep(0.01)
+
+def workers(call):
+    # How many threads run during a call.
+    before = run_times()
+    call()
+    return 1 + sum(t > before.get(task, 0) for task, t in run_times().items())
+"""
+)
+DEFAULTS = {"ATTNFAST_NUM_THREADS": "", "OMP_NUM_THREADS": str(os.cpu_count())}

@@ -1,0 +1,284 @@
+"""Break attnfast on purpose, one promise at a time, and see that its tests turn red.
+
+    python tools/prove/mutants.py [name ...] [--work DIR] [--list]
+
+Every entry of `mutants.toml` says what to break in which file and which tests must notice. They
+first run on the unbroken package, where they must pass. Then, for each entry, in a copy of the
+tree: the change is made, what depends on it is built again and linked with all else as it was, the
+tests run until the first fails, and everything is put back. A mutant is caught by a test that
+fails, or by the death of the process where the entry says `crash`; a build that fails or tests that
+cannot be collected catch nothing. Ends non-zero if a mutant survives.
+
+Needs what the build needs (scikit-build-core, cython, cython-cmake, ninja, a C compiler) and the
+extra `test`. With `--work DIR` the first build is kept there and used again while the tree stays as
+it is. All of them take half an hour or so on 2 cores.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("LICENSES", "attnfast", "cmake", "csrc")
+SUFFIXES = {".c", ".cmake", ".h", ".in", ".pxi", ".py", ".pyi", ".pyx", ".txt", ".typed"}
+FILES = ("CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE")
+LONGEST = 1800  # seconds that tests may take
+LIBRARY = "libattnfast_c.a"
+# Of a broken package the first failing example will do: to make it small would take minutes.
+PROFILE = """
+from hypothesis import HealthCheck, Phase, settings
+settings.register_profile(
+    "unshrunk", derandomize=True, database=None, deadline=None, report_multiple_bugs=False,
+    phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
+)
+"""
+KERNEL = re.compile(r"kernels_(\w+)\.dir/")
+
+
+@dataclass
+class Mutant:
+    """One breakage: `old` stands once in `file` and becomes `new`; `tests` must turn red."""
+
+    name: str
+    promise: str
+    file: str
+    old: str
+    new: str
+    tests: list[str]
+    why: str
+    kernels: str = "f32_best"  # which are built again: those whose dtype_isa begins like this
+    crash: bool = False  # the process of the tests dies
+
+
+@dataclass
+class Verdict:
+    """What became of a mutant."""
+
+    mutant: Mutant
+    caught_by: str  # a test; empty if none
+    remark: str
+    seconds: float
+
+
+def load(names: list[str]) -> list[Mutant]:
+    """The mutants of the list, or those named."""
+    entries = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())["mutant"]
+    mutants = {entry["name"]: Mutant(**entry) for entry in entries}
+    unknown = [name for name in names if name not in mutants]
+    if unknown or len(mutants) < len(entries):
+        sys.exit(f"unknown mutants: {', '.join(unknown)}" if unknown else "a name comes twice")
+    return [mutants[name] for name in names or mutants]
+
+
+class Tree:
+    """A copy of the tree, its build and its installation; `kept` is the build as it was first."""
+
+    def __init__(self, work: Path) -> None:
+        self.source, self.build = work / "source", work / "build"
+        self.site, self.kept = work / "site", work / "kept"
+        self.run = work / "run"  # the tests, away from the sources of the package
+        path = {"PYTHONPATH": str(self.site), "CMAKE_INSTALL_ALWAYS": "1"}
+        self.environment = {**os.environ, **path, "OPENBLAS_NUM_THREADS": "1"}
+        for name in ("ATTNFAST_ISA", "ATTNFAST_NUM_THREADS"):
+            self.environment.pop(name, None)
+
+    def prepare(self) -> None:
+        """Copy, build and install, unless that was done for the same sources."""
+        if not self.kept.exists() or self.sources(ROOT) != self.sources(self.source):
+            for folder in (self.source, self.build, self.site, self.kept):
+                shutil.rmtree(folder, ignore_errors=True)
+            for name, content in self.sources(ROOT).items():
+                (self.source / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.source / name).write_bytes(content)
+            install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation"]
+            install += ["--no-deps", "--target", str(self.site), f"-Cbuild-dir={self.build}"]
+            check([*install, str(self.source)], self.environment)
+            shutil.copytree(self.build, self.kept)
+        shutil.rmtree(self.run, ignore_errors=True)
+        shutil.copytree(ROOT / "tests", self.run / "tests")
+        shutil.copy2(ROOT / "pyproject.toml", self.run)
+        (self.run / "unshrunk.py").write_text(PROFILE)
+
+    @staticmethod
+    def sources(root: Path) -> dict[Path, bytes]:
+        """What the package is built from."""
+        paths = [root / name for name in FILES]
+        for folder in FOLDERS:
+            paths += [p for p in (root / folder).rglob("*") if p.suffix in SUFFIXES]
+        return {path.relative_to(root): path.read_bytes() for path in paths}
+
+    def ninja(self, *arguments: str) -> str:
+        cache = (self.build / "CMakeCache.txt").read_text()
+        found = re.search(r"^CMAKE_MAKE_PROGRAM:\w+=(.+)$", cache, re.MULTILINE)
+        program = found.group(1) if found else "ninja"
+        return check([program, "-C", str(self.build), *arguments], self.environment)
+
+    def objects(self, mutant: Mutant) -> list[str]:
+        """The objects that depend on the mutant's file, of the kernels only those it names."""
+        kernels = mutant.kernels.replace("best", self.isas()[0])
+        found, now = [], ""
+        for line in self.ninja("-t", "deps").splitlines():
+            if "#deps" in line:
+                now = line.partition(":")[0]
+            elif line.strip().endswith(f"/{mutant.file}") and now.endswith(".o"):
+                kernel = KERNEL.search(now)
+                if not kernel or kernel.group(1).startswith(kernels):
+                    found.append(now)
+        return found
+
+    def isas(self) -> list[str]:
+        """The instruction sets of this machine; tests run with the first of them first."""
+        code = "import attnfast; print(*attnfast.available_isas())"
+        return check([sys.executable, "-P", "-c", code], self.environment).split()
+
+    def rebuild(self, mutant: Mutant) -> None:
+        """Bring the installation up to the source, as far as the mutant reaches."""
+        if mutant.file.endswith(".py"):
+            shutil.copy2(self.source / mutant.file, self.site / mutant.file)
+            return
+        if mutant.file.startswith("csrc/"):
+            objects = self.objects(mutant)
+            if not objects:
+                sys.exit(f"{mutant.name}: nothing is built from {mutant.file}")
+            self.ninja("-j2", *objects)
+            for command in self.ninja("-t", "commands", "_core.abi3.so").splitlines():
+                if LIBRARY in command:  # the two that link: everything else stays as it was
+                    check(["sh", "-c", command], self.environment, self.build)
+        else:
+            self.ninja("-j2")
+        shutil.copy2(self.build / "_core.abi3.so", self.site / "attnfast" / "_core.abi3.so")
+
+    def pytest(self, tests: list[str], *more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "--tb=short"]
+        command += ["-p", "unshrunk", "--hypothesis-profile=unshrunk"]
+        return subprocess.run(
+            [*command, *more, *tests],
+            cwd=self.run,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=LONGEST,
+            check=False,
+        )
+
+    def put_back(self, mutant: Mutant) -> None:
+        """The build as it was, times of files included: nothing is built again."""
+        if mutant.file.endswith(".py"):
+            shutil.copy2(self.source / mutant.file, self.site / mutant.file)
+            return
+        shutil.rmtree(self.build)
+        shutil.copytree(self.kept, self.build)
+        shutil.copy2(self.build / "_core.abi3.so", self.site / "attnfast" / "_core.abi3.so")
+
+
+def check(command: list[str], environment: dict[str, str], cwd: Path | None = None) -> str:
+    """What a command prints."""
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(
+            f"{' '.join(command)[:300]}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        )
+    return done.stdout
+
+
+@contextmanager
+def broken(mutant: Mutant, tree: Tree) -> Iterator[None]:
+    """The tree's copy with the mutant in it."""
+    path = tree.source / mutant.file
+    text, times = path.read_text(), path.stat()
+    if text.count(mutant.old) != 1:
+        raise RuntimeError(f"the old text is {text.count(mutant.old)} times in {mutant.file}")
+    path.write_text(text.replace(mutant.old, mutant.new))
+    try:
+        yield
+    finally:
+        path.write_text(text)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        tree.put_back(mutant)
+
+
+def judge(mutant: Mutant, done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
+    """The test that caught the mutant, if any, and what is to be said about it."""
+    started = [line for line in done.stdout.splitlines() if line.startswith("tests/")]
+    if done.returncode < 0:
+        last = started[-1].rstrip() if started else ""
+        remark = f"died of signal {-done.returncode}"
+        return (last, remark) if mutant.crash else ("", f"{remark}, which is not expected")
+    failed = [line.split(" FAILED")[0] for line in started if " FAILED" in line]
+    if done.returncode == 1 and failed and not mutant.crash:
+        return failed[0], ""
+    if done.returncode == 0:
+        return "", "SURVIVED"
+    return "", f"pytest ended with {done.returncode}: {done.stdout[-500:]}{done.stderr[-500:]}"
+
+
+def try_mutant(mutant: Mutant, tree: Tree) -> Verdict:
+    start = time.perf_counter()
+    try:
+        with broken(mutant, tree):
+            tree.rebuild(mutant)
+            caught_by, remark = judge(mutant, tree.pytest(mutant.tests, "-x"))
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        caught_by, remark = "", str(error)
+    return Verdict(mutant, caught_by, remark, time.perf_counter() - start)
+
+
+def show(verdict: Verdict) -> None:
+    found = verdict.caught_by.removeprefix("tests/") or "-- nobody --"
+    name, promise = f"{verdict.mutant.name:<20}", f"{verdict.mutant.promise:<16}"
+    print(f"{name} {promise} {verdict.seconds:5.0f} s  {found} {verdict.remark}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="name", help="of mutants; default: all")
+    parser.add_argument("--work", type=Path, help="folder to keep the build in")
+    parser.add_argument("--list", action="store_true", help="only list the mutants")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    mutants = load(options.names)
+    if options.list:
+        for mutant in mutants:
+            print(f"{mutant.name:<20} {mutant.promise:<16} {mutant.file}: {mutant.why}")
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = Tree((options.work or Path(scratch) / "work").resolve())
+        tree.prepare()
+        here = ["", "best", *tree.isas()]
+        for mutant in mutants:
+            if mutant.kernels.split("_")[-1] not in here:
+                print(f"{mutant.name:<20} left out: this machine cannot run {mutant.kernels}")
+        mutants = [mutant for mutant in mutants if mutant.kernels.split("_")[-1] in here]
+        start = time.perf_counter()
+        tests = sorted({test for mutant in mutants for test in mutant.tests})
+        done = tree.pytest(tests, "-x", "-q")
+        if done.returncode:
+            print(done.stdout[-4000:])
+            sys.exit("the unbroken package fails these tests")
+        print(f"unbroken: {len(tests)} selections pass, {time.perf_counter() - start:.0f} s")
+        verdicts = []
+        for mutant in mutants:
+            verdicts.append(try_mutant(mutant, tree))
+            show(verdicts[-1])
+    survived = [v.mutant.name for v in verdicts if not v.caught_by]
+    print(f"{len(verdicts) - len(survived)} of {len(verdicts)} caught", *survived)
+    return bool(survived)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Runs the tests on a build with gcc's address and undefined behaviour sanitizers.
+
+    python tools/prove/sanitize.py [--work DIR] [pytest arguments]
+
+Builds the wheel from a copy of the checkout with -fsanitize=address,undefined, assertions on and
+the kernels at -O1, installs it in a temporary place and runs pytest there with the sanitizers
+preloaded: those that the arguments name (paths as in the checkout) or all, but for those listed
+below, with few examples each (--hypothesis-profile=default: as many as else). Tests run every
+instruction set of this CPU by themselves. A finding ends the process it is in, fails the run and is
+printed at the end. Needs gcc and, in this Python, the extra `test`.
+"""
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from c_library import find
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"
+
+# What cannot work or shows nothing here, and why.
+LEFT_OUT = {
+    "bench": "measures time",
+    "tools": "reads files; no C runs",
+    "docs/test_docstrings.py": "reads docstrings; no C runs",
+    "functions/test_local.py::test_memory_of_a_long_sequence": "resident memory: shadow memory",
+    "promises/test_family_safety.py::test_an_alarm_in_a_long_call": "latency of slow kernels",
+    "promises/test_guard_pages.py::test_a_fence_kills": "dies on purpose, by a caught signal",
+    "promises/test_memory.py": "resident memory: shadow memory and quarantine have their own",
+    "promises/test_neighbours.py": "other processes lack the preloaded runtimes",
+    "promises/test_neighbours_joblib.py": "other processes lack the preloaded runtimes",
+    "promises/test_neighbours_workers.py::TestForksFromThreads": "a call that takes a minute",
+    "promises/test_out_of_memory.py": "limits the address space; the rest is a program of its own",
+    "promises/test_process.py::TestSignals": "latency of kernels that are many times slower",
+    "promises/test_process.py::test_other_python_threads_run_while_a_call_lasts": "the same",
+    "promises/test_process.py::test_small_stacks": "redzones make every frame larger",
+    "promises/test_quota.py": "other processes, in mount namespaces",
+    "promises/test_thread_stacks.py": "redzones make every frame larger",
+    "promises/test_types.py": "type checkers; no C runs",
+}
+
+
+def copied(work: Path) -> Path:
+    """A copy of the checkout whose kernels are compiled at -O1: more takes minutes."""
+    source = work / "source"
+    unwanted = shutil.ignore_patterns(".*", "build", "dist", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=unwanted)
+    isa = source / "cmake" / "isa.cmake"
+    text, count = re.subn(r"(set\(_common )-O2 ", r"\1-O1 ", isa.read_text())
+    if count != 1:
+        sys.exit("cmake/isa.cmake does not set _common to -O2 ... once")
+    isa.write_text(text.replace("PRIVATE -O3)", "PRIVATE -O1)"))
+    return source
+
+
+def install(work: Path, source: Path) -> Path:
+    site = work / "site"
+    command: list[str | Path] = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    command += ["--target", site]
+    if importlib.util.find_spec("scikit_build_core") and importlib.util.find_spec("Cython"):
+        command.append("--no-build-isolation")
+    command += ["-Ccmake.build-type=Debug", "-Cinstall.strip=false"]
+    command += [f"-Cbuild-dir={work / 'build'}", source]
+    environment = {
+        "CC": find("gcc"),
+        "CFLAGS": FLAGS,
+        "LDFLAGS": FLAGS,
+        "CMAKE_BUILD_PARALLEL_LEVEL": "2",
+    }
+    subprocess.run(command, check=True, env={**os.environ, **environment})
+    return site
+
+
+def runtime(name: str) -> str:
+    said = subprocess.run(
+        ["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+    )
+    return os.path.realpath(said.stdout.strip())
+
+
+def sanitized(work: Path, site: Path) -> dict[str, str]:
+    """The environment of the tests, and of the processes that they start."""
+    log = work / "log"
+    shutil.rmtree(log, ignore_errors=True)
+    log.mkdir()
+    common = f"log_path={log}/report:exitcode=99"
+    return {
+        **os.environ,
+        "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libubsan.so')}",
+        "PYTHONPATH": str(site),
+        "PYTHONMALLOC": "malloc",  # else objects of Python's lie unseen in larger blocks
+        "ASAN_OPTIONS": f"{common}:detect_leaks=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": f"{common}:print_stacktrace=1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, help="keep the build here, and use one that is there")
+    arguments, tests = parser.parse_known_args()
+    left_out = {f"tests/{name}": why for name, why in LEFT_OUT.items()}
+    left_out = {name: why for name, why in left_out.items() if name not in tests}
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}")
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="attnfast-sanitize-") as name:
+        work = (arguments.work or Path(name)).resolve()
+        source, site = work / "source", work / "site"
+        if not site.is_dir():
+            source = copied(work)
+            install(work, source)
+            shutil.rmtree(source / "attnfast")  # the tests are to import what was installed
+        print(f"built in {time.monotonic() - start:.0f} s", flush=True)
+        start = time.monotonic()
+        without = [f"{'--deselect' if '::' in name else '--ignore'}={name}" for name in left_out]
+        pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q"]
+        command = [*pytest, "--hypothesis-profile=few", *tests, *without]
+        done = subprocess.run(command, cwd=source, env=sanitized(work, site), check=False)
+        reports = [path.read_text(errors="replace") for path in sorted((work / "log").iterdir())]
+        # Beside errors there are warnings, of allocations that tests want to fail.
+        reports = [text for text in reports if "ERROR: " in text or "runtime error: " in text]
+        for report in reports:
+            print(report[:6000])
+    minutes = (time.monotonic() - start) / 60
+    print(f"{len(reports)} findings, pytest ended with {done.returncode}, {minutes:.1f} min")
+    return int(bool(reports) or done.returncode != 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
