@@ -25,11 +25,22 @@ What it looks at and what it costs:
 Threads and machine: `num_threads`, `set_num_threads`, `get_num_threads`, `available_isas`,
 `show_config`.
 
-Modules to import by name: `attnfast.layers` (layers with weights), `attnfast.plot` (pictures),
-`attnfast.reference` (the same functions in plain NumPy, slow, as the meaning of every argument).
+Modules: `attnfast.layers` (layers with weights), `attnfast.plot` (pictures), `attnfast.reference`
+(the same functions in plain NumPy, slow, as the meaning of every argument). They are loaded when
+they are first used.
 """
 
+import importlib as _importlib
+import typing as _typing
 from importlib.metadata import version as _version
+from importlib.util import find_spec as _find_spec
+
+if _find_spec(f"{__name__}._core") is None:
+    raise ImportError(
+        f"attnfast was imported from its source folder, {__path__[0]}, where its compiled part is "
+        "not built: to use the installed package, run Python in another folder; to work on the "
+        "source, install it in place as CONTRIBUTING.md says under Build"
+    )
 
 from .additive import additive_attention
 from .api import attention, attention_weights, plan
@@ -40,6 +51,11 @@ from .local import local_attention
 from .merge import merge_attention
 from .result import AttentionResult, AttentionTopK, Plan
 from .varlen import attention_varlen
+
+if _typing.TYPE_CHECKING:
+    from . import layers as layers
+    from . import plot as plot
+    from . import reference as reference
 
 __version__ = _version("attnfast")
 
@@ -64,3 +80,16 @@ __all__ = [
     "set_num_threads",
     "show_config",
 ]
+_MODULES = ("layers", "plot", "reference")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES])
+
+
+if not _typing.TYPE_CHECKING:  # so that type checkers know which names there are
+
+    def __getattr__(name: str) -> object:
+        if name in _MODULES:
+            return _importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,12 @@
 """Additive (Bahdanau) attention."""
 
-from typing import Literal, Unpack, overload
+from typing import Literal, Never, Unpack, overload
 
 from numpy.typing import ArrayLike
 
 from . import _core
+from ._keywords import refuse_unknown
+from ._signature import plain_signature
 from .options import AdditiveOptions, Array, Mask, Offset, Window
 from .result import AttentionResult
 
@@ -53,6 +55,7 @@ def additive_attention(
     return_weights: bool = ...,
     **options: Unpack[AdditiveOptions],
 ) -> Array | AttentionResult: ...
+@plain_signature
 def additive_attention(
     query: ArrayLike,
     key: ArrayLike,
@@ -74,6 +77,7 @@ def additive_attention(
     return_weights: bool = False,
     out: Array | None = None,
     num_threads: int | None = None,
+    **unknown: Never,
 ) -> Array | AttentionResult:
     r"""Attention with the additive scores of Bahdanau et al. [1]_.
 
@@ -129,6 +133,8 @@ def additive_attention(
     >>> np.allclose(weights, np.exp(scores) / np.exp(scores).sum())
     True
     """
+    if unknown:
+        refuse_unknown(additive_attention, unknown)
     output, lse, weights = _core.additive_attention(
         query,
         key,

@@ -1,10 +1,12 @@
 """The public functions: signatures, defaults, documentation. ``_core`` checks the arguments."""
 
-from typing import Literal, Unpack, overload
+from typing import Literal, Never, Unpack, overload
 
 from numpy.typing import ArrayLike
 
 from . import _core
+from ._keywords import refuse_unknown
+from ._signature import plain_signature
 from .options import Array, AttentionOptions, Mask, Offset, Window
 from .result import AttentionResult, Plan
 
@@ -51,6 +53,7 @@ def attention(
     return_weights: bool = ...,
     **options: Unpack[AttentionOptions],
 ) -> Array | AttentionResult: ...
+@plain_signature
 def attention(
     query: ArrayLike,
     key: ArrayLike,
@@ -71,6 +74,7 @@ def attention(
     return_weights: bool = False,
     out: Array | None = None,
     num_threads: int | None = None,
+    **unknown: Never,
 ) -> Array | AttentionResult:
     r"""Exact scaled dot-product attention.
 
@@ -179,6 +183,8 @@ def attention(
     >>> bool((o[1, :, 70:] == 0).all())
     True
     """
+    if unknown:
+        refuse_unknown(attention, unknown)
     output, lse, weights = _core.attention(
         query,
         key,
@@ -204,6 +210,7 @@ def attention(
     return AttentionResult(output, lse, weights)
 
 
+@plain_signature
 def attention_weights(
     query: ArrayLike,
     key: ArrayLike,
@@ -221,6 +228,7 @@ def attention_weights(
     alibi_slopes: ArrayLike | None = None,
     sink_logits: ArrayLike | None = None,
     num_threads: int | None = None,
+    **unknown: Never,
 ) -> Array:
     """The softmax weights of :func:`attention`, or its scores at an earlier stage.
 
@@ -258,6 +266,8 @@ def attention_weights(
            [0.27, 0.73, 0.  ],
            [0.21, 0.21, 0.58]], dtype=float32)
     """
+    if unknown:
+        refuse_unknown(attention_weights, unknown)
     if not isinstance(stage, str) or stage not in _core.STAGES:
         raise ValueError(f"stage must be one of {', '.join(_core.STAGES)}, got {stage!r}")
     return _core.attention_weights(
@@ -279,6 +289,7 @@ def attention_weights(
     )
 
 
+@plain_signature
 def plan(
     query: ArrayLike,
     key: ArrayLike,
@@ -300,6 +311,7 @@ def plan(
     out: Array | None = None,
     num_threads: int | None = None,
     return_blocks: bool = False,
+    **unknown: Never,
 ) -> Plan:
     """What the same call to :func:`attention` would do, without doing it.
 
@@ -338,6 +350,8 @@ def plan(
     >>> full.visible_pairs // local.visible_pairs
     128
     """
+    if unknown:
+        refuse_unknown(plan, unknown)
     return Plan(
         *_core.describe(
             query,

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ._checks import whole_number
+from ._signature import plain_signature
 
 Blocks = NDArray[np.bool_]
 
@@ -44,6 +45,7 @@ class BlockMask:
     True
     """
 
+    @plain_signature
     def __init__(self, blocks: ArrayLike, block_size: int | tuple[int, int]) -> None:
         a = _bool_array(blocks, "blocks", "block rows, block columns")
         self._block_size = _pair(block_size)
@@ -63,6 +65,7 @@ class BlockMask:
         return self._block_size
 
     @classmethod
+    @plain_signature
     def from_mask(cls, mask: ArrayLike, block_size: int | tuple[int, int]) -> "BlockMask":
         """The block mask that says the same as an elementwise mask.
 
@@ -110,6 +113,7 @@ class BlockMask:
         return cls(count != 0, sizes)
 
     @classmethod
+    @plain_signature
     def from_function(
         cls,
         visible: Callable[[Any, Any], ArrayLike],
@@ -243,6 +247,7 @@ class BlockMask:
                 row[rng.choice(hidden, min(n_random, len(hidden)), replace=False)] = True
         return cls(blocks[0] if heads is None else blocks, (bq, bk))
 
+    @plain_signature
     def dense(self, Lq: int, Lk: int) -> Blocks:
         """The same as an elementwise mask.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 
 import attnfast
@@ -26,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="attnfast", description="Exact attention for NumPy arrays on CPUs."
     )
     parser.add_argument("--version", action="version", version=f"attnfast {attnfast.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    parser.set_defaults(run=lambda options: parser.print_help())
+    commands = parser.add_subparsers(metavar="command")
     info = commands.add_parser("info", help="print the configuration of this installation")
     info.set_defaults(run=_info)
     benchmark = commands.add_parser(
@@ -38,10 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench.add_arguments(benchmark)
     benchmark.set_defaults(run=bench.run)
     options = parser.parse_args(argv)
-    status: int = options.run(options)
+    try:
+        status: int = options.run(options) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return status
 
 
-def _info(options: argparse.Namespace) -> int:
+def _info(options: argparse.Namespace) -> None:
     attnfast.show_config()
-    return 0

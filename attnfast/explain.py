@@ -1,12 +1,17 @@
 """Where attention goes, without the ``Lq x Lk`` weights: heaviest keys, total weight of keys."""
 
+from typing import Never
+
 from numpy.typing import ArrayLike
 
 from . import _core
+from ._keywords import refuse_unknown
+from ._signature import plain_signature
 from .options import Array, Mask, Offset, Window
 from .result import AttentionTopK
 
 
+@plain_signature
 def attention_topk(
     query: ArrayLike,
     key: ArrayLike,
@@ -24,6 +29,7 @@ def attention_topk(
     alibi_slopes: ArrayLike | None = None,
     sink_logits: ArrayLike | None = None,
     num_threads: int | None = None,
+    **unknown: Never,
 ) -> AttentionTopK:
     """The `k` heaviest keys of each query, with their exact softmax weights.
 
@@ -69,6 +75,8 @@ def attention_topk(
            [0.91, 0.05],
            [0.87, 0.04]], dtype=float32)
     """
+    if unknown:
+        refuse_unknown(attention_topk, unknown)
     indices, weights = _core.attention_topk(
         query,
         key,
@@ -89,6 +97,7 @@ def attention_topk(
     return AttentionTopK(indices, weights)
 
 
+@plain_signature
 def key_importance(
     query: ArrayLike,
     key: ArrayLike,
@@ -106,6 +115,7 @@ def key_importance(
     alibi_slopes: ArrayLike | None = None,
     sink_logits: ArrayLike | None = None,
     num_threads: int | None = None,
+    **unknown: Never,
 ) -> Array:
     """The total softmax weight that each key receives from all queries.
 
@@ -142,6 +152,8 @@ def key_importance(
     >>> key_importance(x, x).round(2)
     array([1., 1., 1.])
     """
+    if unknown:
+        refuse_unknown(key_importance, unknown)
     return _core.key_importance(
         query,
         key,

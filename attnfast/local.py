@@ -1,10 +1,12 @@
 """Local attention: windows, dilated windows, global tokens, windows about predicted places."""
 
-from typing import Literal, Unpack, overload
+from typing import Literal, Never, Unpack, overload
 
 from numpy.typing import ArrayLike
 
 from . import _core
+from ._keywords import refuse_unknown
+from ._signature import plain_signature
 from .options import Array, LocalOptions, Mask, Offset, Window
 from .result import AttentionResult
 
@@ -53,6 +55,7 @@ def local_attention(
     return_weights: bool = ...,
     **options: Unpack[LocalOptions],
 ) -> Array | AttentionResult: ...
+@plain_signature
 def local_attention(
     query: ArrayLike,
     key: ArrayLike,
@@ -77,6 +80,7 @@ def local_attention(
     return_weights: bool = False,
     out: Array | None = None,
     num_threads: int | None = None,
+    **unknown: Never,
 ) -> Array | AttentionResult:
     r"""Attention within windows; work is ``O(Lq * window)``.
 
@@ -156,6 +160,8 @@ def local_attention(
     >>> int((w[0, 1] > 0).sum()), bool(w[0, 1].sum() < 1)
     (20, True)
     """
+    if unknown:
+        refuse_unknown(local_attention, unknown)
     scoring = (scale, softcap, alibi_slopes, sink_logits)
     positions = (is_causal, q_offset, q_lengths, kv_lengths)
     output, lse, weights = _core.local_attention(

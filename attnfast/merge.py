@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._signature import plain_signature
 from .result import AttentionResult
 
 Array = NDArray[Any]
 
 
+@plain_signature
 def merge_attention(
     outputs: Sequence[ArrayLike] | Array, lses: Sequence[ArrayLike] | Array
 ) -> AttentionResult:

@@ -1,10 +1,12 @@
 """Attention over sequences of different length, packed without padding."""
 
-from typing import Literal, Unpack, overload
+from typing import Literal, Never, Unpack, overload
 
 from numpy.typing import ArrayLike
 
 from . import _core
+from ._keywords import refuse_unknown
+from ._signature import plain_signature
 from .options import Array, Offset, VarlenOptions, Window
 from .result import AttentionResult
 
@@ -42,6 +44,7 @@ def attention_varlen(
     return_lse: bool = ...,
     **options: Unpack[VarlenOptions],
 ) -> Array | AttentionResult: ...
+@plain_signature
 def attention_varlen(
     query: ArrayLike,
     key: ArrayLike,
@@ -59,6 +62,7 @@ def attention_varlen(
     return_lse: bool = False,
     out: Array | None = None,
     num_threads: int | None = None,
+    **unknown: Never,
 ) -> Array | AttentionResult:
     """Attention within each of several sequences that lie one after the other.
 
@@ -115,6 +119,8 @@ def attention_varlen(
     >>> np.array_equal(o[5:14].swapaxes(0, 1), attention(second, second, second, is_causal=True))
     True
     """
+    if unknown:
+        refuse_unknown(attention_varlen, unknown)
     output, lse = _core.attention_varlen(
         query,
         key,

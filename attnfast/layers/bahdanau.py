@@ -6,6 +6,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from .._signature import plain_signature
 from ..additive import additive_attention
 from .linear import Linear, Seed, as_input, as_named, size
 from .masks import as_key_mask
@@ -61,6 +62,7 @@ class BahdanauAttention:
     (4, 1, 48)
     """
 
+    @plain_signature
     def __init__(
         self,
         query_dim: int,
@@ -82,6 +84,7 @@ class BahdanauAttention:
             shapes["b"] = (n,)
         self.weights = as_named(shapes, weights, dtype, seed)
 
+    @plain_signature
     def project_keys(self, states: ArrayLike) -> Array:
         """Project encoder states, to be done once and passed as `keys` to every step.
 
@@ -134,6 +137,7 @@ class BahdanauAttention:
         return_weights: bool = ...,
         num_threads: int | None = ...,
     ) -> Array | tuple[Array, Array]: ...
+    @plain_signature
     def __call__(
         self,
         query: ArrayLike,

@@ -48,9 +48,6 @@ def forward(
     return_weights: bool,
 ) -> tuple[Array, Array | None]:
     """Output ``(..., Lq, output_dim)`` and the weights of all heads, or None."""
-    unknown = sorted(options.keys() - CallOptions.__annotations__.keys())
-    if unknown:
-        raise TypeError(f"unexpected argument {unknown[0]!r}")
     key = query if key is None else key
     value = key if value is None else value
     x_q = as_input(query, "query", weights.query.n_in, weights.dtype)

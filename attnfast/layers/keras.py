@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from .._signature import plain_signature
 from ..additive import additive_attention
 from ..api import attention
 from ..result import AttentionResult
@@ -53,6 +54,7 @@ class _TokenAttention(ABC):
         use_causal_mask: bool = ...,
         num_threads: int | None = ...,
     ) -> Array | tuple[Array, Array]: ...
+    @plain_signature
     def __call__(
         self,
         inputs: Sequence[ArrayLike],
@@ -155,6 +157,7 @@ class Attention(_TokenAttention):
         return (["scale"] if self.use_scale else []) + concat
 
     @classmethod
+    @plain_signature
     def from_keras(
         cls,
         weights: Sequence[ArrayLike],
@@ -188,6 +191,7 @@ class Attention(_TokenAttention):
             setattr(layer, name, x)
         return layer
 
+    @plain_signature
     def to_keras(self) -> list[Array]:
         """The weights for a Keras layer.
 
@@ -249,6 +253,7 @@ class AdditiveAttention(_TokenAttention):
     (3, 20, 16)
     """
 
+    @plain_signature
     def __init__(
         self,
         dim: int,
@@ -263,6 +268,7 @@ class AdditiveAttention(_TokenAttention):
         self.scale = drawn.astype(real) if use_scale else None
 
     @classmethod
+    @plain_signature
     def from_keras(
         cls, weights: Sequence[ArrayLike], dim: int | None = None
     ) -> "AdditiveAttention":
@@ -294,6 +300,7 @@ class AdditiveAttention(_TokenAttention):
             layer.scale = scale
         return layer
 
+    @plain_signature
     def to_keras(self) -> list[Array]:
         """The weights for a Keras layer.
 

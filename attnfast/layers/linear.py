@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from .._signature import plain_signature
+
 Array = NDArray[Any]
 Seed = int | np.random.Generator | None
 
@@ -58,6 +60,7 @@ class Linear:
         """Width of the output."""
         return int(self.weight.shape[1])
 
+    @plain_signature
     def __call__(self, x: Array) -> Array:
         """The map of an array, in one matrix product.
 

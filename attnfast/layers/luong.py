@@ -6,6 +6,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from .._signature import plain_signature
 from ..additive import additive_attention
 from ..api import attention
 from ..local import local_attention
@@ -86,6 +87,7 @@ class LuongAttention:
     (4, 50, 32)
     """
 
+    @plain_signature
     def __init__(
         self,
         dim: int,
@@ -128,6 +130,7 @@ class LuongAttention:
 
     # ---- the parts ----
 
+    @plain_signature
     def project_keys(self, source: ArrayLike) -> Array:
         """What the score needs of the source, to be made once and passed as `keys`.
 
@@ -144,6 +147,7 @@ class LuongAttention:
         h_s = self._input(source, "source", self.source_dim)
         return Linear(self.weights["w_a"][self.dim :])(h_s) if self.score == "concat" else h_s
 
+    @plain_signature
     def centers(self, hidden: ArrayLike, lengths: ArrayLike) -> Array:
         """Predicted positions ``p_t``, for ``"local-p"``.
 
@@ -175,6 +179,7 @@ class LuongAttention:
         share = (1 + np.tanh(logit / 2)) / 2  # the logistic function, without overflow
         return np.asarray(np.asarray(lengths)[..., None] * share, dtype=h_t.dtype)
 
+    @plain_signature
     def attentional(self, context: ArrayLike, hidden: ArrayLike) -> Array:
         """The attentional vectors ``tanh(W_c^T [c_t; h_t])``.
 
@@ -235,6 +240,7 @@ class LuongAttention:
         return_weights: bool = ...,
         num_threads: int | None = ...,
     ) -> Array | tuple[Array, Array]: ...
+    @plain_signature
     def __call__(
         self,
         hidden: ArrayLike,

@@ -7,6 +7,8 @@ from typing import Any, Literal, Unpack, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from .._keywords import refuse_unknown
+from .._signature import plain_signature
 from . import layouts
 from .forward import CallOptions, forward
 from .linear import Linear, Seed, glorot, real_dtype, size
@@ -73,6 +75,7 @@ class MultiHeadAttention:
     ((4, 100, 256), (4, 100, 30))
     """
 
+    @plain_signature
     def __init__(
         self,
         embed_dim: int,
@@ -132,6 +135,7 @@ class MultiHeadAttention:
         return layer
 
     @classmethod
+    @plain_signature
     def from_torch(
         cls,
         state_dict: Mapping[str, Any],
@@ -182,6 +186,7 @@ class MultiHeadAttention:
         return cls.from_projections(layouts.from_named(state_dict, heads, prefix, names, dtype))
 
     @classmethod
+    @plain_signature
     def from_safetensors(
         cls,
         path: str | os.PathLike[str],
@@ -217,6 +222,7 @@ class MultiHeadAttention:
         return cls.from_torch(tensors, num_heads, prefix, names=names, dtype=dtype)
 
     @classmethod
+    @plain_signature
     def from_keras(
         cls, weights: Sequence[ArrayLike], *, dtype: DTypeLike | None = None
     ) -> "MultiHeadAttention":
@@ -243,6 +249,7 @@ class MultiHeadAttention:
         """
         return cls.from_projections(layouts.from_keras(weights, dtype))
 
+    @plain_signature
     def to_torch(self, prefix: str = "") -> dict[str, Array]:
         """The weights for a ``torch.nn.MultiheadAttention``.
 
@@ -263,6 +270,7 @@ class MultiHeadAttention:
         """
         return layouts.to_torch(self.weights, prefix)
 
+    @plain_signature
     def to_keras(self) -> list[Array]:
         """The weights for a Keras ``MultiHeadAttention`` or ``GroupedQueryAttention``.
 
@@ -310,6 +318,7 @@ class MultiHeadAttention:
         return_weights: bool | Literal["mean"] = ...,
         **options: Unpack[CallOptions],
     ) -> Array | tuple[Array, Array]: ...
+    @plain_signature
     def __call__(
         self,
         query: ArrayLike,
@@ -345,6 +354,9 @@ class MultiHeadAttention:
             ``(..., Lq, Lk)``, in which an extra key comes last. A query that sees no key or is past
             ``q_lengths`` gives the bias of the output projection.
         """
+        unknown = [name for name in options if name not in CallOptions.__annotations__]
+        if unknown:
+            refuse_unknown(MultiHeadAttention.__call__, unknown, CallOptions.__annotations__)
         if not isinstance(return_weights, (bool, np.bool_)) and return_weights != "mean":
             raise ValueError(f'return_weights must be a bool or "mean", got {return_weights!r}')
         output, weights = forward(

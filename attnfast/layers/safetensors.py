@@ -9,6 +9,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from .._signature import plain_signature
+
 Array = NDArray[Any]
 
 DTYPES = {
@@ -18,6 +20,7 @@ DTYPES = {
 }  # fmt: skip
 
 
+@plain_signature
 def read_safetensors(
     path: str | os.PathLike[str], wanted: Callable[[str], bool] | None = None
 ) -> dict[str, Array]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._signature import plain_signature
 from .canvas import (
     FAINT,
     INK,
@@ -45,6 +46,7 @@ class Arcs(NamedTuple):
     shares: Array
 
 
+@plain_signature
 def topk(
     indices: ArrayLike,
     weights: ArrayLike,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._signature import plain_signature
 from .canvas import (
     FAINT,
     INK,
@@ -41,6 +42,7 @@ BAR = 3.0  # inches of a colour bar at the most
 ROOM = 11.0  # inches of width that panels are spread over
 
 
+@plain_signature
 def weights(
     weights: ArrayLike,
     query_tokens: Sequence[str] | None = None,

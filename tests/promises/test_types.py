@@ -1,6 +1,5 @@
 """What type checkers are told: a user's code, the stub of the compiled module, the overloads."""
 
-import inspect
 import os
 import subprocess
 import sys
@@ -53,7 +52,9 @@ def test_stub_of_the_compiled_module(tmp_path):
 
 def keywords(function):
     """The arguments of a function and their types, those in Unpack[...] too."""
-    types = {name: x.annotation for name, x in inspect.signature(function).parameters.items()}
+    types = dict(function.__annotations__)
+    for name in ("return", "unknown"):
+        types.pop(name, None)
     packed = types.pop("options", None)
     return types if packed is None else types | typing.get_type_hints(*typing.get_args(packed))
 

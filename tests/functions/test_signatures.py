@@ -1,0 +1,95 @@
+"""What callers see of public functions: signatures as a person writes them, advice on keywords."""
+
+import inspect
+import re
+
+import numpy as np
+import pytest
+
+import attnfast
+import attnfast.layers
+import attnfast.plot
+from attnfast import _keywords
+from support.legal import FUNCTIONS, call
+
+X = np.ones((2, 3, 8), np.float32)
+LONGEST = 400  # characters of a signature, which a screen shows in a few lines
+ATTENDING = [name for name, arguments in FUNCTIONS.items() if "query" in arguments]
+
+
+def public():
+    for module in (attnfast, attnfast.layers, attnfast.plot):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if callable(thing):
+                yield f"{module.__name__}.{name}", thing
+            if inspect.isclass(thing) and not hasattr(thing, "_fields"):
+                for member in ("__call__", *(n for n in dir(thing) if n[0] != "_")):
+                    method = getattr(thing, member, None)
+                    if getattr(method, "__module__", "").startswith("attnfast"):
+                        yield f"{module.__name__}.{name}.{member}", method
+
+
+@pytest.mark.parametrize(
+    ("name", "thing"), list(public()), ids=lambda x: x if type(x) is str else ""
+)
+def test_signatures_fit_a_screen(name, thing):
+    shown = str(inspect.signature(thing))
+    assert len(shown) < LONGEST
+    assert "unknown" not in shown and "Union[" not in shown
+
+
+def test_the_signature_of_attention_is_what_a_person_writes():
+    shown = str(inspect.signature(attnfast.attention))
+    assert shown.startswith("(query, key, value, *, mask=None, bias=None, is_causal=False, ")
+    assert shown.endswith("return_lse=False, return_weights=False, out=None, num_threads=None)")
+
+
+@pytest.mark.parametrize(
+    ("keyword", "advice"),
+    [
+        ("attn_mask", "mask=attn_mask .*mask=~attn_mask .*bias=attn_mask "),
+        ("causal", "is_causal=True"),
+        ("dropout_p", "leave it out"),
+        ("key_padding_mask", r"mask=~key_padding_mask\[:, None, None, :\].*kv_lengths="),
+        ("need_weights", "return_weights=True"),
+        ("sliding_window", r"window_size=\(sliding_window - 1, 0\)"),
+        ("window_sise", r"did you mean window_size\?"),
+        ("nonsense", "which takes query, key, value, mask, bias, is_causal, .*num_threads$"),
+    ],
+)
+def test_keywords_of_other_libraries(keyword, advice):
+    out = np.full_like(X, 7)
+    with pytest.raises(TypeError, match=f"^{keyword} is not an argument of attention.*{advice}"):
+        attnfast.attention(X, X, X, out=out, **{keyword: True})
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize("keyword", _keywords.FOREIGN)
+@pytest.mark.parametrize("form", ATTENDING)
+def test_advice_names_arguments_that_the_function_has(form, keyword):
+    """Every `name=` in the advice is an argument of the function that gives it."""
+    function = form.partition(",")[0]
+    arguments = FUNCTIONS[form]
+    if keyword in arguments:
+        return
+    with pytest.raises(TypeError, match=f"^{keyword} is not an argument of {function}") as caught:
+        call(form, {**arguments, keyword: None})
+    message = re.sub(r"\(axis=-?\d\)", "", str(caught.value))
+    parameters = inspect.signature(getattr(attnfast, function)).parameters
+    assert set(re.findall(r"(\w+)=", message)) <= parameters.keys()
+
+
+@pytest.mark.parametrize(
+    ("keyword", "advice"),
+    [
+        ("key_padding_mask", "key_mask=~key_padding_mask"),
+        ("need_weights", "return_weights=True"),
+        ("nonsense", "which takes query, key, value, return_weights, key_mask, "),
+    ],
+)
+def test_keywords_of_other_layers(keyword, advice):
+    layer = attnfast.layers.MultiHeadAttention(8, 2)
+    wanted = f"^{keyword} is not an argument of MultiHeadAttention.*{advice}"
+    with pytest.raises(TypeError, match=wanted):
+        layer(X, **{keyword: True})
