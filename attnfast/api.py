@@ -149,7 +149,9 @@ def attention(
     TypeError
         A dtype or type that is not accepted; the message says what to write instead.
     ValueError
-        A shape that does not fit, a number out of range, or a missing `q_offset`.
+        A shape that does not fit or could be read in two ways, a number out of range, or a missing
+        `q_offset`. The page "Which call, which argument" (docs/guide/which-call.md) shows what to
+        write for each layout, mask and offset.
     MemoryError
         No memory for the result or the working memory (under 2 MB a thread).
 

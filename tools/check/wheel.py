@@ -39,7 +39,7 @@ SOURCES = {  # folder of the sdist: suffixes of all its files
     "bench": {".c", ".py"},
     "cmake": {".cmake"},
     "csrc": {".c", ".h"},
-    "docs": {".md"},
+    "docs": {".md", ".py"},
     "examples": {".md", ".py"},
     "LICENSES": {".txt"},
     "tests": {".py", ".txt"},
@@ -169,6 +169,11 @@ def check_wheel(wheel: Path) -> Iterator[str]:
         or "3.11" not in metadata["Requires-Python"]
     ):
         yield "METADATA does not say BSD-3-Clause and Python 3.11"
+    page = metadata.get_payload()
+    if not page.startswith("# attnfast\n"):
+        yield "METADATA has no README"
+    for link in re.findall(r"\]\((?!https?:|#)([^)]*)\)", page):
+        yield f"the README of the package links to {link}, which is not on its page"
     if wheel.stat().st_size > WHEEL_LIMIT:
         yield f"the wheel has {wheel.stat().st_size:,} bytes, more than {WHEEL_LIMIT:,}"
     free_threaded = all(re.search(r"\dt$", tag.abi) for tag in tags)

@@ -9,9 +9,9 @@ tests run until the first fails, and everything is put back. A mutant is caught 
 fails, or by the death of the process where the entry says `crash`; a build that fails or tests that
 cannot be collected catch nothing. Ends non-zero if a mutant survives.
 
-Needs what the build needs (scikit-build-core, cython, cython-cmake, ninja, a C compiler) and the
-extra `test`. With `--work DIR` the first build is kept there and used again while the tree stays as
-it is. All of them take half an hour or so on 2 cores.
+Needs what the build needs (scikit-build-core, cython, cython-cmake, hatch-fancy-pypi-readme, ninja,
+a C compiler) and the extra `test`. With `--work DIR` the first build is kept there and used again
+while the tree stays as it is. All of them take half an hour or so on 2 cores.
 """
 
 import argparse

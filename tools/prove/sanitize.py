@@ -65,7 +65,8 @@ def install(work: Path, source: Path) -> Path:
     site = work / "site"
     command: list[str | Path] = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     command += ["--target", site]
-    if importlib.util.find_spec("scikit_build_core") and importlib.util.find_spec("Cython"):
+    needed = ("scikit_build_core", "Cython", "cython_cmake", "hatch_fancy_pypi_readme")
+    if all(importlib.util.find_spec(name) for name in needed):
         command.append("--no-build-isolation")
     command += ["-Ccmake.build-type=Debug", "-Cinstall.strip=false"]
     command += [f"-Cbuild-dir={work / 'build'}", source]

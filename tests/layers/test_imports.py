@@ -1,17 +1,6 @@
-"""The examples of docs/layers.md run and print what they say; the layers need NumPy alone."""
+"""The layers need NumPy alone."""
 
-import doctest
-
-from support.paths import ROOT
 from support.scripts import run_python
-
-PAGE = ROOT / "docs" / "layers.md"
-
-
-def test_page():
-    results = doctest.testfile(str(PAGE), module_relative=False)
-    assert results.failed == 0
-    assert results.attempted > 0
 
 
 def test_only_numpy(tmp_path):
