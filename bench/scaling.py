@@ -1,6 +1,6 @@
 """Print what more threads would bring, by a model held against a run on one and all threads.
 
-    attnfast bench --targets --json RUN.json
+    python bench/targets.py --json RUN.json
     python bench/scaling.py RUN.json --threads 64 --bandwidth 460
 
 A call of T seconds on one thread that is cut into `tasks` tasks takes on n threads
@@ -26,6 +26,7 @@ from attnfast.bench.functions.attention import call_options
 from attnfast.bench.inputs import Inputs
 from attnfast.bench.machine import cpu_name
 from attnfast.bench.results import CaseResult, Report
+from targets import on_one_thread
 
 WAKE_SECONDS = 5e-6  # a parallel region of libgomp, threads awake
 
@@ -65,7 +66,7 @@ def model(result: CaseResult, alone: float, threads: int, bandwidth: float) -> t
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="What more threads would bring, by a model.")
-    parser.add_argument("run", type=Path, help="written by attnfast bench --targets --json")
+    parser.add_argument("run", type=Path, help="written by python bench/targets.py --json")
     parser.add_argument("--threads", type=int, default=64)
     parser.add_argument("--bandwidth", type=float, default=460.0, help="of all threads, GB/s")
     options = parser.parse_args()
@@ -77,7 +78,7 @@ def main() -> None:
     for result in report.results:
         if result.case.function != "attention":
             continue  # its plan is another
-        one = report.on_one_thread(result.case.name)
+        one = on_one_thread(report, result)
         alone = one.entries["attnfast"].median if one else None
         together = result.entries["attnfast"].median
         if not alone or not together:

@@ -1,9 +1,10 @@
 """`attnfast bench`: attnfast against plain NumPy and the libraries found installed.
 
-Cases (`case`) are data (`cases`, `family`), what they call says `functions`, their arrays come from
-a seed (`inputs`), every contestant (`peers`) runs in a process of its own (`worker`, `processes`)
-and is timed in turn (`runner`, `turns`); what was measured (`results`) is printed (`report`),
-stored, compared (`compare`), judged (`targets`, `target_table`) and drawn (`plot`).
+Cases (`case`) are data (`cases`, `family`); `functions` says what they call, and their arrays come
+from a seed (`inputs`). Every contestant (`peers`) runs in a process of its own (`worker`,
+`processes`) and takes turns with the others (`runner`, `turns`). A run (`options`, `measure`) is
+printed (`report`) and stored (`results`); `command` also compares (`compare`) and draws (`plot`)
+it.
 """
 
 from .command import add_arguments, run

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,34 +12,26 @@ from pathlib import Path
 from .case import Case
 from .cases import GROUPS, QUICK, select
 from .compare import comparison_lines
-from .functions import function_of
-from .machine import busy_warning
-from .peers import FLEX, OWN, PEERS, YARDSTICKS, installed_peers
+from .measure import INTERRUPTED, measure, print_blocks, show
+from .options import (
+    add_run_options,
+    check_json,
+    chosen_peers,
+    earlier_run,
+    settings_of,
+    yardsticks_of,
+)
+from .peers import FLEX, PLAIN
 from .plot import check_plot_file, draw, is_plotted
 from .processes import WorkerFailed
-from .progress import make_progress
-from .report import Rows, header_lines, make_rows, note_lines, total_lines
+from .report import make_rows, note_lines, total_lines
 from .results import Report
-from .runner import Runner, Settings
-from .target_table import TargetLines, target_totals
-from .turns import run_cases
+from .runner import Settings
 
 QUICK_SECONDS = 45.0  # no case is begun later; leaves room for the last one within a minute
 QUICK_PATIENCE = 1.0
 SWEEP_PATIENCE = 0.5
 SWEEP_LONGEST = 1.0
-INTERRUPTED = 130
-
-
-def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above zero")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,63 +45,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="a representative subset in under a minute, without FlexAttention, which compiles",
+        help=f"measure {len(QUICK)} representative cases in under a minute: 3 rounds, and without"
+        " FlexAttention, which compiles each case",
     )
+    parser.add_argument("--list", action="store_true", help="list the cases and exit")
+    add_run_options(parser)
     parser.add_argument(
-        "--cases",
-        action="append",
-        metavar="NAMES",
-        help="names or globs of cases, or names of groups, separated by commas (may be repeated)",
-    )
-    parser.add_argument("--list", action="store_true", help="name the cases and stop")
-    shown = parser.add_mutually_exclusive_group()
-    shown.add_argument(
-        "--targets",
-        action="store_true",
-        help="on one thread and on all in turn, beside the target of each case; with --peers none"
-        " attnfast alone",
-    )
-    shown.add_argument(
         "--plot",
         type=Path,
         metavar="FILE",
-        help="draw speed and time over length (the sweep_* cases), on one thread and on all in"
-        " turn, as .png, .svg or .pdf",
+        help="draw speed and time over length as .png, .svg or .pdf: the sweep_* cases, on one"
+        " thread and on all threads in turn, 3 rounds",
     )
     parser.add_argument(
-        "--from",
+        "--compare",
         type=Path,
-        dest="earlier",
-        metavar="RUN",
-        help="show a run written by --json instead of measuring",
-    )
-    parser.add_argument(
-        "--peers",
-        default="auto",
-        metavar="NAMES",
-        help=f"auto (all installed), none, or some of {', '.join(PEERS)} (default: auto)",
-    )
-    parser.add_argument(
-        "--threads", type=_positive(int), metavar="N", help="threads of every contestant"
-    )
-    parser.add_argument(
-        "--rounds",
-        type=_positive(int),
-        metavar="N",
-        help="rounds (default: 5, with --quick or --plot 3)",
-    )
-    parser.add_argument(
-        "--burst",
-        type=_positive(float),
-        default=0.12,
-        metavar="S",
-        help="seconds of each contestant in a round, at least (default: 0.12)",
-    )
-    parser.add_argument("--isa", metavar="NAME", help="the best instruction set to use")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of the inputs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the run to a file")
-    parser.add_argument(
-        "--compare", type=Path, metavar="OLD", help="compare with a run written by --json"
+        metavar="OLD",
+        help="compare with a run saved with --json: is attnfast faster or slower now?",
     )
 
 
@@ -132,13 +83,15 @@ def run(options: argparse.Namespace) -> int:
         return 0
     get_report: Callable[[], tuple[Report | None, bool]]
     try:
-        _check_files(options)
+        check_json(options)
+        if options.plot:
+            check_plot_file(options.plot)
         old = Report.load(options.compare) if options.compare else None
         if options.earlier:
-            get_report = partial(_show, options, _earlier(options))
+            get_report = partial(show, _earlier(options), make_rows)
         else:
             cases = _cases(options)
-            get_report = partial(_measure, options, cases, _settings(options, cases))
+            get_report = partial(measure, _sides(options, cases), cases, make_rows)
     except (ValueError, OSError) as error:
         return _fail(error)
     try:
@@ -147,12 +100,9 @@ def run(options: argparse.Namespace) -> int:
         return _fail(error)
     if report is None:
         return INTERRUPTED
-    _print_block(note_lines(report))
-    if options.targets:
-        _print_block(target_totals(report))
-    _print_block(total_lines(report))
+    print_blocks(note_lines(report), total_lines(report))
     if old is not None:
-        _print_block(comparison_lines(old, report, options.compare.name))
+        print_blocks(comparison_lines(old, report, options.compare.name))
     if options.json:
         report.save(options.json)
     if options.plot and report.results:
@@ -160,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
     if interrupted:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    return 1 if any(r.entries[OWN].wrong for run in report.runs for r in run.results) else 0
+    return 1 if report.wrong else 0
 
 
 def _print_cases() -> None:
@@ -174,136 +124,40 @@ def _print_cases() -> None:
             print(f"  {case.name:<40} {mark:<6} {' '.join(w for w in words if w != '-')}")
 
 
-def _check_files(options: argparse.Namespace) -> None:
-    """Refuse what could not be written at the end of a run."""
-    if options.plot:
-        check_plot_file(options.plot)
-    if options.json and not options.json.parent.is_dir():
-        raise ValueError(f"--json {options.json}: there is no folder {options.json.parent}")
-
-
 def _cases(options: argparse.Namespace) -> list[Case]:
     if not options.plot:
         return select(options.cases, quick=options.quick)
     if options.quick:
-        raise ValueError("--plot has cases of its own; choose among them with --cases")
+        raise ValueError("--quick: not accepted with --plot; choose sweep_* cases with --cases")
     cases = select(options.cases or ["sweep_*"])
     for case in cases:
         if not is_plotted(case):
-            raise ValueError(f"--plot draws the sweep_* cases, not {case.name}")
+            raise ValueError(f"--cases {case.name}: --plot draws only sweep_* cases")
     return cases
 
 
-def _settings(options: argparse.Namespace, cases: list[Case]) -> Settings:
-    import attnfast
-
-    isas = attnfast.available_isas()
-    if options.isa is not None and options.isa not in isas:
-        raise ValueError(f"--isa {options.isa}: this machine has {', '.join(isas)}")
-    settings = Settings(
-        threads=options.threads or attnfast.get_num_threads(),
-        rounds=options.rounds or (3 if options.quick or options.plot else 5),
-        burst=options.burst,
-        isa=options.isa,
-        seed=options.seed,
-        peers=tuple(_peers(options.peers)),
-        yardsticks=tuple(name for name in YARDSTICKS if _measures(name, cases)),
-    )
-    if options.targets and not settings.yardsticks:
-        settings = replace(settings, plain=options.peers != "none")
+def _sides(options: argparse.Namespace, cases: list[Case]) -> list[Settings]:
+    """Settings of the run; for a figure those on one thread first."""
+    others = (PLAIN, *yardsticks_of(cases), *chosen_peers(options.peers))
+    settings = settings_of(options, others, rounds=3 if options.quick or options.plot else 5)
     if options.quick:
         settings = replace(settings, patience=QUICK_PATIENCE, time_limit=QUICK_SECONDS)
-        return replace(settings, leave_out=(FLEX,))
-    if options.plot:
-        return replace(settings, patience=SWEEP_PATIENCE, longest_call=SWEEP_LONGEST)
-    return settings
-
-
-def _measures(yardstick: str, cases: list[Case]) -> bool:
-    return any(yardstick in function_of(case).yardsticks(case) for case in cases)
-
-
-def _peers(names: str) -> list[str]:
-    if names == "auto":
-        return installed_peers()
-    if names == "none":
-        return []
-    peers = [name.strip() for name in names.split(",")]
-    for name in peers:
-        if name not in PEERS:
-            raise ValueError(f"--peers {name}: not one of {', '.join(PEERS)}")
-        if name not in installed_peers():
-            raise ValueError(f"--peers {name}: not installed")
-    return peers
+        return [replace(settings, leave_out=(FLEX,))]
+    if not options.plot:
+        return [settings]
+    settings = replace(settings, patience=SWEEP_PATIENCE, longest_call=SWEEP_LONGEST)
+    return [settings] if settings.threads == 1 else [replace(settings, threads=1), settings]
 
 
 def _earlier(options: argparse.Namespace) -> Report:
-    if options.cases or options.quick:
-        raise ValueError("--from shows all of a run; leave --cases and --quick out")
-    report = Report.load(options.earlier)
+    if options.quick:
+        raise ValueError("--quick: not accepted with --from, which shows all cases of a run")
+    report = earlier_run(options)
     if options.plot and not any(is_plotted(result.case) for result in report.results):
-        raise ValueError(f"--plot: {options.earlier} has no sweep_* cases")
+        raise ValueError(f"--from {options.earlier}: has no sweep_* cases, which --plot draws")
     return report
-
-
-def _measure(
-    options: argparse.Namespace, cases: list[Case], settings: Settings
-) -> tuple[Report | None, bool]:
-    """The finished cases, and whether there was an interruption before all were."""
-    if warning := busy_warning():
-        print(f"warning: {warning}", file=sys.stderr)
-    report = rows = None
-    interrupted = False
-    try:
-        with ExitStack() as stack:
-            runners = [stack.enter_context(Runner(side)) for side in _sides(options, settings)]
-            reports = [runner.new_report() for runner in runners]
-            report = reports[-1]
-            report.one_thread = reports[0] if len(reports) > 1 else None
-            rows = _begin(options, report, cases)
-            with make_progress(len(cases)) as progress:
-                sides = list(zip(runners, reports, strict=True))
-                run_cases(sides, cases, progress, rows.add)
-    except KeyboardInterrupt:
-        interrupted = True  # what is finished is still worth printing
-    if rows is None:
-        return None, interrupted
-    rows.finish()
-    return report, interrupted
-
-
-def _sides(options: argparse.Namespace, settings: Settings) -> list[Settings]:
-    """Settings for one thread, where it is asked for, then for all; peers only where shown.
-
-    Where there are yardsticks, targets are relative to them and to NumPy.
-    """
-    if settings.threads == 1 or not (options.targets or options.plot):
-        return [settings]
-    one = replace(settings, threads=1)
-    if options.targets:
-        one = replace(one, peers=(), plain=bool(one.yardsticks))
-    return [one, settings]
-
-
-def _show(options: argparse.Namespace, report: Report) -> tuple[Report, bool]:
-    rows = _begin(options, report, [result.case for result in report.results])
-    for result in report.results:
-        rows.add(result)
-    rows.finish()
-    return report, False
-
-
-def _begin(options: argparse.Namespace, report: Report, cases: list[Case]) -> Rows:
-    """Print the header; the table to print below it."""
-    print("\n".join(header_lines(report)), end="\n\n", flush=True)
-    return TargetLines(report, cases) if options.targets else make_rows(report, cases)
 
 
 def _fail(error: Exception) -> int:
     print(f"attnfast bench: {error}", file=sys.stderr)
     return 2
-
-
-def _print_block(lines: list[str]) -> None:
-    if lines:
-        print("\n" + "\n".join(lines))

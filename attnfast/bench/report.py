@@ -11,7 +11,6 @@ from typing import Protocol
 from .case import Case
 from .peers import HOUSE, OWN, PLAIN, YARDSTICKS
 from .results import CaseResult, Entry, Report
-from .target_table import judgement
 
 
 class Rows(Protocol):
@@ -53,10 +52,7 @@ def _limits(report: Report) -> str:
 
 
 def columns(report: Report) -> list[str]:
-    """Column heads: what is timed is attnfast; `x name` is how many times faster it is.
-
-    Targets are shown beside the yardsticks that most of them speak of.
-    """
+    """Column heads: what is timed is attnfast; `x name` is how many times faster it is."""
     return [
         "case",
         "shape",
@@ -68,12 +64,7 @@ def columns(report: Report) -> list[str]:
         "% of limit",
         *(f"x {name}" for name in report.contestants if name != OWN),
         "error (x numpy's)",
-        *(["target"] if _has_yardsticks(report) else []),
     ]
-
-
-def _has_yardsticks(report: Report) -> bool:
-    return any(name in YARDSTICKS for name in report.contestants)
 
 
 def row(report: Report, result: CaseResult) -> list[str]:
@@ -92,7 +83,6 @@ def row(report: Report, result: CaseResult) -> list[str]:
         "-" if share is None else f"{100 * share:.1f} {limit}",
         *(_times(result, name) for name in report.contestants if name != OWN),
         format_error(result, own),
-        *([judgement(report, result)] if _has_yardsticks(report) else []),
     ]
 
 
@@ -170,7 +160,7 @@ class Lines:
         texts = [[c.name, c.shape, c.dtype, c.mask_text, c.window_text] for c in cases]
         widths = [max(map(len, column)) for column in zip(heads[:5], *texts, strict=True)]
         times = [max(len(name) + 2, 6) for name in report.contestants if name != OWN]
-        self._widths = [*widths, 27, 13, 14, *times, 17, 24][: len(heads)]
+        self._widths = [*widths, 27, 13, 14, *times, 17]
         self._print(heads)
 
     def _print(self, cells: Sequence[str]) -> None:
@@ -195,7 +185,6 @@ class Table:
     def add(self, result: CaseResult) -> None:
         """Keep the row of a case."""
         cells = row(self._report, result)
-        error = 7 + len(self._report.contestants)
         words = [text for text in cells[1:5] if text != "-"]
         time, _, spread = cells[5].partition(" [")
         share, _, limit = cells[7].partition(" ")
@@ -204,8 +193,8 @@ class Table:
                 f"{cells[0]}\n[dim]{' '.join(words)}[/dim]",
                 f"{time}\n[dim]{chr(92)}[{spread}[/dim]" if spread else time,
                 f"{cells[6]}\n[dim]{share} % of {limit}[/dim]" if limit else cells[6],
-                *cells[8:error],
-                *(text.replace(" (", "\n(").replace(": ", "\n") for text in cells[error:]),
+                *cells[8:-1],
+                cells[-1].replace(" (", "\n("),
             ]
         )
 

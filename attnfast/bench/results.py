@@ -10,6 +10,7 @@ from typing import Any
 
 from .case import Case
 from .functions import function_of
+from .peers import OWN
 
 SCHEMA = 1
 
@@ -102,7 +103,7 @@ class CaseResult:
         """Speed as a share of the limit, None where there is none."""
         return self.relative(contestant) if self.limited else None
 
-    def times_faster(self, than: str, own: str = "attnfast") -> float | None:
+    def times_faster(self, than: str, own: str = OWN) -> float | None:
         """How many times faster `own` is."""
         fast, slow = self.entries.get(own), self.entries.get(than)
         if fast is None or slow is None or not fast.median or not slow.median:
@@ -136,11 +137,10 @@ class Report:
         """The run on one thread where there is one, and this one."""
         return [self.one_thread, self] if self.one_thread else [self]
 
-    def on_one_thread(self, name: str) -> CaseResult | None:
-        """The result of a case on one thread, None where it was not measured."""
-        run = self if self.threads == 1 else self.one_thread
-        results = run.results if run else []
-        return next((result for result in results if result.case.name == name), None)
+    @property
+    def wrong(self) -> bool:
+        """Whether attnfast gave a wrong result in any case, on any number of threads."""
+        return any(result.entries[OWN].wrong for run in self.runs for result in run.results)
 
     def save(self, path: Path) -> None:
         """Write the run as JSON, with the derived figures beside the measured ones."""

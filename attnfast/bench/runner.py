@@ -35,9 +35,9 @@ class Settings:
 
     `patience` is how many seconds of bursts a slow contestant gets in one case beyond its first;
     `time_limit` is shared out among the cases: a slow one loses rounds, and those not begun by the
-    end are listed as not run. `plain` is whether NumPy runs too, `yardsticks` which of them do,
-    `leave_out` names variants that are not tried; of another library, neither is a variant of
-    which a call took more than `longest_call` seconds in a smaller case of the same series.
+    end are listed as not run. `others` are the contestants beside attnfast, in the order of the
+    table. `leave_out` names variants that are not tried; of another library, neither is a variant
+    of which a call took more than `longest_call` seconds in a smaller case of the same series.
     """
 
     threads: int
@@ -47,9 +47,7 @@ class Settings:
     time_limit: float = math.inf
     isa: str | None = None
     seed: int = 1
-    peers: tuple[str, ...] = ()
-    plain: bool = True
-    yardsticks: tuple[str, ...] = ()
+    others: tuple[str, ...] = (PLAIN,)
     leave_out: tuple[str, ...] = ()
     longest_call: float = math.inf
 
@@ -72,8 +70,7 @@ class Runner:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        plain = (PLAIN,) if settings.plain else ()
-        self._names = (OWN, *plain, *settings.yardsticks, *settings.peers)
+        self._names = (OWN, *settings.others)
         self._workers: dict[str, WorkerProcess] = {}
         self._gone: dict[str, str] = {}
         self._end = time.monotonic() + settings.time_limit

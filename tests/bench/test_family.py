@@ -1,4 +1,4 @@
-"""The family in `attnfast bench`: work is counted right, answers are checked, targets judged."""
+"""The family in `attnfast bench`: work is counted right, answers are checked."""
 
 import json
 import subprocess
@@ -20,13 +20,12 @@ from attnfast.bench.functions.local import dense_mask
 from attnfast.bench.peers import CONTESTANTS, PEERS, Prepared
 from attnfast.bench.progress import Lines
 from attnfast.bench.report import columns, header_lines, row, total_lines
-from attnfast.bench.results import CaseResult, Entry, Report
+from attnfast.bench.results import Report
 from attnfast.bench.runner import Runner, Settings
-from attnfast.bench.target_table import target_row, target_totals
-from attnfast.bench.targets import TIMES, target_of
 from attnfast.bench.turns import run_cases
 from attnfast.bench.worker import Worker
 from attnfast.cli import main
+from support.runs import report_of, result_of
 
 
 def local(kind, number=0, **fields):
@@ -251,68 +250,23 @@ def test_who_does_not_have_a_function_says_so(monkeypatch):
 TOP, ADDITIVE = "family_topk16_1x16x2048x64", "family_additive_8x1x64x256"
 
 
-def report_of(*results):
-    machine = {"version": "1.2", "cpu": "Some CPU", "cores": 4, "affinity": 4, "quota": None}
-    machine |= {"isa": "avx512", "isas": ["avx512"], "openmp": "none"}
-    machine |= {"numpy": "2", "blas": "some", "python": "3"}
-    limits = {"fma_float32": 100.0, "fma_float64": 50.0, "bandwidth": 10.0}
-    contestants = {"attnfast": "1.2", "numpy": "2", "attention": "1.2"}
-    return Report(machine, {"threads": 2}, limits, contestants, list(results))
+YARDSTICKED = {"attnfast": "1.2", "numpy": "2", "attention": "1.2"}
 
 
-def result_of(name, **seconds):
-    case = select([name])[0]
-    entries = {n: Entry(n, "way", [time], [time], error=1e-7) for n, time in seconds.items()}
-    for missing in ("attnfast", "numpy", "attention"):
-        entries.setdefault(missing, Entry(missing))
-    return CaseResult(case, case.batch * case.q_len * case.k_len, 100.0, None, 1e-7, entries)
-
-
-def test_targets_are_times_another_contestant_of_the_same_run():
-    assert set(TIMES) <= {case.name for case in GROUPS["family"]}
-    target = target_of(TOP, "avx512")
-    assert str(target) == "0.6 x attention" == str(target_of(TOP, "avx2"))
-    assert target.missing(result_of(TOP, attnfast=2.0, attention=1.0)) == pytest.approx(0.1)
-    assert target.missing(result_of(TOP, attnfast=1.6, attention=1.0)) == 0
-    assert target.missing(result_of(TOP, attnfast=1.6)) is None
-    target = target_of(ADDITIVE, "avx512")
-    assert target.missing(result_of(ADDITIVE, attnfast=1.0, numpy=15.0)) == 5
-    assert target.missing(result_of(ADDITIVE, attnfast=1.0, numpy=25.0)) == 0
-
-
-def test_rows_show_the_yardsticks_and_the_target():
-    result = result_of(TOP, attnfast=2.0, attention=1.0, numpy=8.0)
-    additive = result_of(ADDITIVE, attnfast=1e-3, attention=2e-3, numpy=22e-3)
-    report = report_of(result, additive)
-    cells = dict(zip(columns(report), row(report, result), strict=True))
+def test_rows_show_the_yardsticks():
+    top = result_of(TOP, contestants=YARDSTICKED, attnfast=2.0, attention=1.0, numpy=8.0)
+    times = {"attnfast": 1e-3, "attention": 2e-3, "numpy": 22e-3}
+    additive = result_of(ADDITIVE, contestants=YARDSTICKED, **times)
+    report = report_of([top, additive], contestants=YARDSTICKED)
+    cells = dict(zip(columns(report), row(report, top), strict=True))
     assert cells["x numpy"] == "4" and cells["x attention"] == "0.5"
-    assert cells["target"] == "0.6 x attention: -0.1 x" and cells["mask"] == "top 16"
-    assert cells["% of limit"].endswith(" peak")
+    assert cells["% of limit"].endswith(" peak") and cells["mask"] == "top 16"
     cells = dict(zip(columns(report), row(report, additive), strict=True))
     tangents = 8 * 64 * 64 * 256
     assert cells["speed"] == f"{tangents / 1e-3 / 1e9:.2f} Gtanh/s"
-    assert cells["% of limit"] == "-" and cells["target"] == "20 x numpy: ✓"
+    assert cells["% of limit"] == "-" and cells["x numpy"] == "22"
     assert header_lines(report)[-1] == "peers     none"
     assert [line.partition(":")[0] for line in total_lines(report)] == ["against numpy"]
-    del report.contestants["attention"]
-    assert "target" not in columns(report) and "x attention" not in columns(report)
-
-
-def test_the_table_of_targets_takes_the_family():
-    results = [
-        result_of(TOP, attnfast=2.0, attention=1.0, numpy=8.0),
-        result_of(ADDITIVE, attnfast=1.0, attention=0.5, numpy=22.0),
-        result_of("family_additive_1x1x512x256", attnfast=1.0, attention=0.5, numpy=7.0),
-    ]
-    report = report_of(*results)
-    rows = [target_row(report, result, True) for result in results]
-    assert [cells[1:3] for cells in rows] == [
-        ["0.6 x attention", "0.5 x"],
-        ["20 x numpy", "22 x"],
-        ["-", "7 x"],
-    ]
-    assert rows[0][3].startswith("numpy/way") and rows[0][4].strip() == "-0.1 x"
-    assert target_totals(report) == ["reached: 1 of 2 cells; 1 of 2 on 2 threads"]
 
 
 @pytest.fixture(scope="module")
@@ -336,7 +290,6 @@ def test_a_run_measures_function_and_yardstick(family_run):
     for result in (additive, top):
         assert all(entry.rounds and not entry.wrong for entry in result.entries.values())
         assert result.entries["attnfast"].variant == result.case.function
-        assert f"{target_of(result.case.name, 'avx512')}: " in text
     assert "Gtanh/s" in text and "x attention" in text and "x loop" not in text
 
 
@@ -351,7 +304,7 @@ def test_a_run_is_shown_again_and_compared(family_run, capsys):
 def test_files_from_before_the_family_are_still_read(family_run, tmp_path):
     data = json.loads(family_run[1].read_text())
     data["results"] = data["results"][:1]
-    del data["settings"]["yardsticks"], data["contestants"]["attention"]
+    del data["contestants"]["attention"]
     result = data["results"][0]
     del result["entries"]["attention"]
     for name in ("function", "kind", "number"):

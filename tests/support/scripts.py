@@ -1,8 +1,11 @@
-"""Scripts that run in a fresh interpreter against the installed package."""
+"""Scripts: run in a fresh interpreter against the installed package, or imported by path."""
 
+import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # How scripts for `run_python` may begin.
@@ -42,3 +45,12 @@ def run_python_raw(
         timeout=timeout,
         check=False,
     )
+
+
+def import_script(path: Path) -> ModuleType:
+    """Import a script that is in no package; it finds the modules beside it, as when it is run."""
+    sys.path.insert(0, str(path.parent))
+    try:
+        return importlib.import_module(path.stem)
+    finally:
+        sys.path.remove(str(path.parent))

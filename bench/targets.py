@@ -1,19 +1,96 @@
-"""A run beside the targets: a line for each case, and how many of its cells are reached."""
+"""Hold attnfast against this project's targets, on one thread and on all threads in turn.
+
+    python bench/targets.py --rounds 5 --peers none                  # attnfast alone
+    python bench/targets.py --isa avx2 --json run.json
+    python bench/targets.py --from run.json                          # show that run again
+
+A line for each case: its target (`target_values.py`), what attnfast reaches, the fastest other
+contestant, and how far each number of threads is from the target. Below the table: how many cells
+are reached, and which cases are slower on all threads than on one. The exit status is that of
+`attnfast bench`: 1 for a wrong result, never for a missed target.
+"""
 
 from __future__ import annotations
 
+import argparse
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
-from .case import Case
-from .compare import LEAST_NOISE
-from .peers import OWN, PLAIN, YARDSTICKS
-from .results import CaseResult, Report
-from .targets import Target, target_of
+from attnfast.bench.case import Case
+from attnfast.bench.cases import select
+from attnfast.bench.compare import LEAST_NOISE
+from attnfast.bench.measure import INTERRUPTED, measure, print_blocks, show
+from attnfast.bench.options import (
+    add_run_options,
+    check_json,
+    chosen_peers,
+    earlier_run,
+    settings_of,
+    yardsticks_of,
+)
+from attnfast.bench.peers import OWN, PLAIN, YARDSTICKS
+from attnfast.bench.processes import WorkerFailed
+from attnfast.bench.report import note_lines, total_lines
+from attnfast.bench.results import CaseResult, Report
+from attnfast.bench.runner import Settings
+from target_values import Target, target_of
 
 REACHED = "✓"
 MISSING = "-"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit status."""
+    parser = argparse.ArgumentParser(
+        description="Hold attnfast against this project's targets, on one thread and on all."
+    )
+    add_run_options(parser)
+    options = parser.parse_args(arguments)
+    get_report: Callable[[], tuple[Report | None, bool]]
+    try:
+        check_json(options)
+        if options.earlier:
+            get_report = partial(show, earlier_run(options), TargetLines)
+        else:
+            cases = select(options.cases)
+            get_report = partial(measure, sides_of(options, cases), cases, TargetLines)
+    except (ValueError, OSError) as error:
+        return _fail(error)
+    try:
+        report, interrupted = get_report()
+    except WorkerFailed as error:
+        return _fail(error)
+    if report is None:
+        return INTERRUPTED
+    print_blocks(note_lines(report), target_totals(report), total_lines(report))
+    if options.json:
+        report.save(options.json)
+    if interrupted:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 1 if report.wrong else 0
+
+
+def _fail(error: Exception) -> int:
+    print(f"targets: {error}", file=sys.stderr)
+    return 2
+
+
+def sides_of(options: argparse.Namespace, cases: list[Case]) -> list[Settings]:
+    """Settings for one thread, then for all; peers only on all threads.
+
+    Where cases have yardsticks, targets are relative to those and to NumPy, on one thread too.
+    """
+    peers, yardsticks = chosen_peers(options.peers), yardsticks_of(cases)
+    needed = (PLAIN, *yardsticks) if yardsticks else ()
+    plain = () if yardsticks or options.peers == "none" else (PLAIN,)
+    settings = settings_of(options, (*plain, *needed, *peers))
+    if settings.threads == 1:
+        return [settings]
+    return [replace(settings, threads=1, others=needed), settings]
 
 
 @dataclass(frozen=True)
@@ -38,7 +115,7 @@ def cells_of(report: Report, result: CaseResult) -> list[Cell]:
     """The cells of a case: one thread where it was measured, then all threads."""
     target = target_of(result.case.name, report.machine["isa"])
     sides = [(report.threads, result)]
-    if report.one_thread and (alone := report.on_one_thread(result.case.name)):
+    if report.one_thread and (alone := on_one_thread(report, result)):
         sides.insert(0, (1, alone))
     if target is None:
         return [Cell(threads, None) for threads, _ in sides]
@@ -48,16 +125,16 @@ def cells_of(report: Report, result: CaseResult) -> list[Cell]:
     ]
 
 
-def judgement(report: Report, result: CaseResult) -> str:
-    """The target of a case and how far it is from it on all threads, in a few words."""
-    target = target_of(result.case.name, report.machine["isa"])
-    if target is None:
-        return MISSING
-    return f"{target}: {cells_of(report, result)[-1]}"
-
-
 def _judged(target: Target, result: CaseResult, threads: int, most: int) -> float | None:
     return target.missing(result) if target.unit != "us" or threads == most else None
+
+
+def on_one_thread(report: Report, result: CaseResult) -> CaseResult | None:
+    """The result of the same case on one thread, None where that was not measured."""
+    run = report.runs[0]
+    if run.threads > 1:
+        return None
+    return next((alone for alone in run.results if alone.case == result.case), None)
 
 
 def slowdown(report: Report, result: CaseResult) -> float | None:
@@ -65,7 +142,7 @@ def slowdown(report: Report, result: CaseResult) -> float | None:
 
     Rounds of both are seconds apart, so they are compared one by one.
     """
-    alone = report.on_one_thread(result.case.name)
+    alone = on_one_thread(report, result)
     if alone is None or alone is result:
         return None
     rounds, rounds_alone = result.entries[OWN].rounds, alone.entries[OWN].rounds
@@ -121,7 +198,7 @@ def target_row(report: Report, result: CaseResult, others: bool) -> list[str]:
     measure = target or _measure(result)
     texts = [result.case.name, str(target or MISSING)]
     if report.one_thread:
-        texts.append(_figure(measure, report.on_one_thread(result.case.name)))
+        texts.append(_figure(measure, on_one_thread(report, result)))
     texts.append(_figure(measure, result))
     if others:
         texts.append(_other(measure, result))
@@ -182,3 +259,7 @@ def _count(cells: list[Cell]) -> str:
 
 def _threads(count: int) -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
