@@ -36,7 +36,7 @@ DIST_INFO = {
 }
 SOURCES = {  # folder of the sdist: suffixes of all its files
     "attnfast": {".py", ".pyi", ".pyx", ".pxi", ".typed"},
-    "bench": {".c", ".py"},
+    "bench": {".c", ".md", ".py"},
     "cmake": {".cmake"},
     "csrc": {".c", ".h"},
     "docs": {".md", ".py"},
