@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     benchmark = commands.add_parser(
         "bench",
         help="measure attnfast against plain NumPy and other libraries",
-        description="Measure attnfast against plain NumPy and the libraries found installed, in"
-        " percent of this machine's measured limits.",
+        description="Measure attnfast beside plain NumPy and the other libraries that are"
+        " installed, in percent of this machine's measured limits.",
     )
     bench.add_arguments(benchmark)
     benchmark.set_defaults(run=bench.run)

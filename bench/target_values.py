@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnfast.bench.family import family_cases
-from attnfast.bench.functions.attention import FULL
+from attnfast.bench.cases import GROUPS
+from attnfast.bench.functions.attention import FULL, SINGLE
 from attnfast.bench.peers import OWN, PLAIN
 from attnfast.bench.results import CaseResult
 
@@ -58,9 +58,10 @@ TIMES: dict[str, tuple[float, str]] = {
     "family_additive_8x1x64x256": (20, PLAIN),
     **{
         case.name: (0.6, FULL)
-        for case in family_cases()
+        for case in GROUPS["family"]
         if case.function in ("attention_topk", "key_importance")
     },
+    **{case.name: (1.9 if case.cold else 0.97, SINGLE) for case in GROUPS["half"]},
 }
 
 

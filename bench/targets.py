@@ -19,9 +19,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import attnfast
 from attnfast.bench.case import Case
 from attnfast.bench.cases import select
 from attnfast.bench.compare import LEAST_NOISE
+from attnfast.bench.functions import function_of
 from attnfast.bench.measure import INTERRUPTED, measure, print_blocks, show
 from attnfast.bench.options import (
     add_run_options,
@@ -29,7 +31,6 @@ from attnfast.bench.options import (
     chosen_peers,
     earlier_run,
     settings_of,
-    yardsticks_of,
 )
 from attnfast.bench.peers import OWN, PLAIN, YARDSTICKS
 from attnfast.bench.processes import WorkerFailed
@@ -37,6 +38,8 @@ from attnfast.bench.report import note_lines, total_lines
 from attnfast.bench.results import CaseResult, Report
 from attnfast.bench.runner import Settings
 from target_values import Target, target_of
+
+JUDGED = ["grid", "half"]  # groups of cases that are measured without --cases
 
 REACHED = "✓"
 MISSING = "-"
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Hold attnfast against this project's targets, on one thread and on all."
     )
-    add_run_options(parser)
+    add_run_options(parser, ",".join(JUDGED))
     options = parser.parse_args(arguments)
     get_report: Callable[[], tuple[Report | None, bool]]
     try:
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.earlier:
             get_report = partial(show, earlier_run(options), TargetLines)
         else:
-            cases = select(options.cases)
+            cases = select(options.cases or JUDGED)
             get_report = partial(measure, sides_of(options, cases), cases, TargetLines)
     except (ValueError, OSError) as error:
         return _fail(error)
@@ -80,17 +83,15 @@ def _fail(error: Exception) -> int:
 
 
 def sides_of(options: argparse.Namespace, cases: list[Case]) -> list[Settings]:
-    """Settings for one thread, then for all; peers only on all threads.
-
-    Where cases have yardsticks, targets are relative to those and to NumPy, on one thread too.
-    """
-    peers, yardsticks = chosen_peers(options.peers), yardsticks_of(cases)
-    needed = (PLAIN, *yardsticks) if yardsticks else ()
-    plain = () if yardsticks or options.peers == "none" else (PLAIN,)
-    settings = settings_of(options, (*plain, *needed, *peers))
+    """Settings for one thread, then for all; NumPy and peers on one only if a target needs them."""
+    isa = options.isa or attnfast.available_isas()[0]
+    needed = {measure_of(case, isa).than for case in cases}
+    house = [name for name in (PLAIN, *YARDSTICKS) if name in needed]
+    plain = [] if PLAIN in needed or options.peers == "none" else [PLAIN]
+    settings = settings_of(options, (*plain, *house, *chosen_peers(options.peers)))
     if settings.threads == 1:
         return [settings]
-    return [replace(settings, threads=1, others=needed), settings]
+    return [replace(settings, threads=1, others=tuple(house)), settings]
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ class TargetLines:
 def target_row(report: Report, result: CaseResult, others: bool) -> list[str]:
     """The texts of one line."""
     target = target_of(result.case.name, report.machine["isa"])
-    measure = target or _measure(result)
+    measure = measure_of(result.case, report.machine["isa"])
     texts = [result.case.name, str(target or MISSING)]
     if report.one_thread:
         texts.append(_figure(measure, on_one_thread(report, result)))
@@ -208,11 +209,13 @@ def target_row(report: Report, result: CaseResult, others: bool) -> list[str]:
     return [*texts, reached]
 
 
-def _measure(result: CaseResult) -> Target:
-    """What a case without a target is shown by."""
-    if not result.limited:
+def measure_of(case: Case, isa: str) -> Target:
+    """What a case is shown by: its target, or one of 0 in a unit that suits the case."""
+    if target := target_of(case.name, isa):
+        return target
+    if not (case.cold or function_of(case).limited):
         return Target(0, than=PLAIN)
-    return Target(0, "memory" if result.case.cold else "peak")
+    return Target(0, "memory" if case.cold else "peak")
 
 
 def _figure(target: Target, result: CaseResult | None, contestant: str = OWN) -> str:

@@ -10,6 +10,7 @@ from typing import Literal
 
 MaskKind = Literal["none", "keypad", "dense", "bias"]
 COLD_BYTES = 256 * 2**20
+ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,12 @@ class Case:
     @property
     def itemsize(self) -> int:
         """Bytes of one element."""
-        return 8 if self.dtype == "float64" else 4
+        return ITEM_BYTES[self.dtype]
+
+    @property
+    def compute_dtype(self) -> str:
+        """What is computed in: 16-bit elements are widened to float32."""
+        return self.dtype if self.itemsize > 2 else "float32"
 
     @property
     def kv_bytes(self) -> int:
@@ -108,7 +114,7 @@ class Case:
     @property
     def score_bytes(self) -> int:
         """Bytes of one (B, H, Lq, Lk) array, which plain implementations allocate."""
-        return self.batch * self.heads * self.q_len * self.k_len * self.itemsize
+        return self.batch * self.heads * self.q_len * self.k_len * ITEM_BYTES[self.compute_dtype]
 
     @property
     def input_bytes(self) -> int:

@@ -75,6 +75,22 @@ def _shapes() -> tuple[Case, ...]:
     )
 
 
+def _half() -> tuple[Case, ...]:
+    """16-bit arrays, beside which float32 is timed."""
+    cases = []
+    for dtype in ("float16", "bfloat16"):
+        cases += [
+            self_case(f"half_{dtype}", size, dtype=dtype)
+            for size in ("1x12x512x64", "1x16x2048x64", "1x8x4096x128")
+        ]
+        cases += [
+            few_case(f"half_{dtype}_decode", batch, heads, 1, 4096, cold=True, dtype=dtype)
+            for heads in ("32kv8", "32kv32")
+            for batch in (1, 8)
+        ]
+    return tuple(cases)
+
+
 def _sweep() -> tuple[Case, ...]:
     """Lengths in powers of two, short ones first: a slow contestant is left out of longer ones."""
     lengths, far = [2**n for n in range(7, 14)], [2**n for n in range(9, 17)]
@@ -92,6 +108,7 @@ GROUPS: dict[str, tuple[Case, ...]] = {
     "grid": CASES,
     "shape": _shapes(),
     "sweep": _sweep(),
+    "half": _half(),
     "family": family_cases(),
 }
 
@@ -139,7 +156,9 @@ def select(patterns: Sequence[str] | None, *, quick: bool = False) -> list[Case]
 
     for pattern in wanted:
         if not any(matches(pattern, group, case) for group, case in known):
-            raise ValueError(f"no case matches {pattern!r}; `attnfast bench --list` names them all")
+            raise ValueError(
+                f"--cases {pattern}: must be a case or group of `attnfast bench --list`"
+            )
     return [
         case for group, case in known if any(matches(pattern, group, case) for pattern in wanted)
     ]

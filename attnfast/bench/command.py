@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " FlexAttention, which compiles each case",
     )
     parser.add_argument("--list", action="store_true", help="list the cases and exit")
-    add_run_options(parser)
+    add_run_options(parser, "grid")
     parser.add_argument(
         "--plot",
         type=Path,

@@ -48,11 +48,11 @@ def _noise(*results: CaseResult) -> float:
 def comparison_lines(old: Report, new: Report, name: str) -> list[str]:
     """The comparison as text, with what makes the runs unlike each other."""
     lines = [
-        f"against {name} (attnfast {old.machine['version']}): share of the limit now / then,"
+        f"compared with {name} (attnfast {old.machine['version']}): share of the limit, now / then;"
         " above 1 is faster"
     ]
     unlike = [
-        f"{what} was {before}, is {now}"
+        f"{what} was {before}, now {now}"
         for what, before, now in (
             ("CPU", old.machine["cpu"], new.machine["cpu"]),
             ("instruction set", old.machine["isa"], new.machine["isa"]),
@@ -60,7 +60,7 @@ def comparison_lines(old: Report, new: Report, name: str) -> list[str]:
         )
         if before != now
     ]
-    lines += [f"  careful: {text}" for text in unlike]
+    lines += [f"  warning: {text}" for text in unlike]
     changes = compare(old, new)
     if not changes:
         return [*lines, "  no case in common"]

@@ -37,13 +37,20 @@ class Inputs:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The dtype of that name."""
+    if name == "bfloat16":
+        import ml_dtypes  # noqa: F401  (NumPy then knows the name)
+    return np.dtype(name)
+
+
 def make_inputs(case: Case, seed: int) -> Inputs:
     """Draw the arrays of `case`, the same for the same seed."""
     rng = np.random.Generator(np.random.SFC64(seed))
-    dtype = np.dtype(case.dtype)
+    dtype, drawn = numpy_dtype(case.dtype), np.dtype(case.compute_dtype)
 
     def normal(*shape: int) -> NDArray[Any]:
-        return rng.standard_normal(shape, dtype=dtype.type)
+        return rng.standard_normal(shape, dtype=drawn.type).astype(dtype, copy=False)
 
     query = normal(case.batch, case.heads, case.q_len, case.head_dim)
     mask = bias = None

@@ -24,14 +24,22 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     return parse
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Declare what to measure, with whom, how often, and where the run is kept."""
+def add_run_options(parser: argparse.ArgumentParser, default_cases: str) -> None:
+    """Declare what to measure, with whom, how often, and where the run is kept.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        What they are added to.
+    default_cases : str
+        What the help says is measured without `--cases`.
+    """
     parser.add_argument(
         "--cases",
         action="append",
         metavar="NAMES",
         help="cases to measure: names, globs or groups, separated by commas; may be repeated"
-        " (default: the group grid)",
+        f" (default: {default_cases})",
     )
     parser.add_argument(
         "--peers",

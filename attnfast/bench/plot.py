@@ -59,7 +59,7 @@ def check_plot_file(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"--plot {path}: the suffix must be one of {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():
-        raise ValueError(f"--plot {path}: there is no folder {path.parent}")
+        raise ValueError(f"--plot {path}: the folder {path.parent} does not exist")
     if find_spec("matplotlib") is None:
         raise ValueError('--plot needs matplotlib: pip install "attnfast[bench]"')
 

@@ -32,8 +32,9 @@ def header_lines(report: Report) -> list[str]:
     threads = " and ".join(str(run.threads) for run in report.runs)
     peers = [f"{n} {v}" for n, v in report.contestants.items() if n not in HOUSE]
     return [
-        f"attnfast  {facts['version']}, {facts['isa']} of {', '.join(facts['isas'])}",
-        f"CPU       {facts['cpu']}; {facts['cores']} cores, {facts['affinity']} in the affinity,"
+        f"attnfast  {facts['version']}, instruction set {facts['isa']} (this machine has"
+        f" {', '.join(facts['isas'])})",
+        f"CPU       {facts['cpu']}; {facts['cores']} cores, {facts['affinity']} for this process,"
         f" {quota}",
         f"threads   {threads}; OpenMP: {facts['openmp']}",
         f"NumPy     {facts['numpy']}, {facts['blas']}; Python {facts['python']}",
@@ -45,9 +46,9 @@ def header_lines(report: Report) -> list[str]:
 def _limits(report: Report) -> str:
     limits, threads = report.limits, report.threads
     return (
-        f"FMA {limits['fma_float32']:.0f} GFLOP/s float32, {limits['fma_float64']:.0f} float64;"
-        f" reading memory {limits['bandwidth']:.1f} GB/s;"
-        f" measured, {threads} thread{'s' if threads > 1 else ''}"
+        f"measured on {threads} thread{'s' if threads > 1 else ''}:"
+        f" FMA {limits['fma_float32']:.0f} GFLOP/s in float32, {limits['fma_float64']:.0f} in"
+        f" float64; memory read {limits['bandwidth']:.1f} GB/s"
     )
 
 
@@ -145,8 +146,8 @@ def total_lines(report: Report) -> list[str]:
             mean = statistics.geometric_mean(times for times, _ in pairs)
             least, where = min(pairs)
             lines.append(
-                f"against {name}: {mean:.3g} x in the geometric mean of {len(pairs)} cases,"
-                f" least {least:.3g} x in {where}"
+                f"against {name}: {mean:.3g} x as fast in the geometric mean of {len(pairs)}"
+                f" cases, lowest {least:.3g} x in {where}"
             )
     return lines
 

@@ -172,7 +172,9 @@ class Report:
                 raise ValueError("another schema")
             return cls._restored(data)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{path} is not a report of this version: {error}") from error
+            raise ValueError(
+                f"{path}: must be a run saved with --json by this version ({error})"
+            ) from error
 
     @classmethod
     def _restored(cls, data: dict[str, Any]) -> Report:

@@ -135,7 +135,7 @@ class Runner:
         entries = {name: Entry(name, note=self._gone.get(name, "")) for name in self._names}
         active = self._load(case, entries, tell)
         if not active:
-            raise WorkerFailed("no contestant could draw its inputs")
+            raise WorkerFailed(f"no contestant could draw its inputs: {entries[OWN].note}")
         base = PLAIN if PLAIN in active else active[0]
         truth: Truth = self._workers[base].call("truth", timeout=CALL_TIMEOUT)
         pairs = float(self._workers[base].call("pairs", timeout=CALL_TIMEOUT))
@@ -155,7 +155,7 @@ class Runner:
         for name in self._names:
             self._ask(name, run.entries[name], "unload")
         bandwidth = statistics.median(run.bandwidths) if run.bandwidths else None
-        peak = self._peaks[run.case.dtype]
+        peak = self._peaks[run.case.compute_dtype]
         return CaseResult(run.case, run.pairs, peak, bandwidth, run.plain_error, run.entries)
 
     def _measure_peak(self, dtype: str) -> None:
@@ -181,7 +181,9 @@ class Runner:
                 continue
             needed = CONTESTANTS[name].copies * case.input_bytes
             if needed > room and name != OWN:
-                entries[name].note = f"no memory for {needed / 1e9:.1f} GB more of inputs"
+                entries[
+                    name
+                ].note = f"not enough memory for another {needed / 1e9:.1f} GB of inputs"
                 continue
             room -= needed
             if not self._workers[name].alive:
@@ -225,7 +227,7 @@ class Runner:
         if trials is None:
             return False
         if not trials:
-            entry.note = "cannot express this case"
+            entry.note = "does not support this case"
             return False
         chosen = next((trial for trial in trials if trial.right), trials[0])
         entry.variant, entry.error = chosen.variant, chosen.error
@@ -237,7 +239,7 @@ class Runner:
 
     def round(self, run: CaseRun, turn: int, tell: Callable[[float, str], None]) -> None:
         """A burst of every contestant, the machine's limits first."""
-        self._measure_peak(run.case.dtype)
+        self._measure_peak(run.case.compute_dtype)
         if run.case.cold:
             rate = self._workers[OWN].call("measure", "bandwidth", 2 * LIMIT_SECONDS)
             run.bandwidths.append(float(rate))

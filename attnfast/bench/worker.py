@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from . import machine
 from .case import COLD_BYTES, Case
 from .functions import Attention, function_of
-from .inputs import Inputs
+from .inputs import Inputs, numpy_dtype
 from .peers import Contestant, Prepared, Unsupported, build
 
 BATCH_SECONDS = 2e-3  # calls are timed in batches at least this long
@@ -99,17 +99,18 @@ class Worker:
     def truth(self) -> Truth:
         """What the loaded case's checked rows should be, and the error a right answer may have.
 
-        The tolerance is ten times the error of the same formula in the case's own precision, plus
-        some units of rounding: computing in a lower precision fails it, another order of sums
-        does not.
+        The tolerance is ten times the error of the same formula in the precision that the case is
+        computed in, rounded to its dtype, plus some units of rounding: computing in a lower
+        precision fails it, another order of sums does not.
         """
         case, inputs, exact_rows = self._case, self._inputs, self._function.exact_rows
         sample = self._function.sample(case, inputs)
-        dtype = np.dtype(case.dtype)
+        dtype = np.dtype(case.compute_dtype)
         higher = np.longdouble if dtype == np.float64 else np.float64
         rows = exact_rows(case, inputs, sample, higher)
         plain = exact_rows(case, inputs, sample, dtype.type)
-        plain_error = float(np.max(np.abs(plain - rows)))
+        rounded = plain.astype(numpy_dtype(case.dtype), copy=False).astype(higher)
+        plain_error = float(np.max(np.abs(rounded - rows)))
         rounding = 32 * float(np.finfo(dtype).eps) * float(np.max(np.abs(rows)))
         return Truth(rows, plain_error, 10 * plain_error + rounding)
 
@@ -169,7 +170,7 @@ class Worker:
             rows = self._function.take_rows(self._case, self._inputs, sample, output)
         except ValueError as refusal:
             return Trial(name, None, False, str(refusal))
-        error = float(np.max(np.abs(rows - truth.rows)))
+        error = float(np.max(np.abs(rows.astype(truth.rows.dtype) - truth.rows)))
         if error <= truth.tolerance:
             return Trial(name, error, True)
         note = f"error {error:.1e}, more than the {truth.tolerance:.1e} of a right result"

@@ -18,6 +18,7 @@ from attnfast.bench import command, machine, progress
 from attnfast.bench.case import Case
 from attnfast.bench.cases import CASES, GROUPS, QUICK, select
 from attnfast.bench.compare import Change, comparison_lines
+from attnfast.bench.functions import function_of
 from attnfast.bench.functions.attention import call_options
 from attnfast.bench.inputs import (
     exact_rows,
@@ -27,7 +28,7 @@ from attnfast.bench.inputs import (
     visible_pairs,
 )
 from attnfast.bench.peers import Prepared, installed_peers
-from attnfast.bench.peers.plain_math import plain_attention
+from attnfast.bench.peers.plain_math import plain_attention, plain_half
 from attnfast.bench.processes import WorkerFailed, WorkerProcess
 from attnfast.bench.quota import cpu_quota
 from attnfast.bench.report import format_entry, row
@@ -50,6 +51,8 @@ SMALL = [
     Case("dense causal", 2, 2, 2, 40, 40, 4, 4, mask="dense", causal=True),
     Case("bias", 2, 2, 2, 5, 7, 4, 4, mask="bias"),
     Case("float64", 1, 2, 2, 5, 7, 4, 4, dtype="float64"),
+    Case("float16", 1, 4, 2, 5, 7, 4, 4, dtype="float16"),
+    Case("bfloat16", 1, 2, 2, 5, 7, 4, 4, dtype="bfloat16", mask="bias"),
 ]
 small = pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
 QUICK_OPTIONS = ["--rounds", "2", "--burst", "0.01", "--peers", "none", "--threads", "1"]
@@ -142,7 +145,7 @@ def test_select_takes_globs_and_lists_and_names_what_is_unknown():
         select(["tiny_*,nothing_like_it"])
 
 
-@pytest.mark.parametrize("group", ["shape", "sweep", "family"])
+@pytest.mark.parametrize("group", ["shape", "sweep", "half", "family"])
 def test_groups_beyond_the_first_are_chosen_by_their_name(group):
     assert select([f"{group}_*"]) == select([group]) == list(GROUPS[group])
     assert not set(GROUPS[group]) & set(select(None))
@@ -240,7 +243,7 @@ def test_comparison_speaks_of_differences_only_beyond_the_noise(finished_run):
     assert "1.00x" in lines[1] and "no difference" in lines[1] and same.case.name in lines[1]
     assert "0.50x" in lines[2] and "slower" in lines[2] and slower.case.name in lines[2]
     new.machine["cpu"] = "another one"
-    assert any("careful: CPU" in line for line in comparison_lines(old, new, "old.json"))
+    assert any("warning: CPU" in line for line in comparison_lines(old, new, "old.json"))
 
 
 def test_compare_option_prints_the_comparison(finished_run, capsys):
@@ -248,9 +251,9 @@ def test_compare_option_prints_the_comparison(finished_run, capsys):
     options = ["--cases", "tiny_1x1x1x64_k16", "--isa", last, "--compare", str(finished_run[1])]
     assert main(["bench", *options, *QUICK_OPTIONS]) == 0
     printed = capsys.readouterr().out
-    assert f"{last} of {best}" in printed
-    assert "against run.json" in printed
-    assert (f"careful: instruction set was {best}, is {last}" in printed) == (best != last)
+    assert f"instruction set {last} (this machine has {best}" in printed
+    assert "compared with run.json" in printed
+    assert (f"warning: instruction set was {best}, now {last}" in printed) == (best != last)
     assert any("noise" in line and "tiny_1x1x1x64_k16" in line for line in printed.splitlines())
 
 
@@ -321,6 +324,10 @@ def half_precision(query, key, value):
     return plain_attention(*low).astype(query.dtype)
 
 
+def half(query, key, value):
+    return plain_half(query, key, value, None, None)
+
+
 def other_order(query, key, value):
     key, value = (np.ascontiguousarray(array[:, :, ::-1]) for array in (key, value))
     return plain_attention(query, key, value)
@@ -358,6 +365,28 @@ def test_wrong_answers_get_no_time():
     result = CaseResult(case, 1, 100.0, None, 1e-7, {"attnfast": entry, "numpy": Entry("numpy")})
     report = Report({}, {}, {}, {"attnfast": "1", "numpy": "2"}, [result])
     assert "WRONG" in row(report, result)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_16_bit_arrays_are_held_to_their_own_rounding_and_timed_beside_float32(dtype):
+    case = Case("half", 2, 4, 2, 64, 64, 16, 16, dtype=dtype)
+    assert case.compute_dtype == "float32" and case.kv_bytes == 2 * (2 * 2 * 64 * (16 + 16))
+    for name in ("attnfast", "numpy"):
+        worker = Worker(name, 1)
+        worker.load(case, 5)
+        (trial,) = worker.prepare(worker.truth())
+        assert trial.right and worker.burst(1e-3)
+
+    def coarse(query, key, value):  # as if rounded to 4 bits
+        mantissa, exponent = np.frexp(half(query, key, value).astype(np.float32))
+        return np.ldexp(np.round(mantissa * 16) / 16, exponent).astype(query.dtype)
+
+    _, found = trials(case, coarse=coarse, single=lambda *arrays: half(*arrays).astype(np.float32))
+    assert [trial.right for trial in found] == [False, False]
+    assert "more than" in found[0].note and "returned float32" in found[1].note
+    (yardstick,) = function_of(case).yardsticks(case).items()
+    assert yardstick == ("float32", replace(case, dtype="float32"))
+    assert function_of(case).yardsticks(replace(case, dtype="float64")) == {}
 
 
 def test_the_fastest_right_variant_is_timed():

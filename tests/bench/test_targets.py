@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from attnfast.bench.cases import CASES, GROUPS, select
+from attnfast.bench.functions import function_of
 from attnfast.bench.options import add_run_options
 from attnfast.bench.results import Entry, Report
 from support.paths import ROOT
@@ -18,6 +19,7 @@ targets = import_script(SCRIPT)
 values = import_script(SCRIPT.with_name("target_values.py"))
 
 TOP, ADDITIVE = "family_topk16_1x16x2048x64", "family_additive_8x1x64x256"
+HALF = "half_float16_1x16x2048x64"
 YARDSTICKED = {"attnfast": "1.2", "numpy": "2", "attention": "1.2"}
 NAMES = [*values.PEAK, *values.BANDWIDTH, *values.MICROSECONDS]
 
@@ -86,6 +88,10 @@ def test_more_threads_that_are_slower_than_one_are_flagged(run):
     slow = [result.case.name for result in run.results if targets.slowdown(run, result)]
     assert slow == ["full_1x12x512x64"]
     assert "1.12 x slower than on 1 thread" in targets.target_row(run, run.results[3], True)[-1]
+    both, alone = (r.results[0].entries["attnfast"] for r in (run, run.one_thread))
+    for times, beyond_noise in ((1.02, False), (1.04, True)):
+        both.rounds = [times * alone.median]
+        assert bool(targets.slowdown(run, run.results[0])) == beyond_noise
 
 
 def test_rows_of_targets_name_the_fastest_other(run):
@@ -168,16 +174,19 @@ def test_one_thread_has_only_what_targets_are_relative_to(monkeypatch):
 
     def sides(cases, *arguments):
         options = argparse.ArgumentParser()
-        add_run_options(options)
+        add_run_options(options, "grid")
         found = targets.sides_of(options.parse_args(arguments), select([cases]))
         return [(side.threads, side.others) for side in found]
 
     assert sides("tiny_1x12x16x64", "--threads", "1") == [(1, ("numpy", "torch"))]
     assert sides("tiny_1x12x16x64", "--threads", "4") == [(1, ()), (4, ("numpy", "torch"))]
     assert sides("tiny_1x12x16x64", "--threads", "4", "--peers", "none") == [(1, ()), (4, ())]
-    needed = ("numpy", "attention")
-    assert sides(TOP, "--threads", "4") == [(1, needed), (4, (*needed, "torch"))]
-    assert sides(TOP, "--threads", "4", "--peers", "none") == [(1, needed), (4, needed)]
+    for name, yardstick in ((TOP, "attention"), (HALF, "float32")):
+        one, four = sides(name, "--threads", "4")
+        assert one == (1, (yardstick,)) and four == (4, ("numpy", yardstick, "torch"))
+        assert sides(name, "--threads", "4", "--peers", "none") == [one, (4, (yardstick,))]
+    alone = [(threads, ("numpy",)) for threads in (1, 4)]  # the additive target is one to NumPy
+    assert sides(ADDITIVE, "--threads", "4", "--peers", "none") == alone
 
 
 def result_beside(name, **seconds):
@@ -185,7 +194,9 @@ def result_beside(name, **seconds):
 
 
 def test_targets_are_times_another_contestant_of_the_same_run():
-    assert set(values.TIMES) <= {case.name for case in GROUPS["family"]}
+    known = {case.name: case for case in (*GROUPS["family"], *GROUPS["half"])}
+    for name, (_, than) in values.TIMES.items():
+        assert than in ("numpy", *function_of(known[name]).yardsticks(known[name]))
     target = values.target_of(TOP, "avx512")
     assert str(target) == "0.6 x attention" == str(values.target_of(TOP, "avx2"))
     assert target.missing(result_beside(TOP, attnfast=2.0, attention=1.0)) == pytest.approx(0.1)
@@ -194,6 +205,10 @@ def test_targets_are_times_another_contestant_of_the_same_run():
     target = values.target_of(ADDITIVE, "avx512")
     assert target.missing(result_beside(ADDITIVE, attnfast=1.0, numpy=15.0)) == 5
     assert target.missing(result_beside(ADDITIVE, attnfast=1.0, numpy=25.0)) == 0
+    assert str(values.target_of(HALF, "avx2")) == "0.97 x float32"
+    assert (
+        str(values.target_of("half_bfloat16_decode_b1_32kv8_4096x128", "avx512")) == "1.9 x float32"
+    )
 
 
 def test_the_table_takes_the_family():

@@ -18,6 +18,8 @@ CASES = [
     Case("grouped", 2, 4, 2, 20, 20, 8, 8, causal=True),
     Case("at_end", 1, 2, 1, 8, 40, 8, 8, causal=True, at_end=True),
     Case("window", 1, 2, 2, 40, 40, 8, 8, window=(5, 3)),
+    Case("float16", 1, 2, 2, 40, 40, 8, 8, causal=True, dtype="float16"),
+    Case("bfloat16", 1, 2, 2, 40, 40, 8, 8, causal=True, dtype="bfloat16"),
     Case("causal_window", 1, 2, 2, 40, 40, 8, 8, causal=True, window=(5, 5)),
 ]
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

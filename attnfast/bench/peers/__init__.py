@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from ..case import Case
 from ..functions import FUNCTIONS
-from ..functions.attention import FULL, LOOP
+from ..functions.attention import FULL, LOOP, SINGLE
 from ..inputs import Inputs
 
 OWN, PLAIN = "attnfast", "numpy"
@@ -64,12 +64,13 @@ CONTESTANTS: dict[str, Entry] = {
     PLAIN: Entry("plain_numpy", "PlainNumpy", (), 1, ALL),
     FULL: Entry("yardsticks", "Full", (), 2, ALL),
     LOOP: Entry("yardsticks", "Loop", (), 1, ALL),
+    SINGLE: Entry("yardsticks", "Full", (), 2),
     "torch": Entry("torch_peer", "Torch", ("torch",), 1, ALL),
     "onnxruntime": Entry("onnxruntime_peer", "OnnxRuntime", ("onnxruntime", "onnx"), 2),
     "openvino": Entry("openvino_peer", "OpenVino", ("openvino",), 2),
     "jax": Entry("jax_peer", "Jax", ("jax", "jaxlib"), 2),
 }
-YARDSTICKS: tuple[str, ...] = (FULL, LOOP)  # attnfast too, called otherwise
+YARDSTICKS: tuple[str, ...] = (FULL, LOOP, SINGLE)  # attnfast too, called otherwise
 HOUSE: tuple[str, ...] = (OWN, PLAIN, *YARDSTICKS)  # what needs no other library
 PEERS: tuple[str, ...] = tuple(name for name in CONTESTANTS if name not in HOUSE)
 

@@ -32,7 +32,7 @@ class OpenVino:
     def variants(self, case: Case, inputs: Inputs) -> dict[str, Callable[[], Prepared]]:
         """One variant; windows and queries at the end need a mask of `(Lq, Lk)`."""
         if case.dtype != "float32":
-            raise Unsupported(f"no {case.dtype} on the CPU")
+            raise Unsupported(f"{case.dtype} is not supported on the CPU")
         if case.window is not None:
             require_memory(case.q_len * case.k_len, "an (Lq, Lk) mask", 1e9)
         return {"sdpa": partial(self._prepare, case, inputs)}

@@ -36,6 +36,15 @@ def plain_attention(
     return output.reshape(batch, heads, q_len, value.shape[-1])
 
 
+def plain_half(
+    query: Array, key: Array, value: Array, mask: NDArray[np.bool_] | None, bias: Array | None
+) -> Array:
+    """The same for 16-bit arrays, computed in float32: NumPy has no BLAS for 16-bit matrices."""
+    q, k, v = (array.astype(np.float32) for array in (query, key, value))
+    wide_bias = None if bias is None else bias.astype(np.float32)
+    return plain_attention(q, k, v, mask, wide_bias).astype(query.dtype)
+
+
 def plain_weights(
     query: Array,
     key: Array,

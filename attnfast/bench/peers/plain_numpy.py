@@ -17,6 +17,7 @@ from . import Prepared
 from .plain_math import (
     plain_additive,
     plain_attention,
+    plain_half,
     plain_heaviest,
     plain_importance,
     plain_topk,
@@ -61,8 +62,9 @@ def _topk(case: Case, inputs: Inputs) -> dict[str, Calls]:
 def _calls(case: Case, inputs: Inputs) -> Calls:
     if case.function == "attention":
         mask = full_mask(case, inputs)
+        attend = plain_half if case.itemsize == 2 else plain_attention
         return [
-            partial(plain_attention, inputs.query, key, value, mask, inputs.bias)
+            partial(attend, inputs.query, key, value, mask, inputs.bias)
             for key, value in zip(inputs.keys, inputs.values, strict=True)
         ]
     query, key, value = inputs.query, inputs.keys[0], inputs.values[0]

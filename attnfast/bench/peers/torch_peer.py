@@ -10,8 +10,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as functional
+from numpy.typing import NDArray
 
 from ..case import Case
 from ..inputs import Inputs, full_mask
@@ -83,9 +85,19 @@ def _sees(case: Case) -> Callable[[Any, Any, Any, Any], Any]:
 def _prepared(case: Case, inputs: Inputs, attend: Callable[..., Any]) -> Prepared:
     """Calls of `attend` over each set of keys and values."""
     options = {"enable_gqa": True} if case.heads != case.kv_heads else {}
-    query = torch.from_numpy(inputs.query)
+    query = _tensor(inputs.query)
     calls = [
-        partial(attend, query, torch.from_numpy(key), torch.from_numpy(value), **options)
+        partial(attend, query, _tensor(key), _tensor(value), **options)
         for key, value in zip(inputs.keys, inputs.values, strict=True)
     ]
+    if case.dtype == "bfloat16":
+        dtype = inputs.query.dtype
+        return Prepared(calls, lambda result: result.view(torch.int16).numpy().view(dtype))
     return Prepared(calls, lambda result: result.numpy())
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    """The same memory; PyTorch does not know the bfloat16 of NumPy's arrays by name."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

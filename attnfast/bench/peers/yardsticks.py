@@ -1,4 +1,4 @@
-"""What a function of the family is measured by beside NumPy: `attention`, called otherwise.
+"""What a case is measured by beside NumPy: `attention`, called otherwise or in float32.
 
 Their cases are those that the function names (`functions.Attention.yardsticks`).
 """
