@@ -20,6 +20,8 @@ PathLike = str | os.PathLike[str]
 INK, SOFT, FAINT = "#262626", "#8c8c8c", "#d9d9d9"
 DOTS = 160  # per inch of a saved picture
 POINTS = 72.0  # per inch
+# In a label, a line break or a tab shows as its escape, and a dollar sign does not start a formula.
+ESCAPES = {n: repr(chr(n))[1:-1] for n in (*range(32), *range(127, 160))} | {ord("$"): r"\$"}
 
 
 def new_figure(width: float, height: float, layout: Layout = "constrained") -> Figure:
@@ -91,17 +93,16 @@ def check_tokens(
         return []
     if isinstance(tokens, str) or not isinstance(tokens, Iterable):
         raise TypeError(f"{name} must be a sequence of strings, got {type(tokens).__name__}")
-    labels = [str(token) for token in tokens]
+    labels = [str(token).translate(ESCAPES) for token in tokens]
     if length is not None and len(labels) != length:
         raise ValueError(f"{name} must be {length} strings, one for each {axis}, got {len(labels)}")
-    # A dollar sign would start a formula.
-    return [label.replace("$", r"\$") for label in labels]
+    return labels
 
 
-def check_titles(titles: Sequence[str] | str | None, panels: int) -> list[str]:
-    """Return one title per panel; those of heads count from 0, a single panel has none."""
+def check_titles(titles: Sequence[str] | str | None, panels: int, alone: str) -> list[str]:
+    """Return one title per panel; by default the number of the head, or `alone` if one panel."""
     if titles is None:
-        return [f"head {head}" for head in range(panels)] if panels > 1 else [""]
+        return [f"head {head}" for head in range(panels)] if panels > 1 else [alone]
     found = [titles] if isinstance(titles, str) else [str(title) for title in titles]
     if len(found) != panels:
         raise ValueError(f"titles must be {panels} strings, one for each head, got {len(found)}")
