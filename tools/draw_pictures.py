@@ -1,13 +1,16 @@
-"""Draw the pictures of docs/looking.md and docs/family.md again, by the code of these pages.
+"""Draw the pictures of the documentation again: those of two pages and those of the examples.
 
     python tools/draw_pictures.py
 
-Needs attnfast[plot] and the model of the examples. Each picture is reduced to a palette and written
-to docs/pictures. Times are not measured again: the picture shows those that the page states.
+Runs the code of docs/looking.md and docs/family.md, and the examples that draw. Needs
+attnfast[plot] and the model of the examples. Each picture is reduced to a palette and written to
+docs/pictures. Times are not measured again: the pictures show those that the pages state. speed.png
+is the result of a benchmark (docs/performance.md) and is left alone.
 """
 
 import os
 import re
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +19,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("looking.md", "family.md")
+EXAMPLES = ("align.py", "summarise.py", "long_document.py")
 COLORS = 256  # of a palette
 PHOTOGRAPHS = ("fusion.png",)  # whose palettes are chosen by median cut, not for flat colours
 
@@ -41,12 +45,15 @@ def reduce(picture: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """Draw all pictures of the pages."""
+    """Draw all pictures of the pages and the examples."""
     sys.path.insert(0, str(ROOT / "examples"))
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for page in PAGES:
             run(ROOT / "docs" / page)
+        for example in EXAMPLES:
+            script = ROOT / "examples" / example
+            subprocess.run([sys.executable, script], check=True, stdout=subprocess.DEVNULL)
         for picture in sorted(Path(folder).glob("*.png")):
             reduce(picture, ROOT / "docs" / "pictures" / picture.name)
             print(f"written: docs/pictures/{picture.name}")

@@ -281,9 +281,9 @@ def _explain(axis: Axes, arcs: Arcs, dense: float) -> None:
         )
     ]
     if (arcs.keys == arcs.queries).any():
-        size = math.sqrt(dense * DOT)
-        own = {"marker": "o", "markersize": size, "markeredgewidth": 0, "linestyle": "none"}
-        samples.append(Line2D([], [], color=SOFT, label="the query itself", **own))
+        dot = Line2D([], [], color=SOFT, marker="o", linestyle="none", label="the query itself")
+        dot.set(markersize=math.sqrt(dense * DOT), markeredgewidth=0)
+        samples.append(dot)
     axis.legend(
         handles=samples,
         loc="upper right",

@@ -120,7 +120,7 @@ def window(
     axis.set_aspect("equal" if min(rows, cols) * scale >= SHORT else "auto")
     _finish(axis)
     axis.set_title(
-        *fonts.write([title]), color=INK, fontsize=9, linespacing=1.5, fontfamily=fonts.families
+        fonts.write([title])[0], color=INK, fontsize=9, linespacing=1.5, fontfamily=fonts.families
     )
     save(figure, path)
     return figure
@@ -166,7 +166,12 @@ def _draw(axis: Axes, blocks: Array) -> None:
     verts: Any = corners.swapaxes(0, 1).astype(float)
     axis.add_collection(
         PolyCollection(
-            verts, facecolors=COMPUTED, edgecolors=COMPUTED, linewidths=SEAM, joinstyle="miter"
+            verts,
+            facecolors=COMPUTED,
+            edgecolors=COMPUTED,
+            linewidths=SEAM,
+            joinstyle="miter",
+            antialiaseds=False,  # a pixel that two blocks share would be lighter
         )
     )
 
