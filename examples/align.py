@@ -90,8 +90,8 @@ def draw(
     """Draw the weights from the words of the first sentence to those of the second."""
     title = f"which word finds which\n(layer {place[0]}, head {place[1]} of all-MiniLM-L6-v2)"
     figure = plot.weights(weights, *words, titles=title)
-    figure.axes[0].set_xlabel("words of the second sentence (keys)")
-    figure.axes[0].set_ylabel("words of the first sentence (queries)")
+    figure.axes[0].set_xlabel("second sentence")
+    figure.axes[0].set_ylabel("first sentence")
     figure.savefig(path, dpi=160)
 
 

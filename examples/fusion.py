@@ -174,8 +174,8 @@ def draw(
     whole = patches.swapaxes(1, 2).reshape(rows * size, columns * size, 3)
     wide = -(-(len(words) + 1) // 2)
     height = 2.2 * rows / columns + 0.45
-    figure = Figure(figsize=(2.2 * max(wide, 2), 2 * height + 1.3), layout="constrained")
-    figure.suptitle("Where the words of a caption look in a photograph", color=INK, fontsize=13)
+    figure = Figure(figsize=(2.2 * max(wide, 2), 2 * height + 1.5), layout="constrained")
+    figure.suptitle("Where words look in a photograph", color=INK, fontsize=13)
     axes = figure.subplots(2, wide, squeeze=False).ravel()
     for axis in axes:
         axis.set(xticks=[], yticks=[])
@@ -200,8 +200,9 @@ def draw(
         location="bottom", aspect=40, shrink=0.5, pad=0.02,
     )  # fmt: skip
     scale.set_label(
-        "light of a patch: its weight (1: that of the word's heaviest 2 % of patches)\n"
-        "bar below a panel: the colour that the word sees on average",
+        "light of a patch: its weight\n"
+        "(1: that of the word's heaviest 2 % of patches)\n"
+        "bar below a panel: the colour seen on average",
         color=INK,
         fontsize=9,
     )

@@ -126,11 +126,11 @@ def draw(
     left, right = above.subplots(1, 2, width_ratios=(1.25, 1))
 
     shares, groups = look_far(q, k, window, first)
-    heads = [f"head {head}" for head in range(len(q))]
-    title = "how far each head looks: mean weight by distance"
+    heads = [str(head) for head in range(len(q))]
+    title = "how far each head looks:\nmean weight by distance"
     plot.weights(shares, heads, groups, ax=left, titles=title)
     left.set_xlabel("tokens from the query to the key", color=INK, fontsize=9)
-    left.set_ylabel("")
+    left.set_ylabel("head", color=INK, fontsize=9)
     corner = (0, min(CORNER, length))
     pairs = count_pairs(length, window, first)
     title = (

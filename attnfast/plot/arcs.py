@@ -75,8 +75,8 @@ def topk(
     weights : array_like, shape of `indices`
         Their weights.
     tokens : sequence of str, optional
-        Labels of all positions. Up to 90 are all written; of more, those that receive the most
-        weight. Without them, positions are numbered.
+        Labels of all positions. Up to 90 labels are all written; of more, those that receive the
+        most weight. Default: positions are numbered.
     q_offset : int
         Position of query 0.
     least : float
@@ -99,7 +99,7 @@ def topk(
     ImportError
         When there is no matplotlib.
     TypeError, ValueError
-        An argument of the wrong type or shape; the message begins with its name.
+        An argument of the wrong type or shape; the message begins with the name of the argument.
 
     Examples
     --------
@@ -125,7 +125,7 @@ def topk(
         )
     last = int(keys.max(initial=-1))
     if keys.min(initial=0) < -1:
-        raise ValueError(f"indices must be places, or -1 for none, got {keys.min()}")
+        raise ValueError(f"indices must be positions of keys, or -1 for no key, got {keys.min()}")
     start = check_int(q_offset, "q_offset", 0)
     length = max(start + keys.shape[-2], last + 1)
     labels = check_tokens(tokens, "tokens")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 
 COMPUTED, SKIPPED = "#0072b2", "#f0f0f0"
-SEAM = 0.5  # points of the rim of a block: closes seams, and shows a block of a single row
+SEAM = 1.0  # points of the rim of a block: closes seams, and shows a block of a single row
 LONG, SHORT = 5.0, 1.2  # inches of the longer side, and of the shorter at the least
 
 
@@ -58,9 +58,9 @@ def window(
     head : int
         The key/value head to draw.
     shape : (Lq, Lk), optional
-        Numbers of queries and keys; default as far as the blocks of any row and head reach.
+        Numbers of queries and keys; default up to the last block of any batch row and head.
     queries, keys : (first, past), optional
-        The part to draw, from the first up to, not including, the other; default all.
+        The part to draw, without `past`; default all.
     title : str, optional
         By default the share of the full square of pairs that is computed, how many pairs that
         is, and the percentage of them that is visible.
@@ -80,7 +80,7 @@ def window(
         When there is no matplotlib.
     TypeError, ValueError
         A plan without blocks, or an argument of the wrong type or size; the message begins with
-        its name.
+        the name of the argument.
 
     Examples
     --------
@@ -131,10 +131,14 @@ def _check_blocks(plan: Plan) -> Array:
         raise TypeError(f"plan must be what attnfast.plan returns, got {type(plan).__name__}")
     blocks: Any = getattr(plan, "blocks", None)
     if blocks is None:
-        raise ValueError("plan has no blocks: ask for them with return_blocks=True")
+        raise ValueError(
+            "plan has no blocks, which are needed to draw it: write plan(..., return_blocks=True)"
+        )
     found = np.asarray(blocks)
     if found.ndim != 2 or found.shape[1] != 6 or found.dtype.kind not in "iu":
-        raise ValueError(f"plan has blocks that are not (n, 6) integers but {found.shape}")
+        raise ValueError(
+            f"plan has blocks of shape {found.shape} and {found.dtype}, must have (n, 6) integers"
+        )
     return found
 
 
@@ -171,7 +175,7 @@ def _draw(axis: Axes, blocks: Array) -> None:
             edgecolors=COMPUTED,
             linewidths=SEAM,
             joinstyle="miter",
-            antialiaseds=False,  # a pixel that two blocks share would be lighter
+            snap=True,  # a pixel that two blocks share would be lighter
         )
     )
 
@@ -210,5 +214,5 @@ def _words(plan: Plan, computed: int, pairs: int) -> str:
     visible = f"{100 * plan.visible_pairs / plan.visited_pairs:.3g} %"
     # The plan counts the visible pairs of all rows and heads together.
     alone = computed == plan.visited_pairs
-    of_them = f"of which {visible} are visible" if alone else f"in the whole call {visible} visible"
+    of_them = f"{visible} visible" if alone else f"in the whole call {visible} visible"
     return f"{share}\n{computed:,} pairs, {of_them}"

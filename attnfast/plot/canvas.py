@@ -25,7 +25,7 @@ ESCAPES = {n: repr(chr(n))[1:-1] for n in (*range(32), *range(127, 160))} | {ord
 
 
 def new_figure(width: float, height: float, layout: Layout = "constrained") -> Figure:
-    """Return an empty figure of that many inches, which no pyplot window knows of.
+    """Return an empty figure of that many inches, without pyplot.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def figure_of(axis: Axes) -> Figure:
 
 
 def check_axes(ax: Axes | Sequence[Axes] | None, panels: int) -> list[Axes]:
-    """Return the axes that were given, one per panel; none if none were."""
+    """Return the given axes, one for each panel; an empty list for None."""
     if ax is None:
         return []
     axes = np.atleast_1d(np.asarray(ax, dtype=object)).ravel().tolist()
@@ -65,7 +65,7 @@ def check_axes(ax: Axes | Sequence[Axes] | None, panels: int) -> list[Axes]:
 
 
 def as_array(array: ArrayLike, name: str) -> Array:
-    """Return the array that nested sequences make."""
+    """Return an array of nested sequences, whose rows must have the same length."""
     try:
         return np.asarray(array)
     except ValueError:
@@ -73,7 +73,7 @@ def as_array(array: ArrayLike, name: str) -> Array:
 
 
 def check_numbers(array: ArrayLike, name: str) -> Array:
-    """Return a float array, of 64 bits if it came so and of 32 otherwise, without negatives."""
+    """Return a float64 array for float64, else a float32 one; refuse negative numbers."""
     values = as_array(array, name)
     if values.dtype.kind not in "fiub" and values.dtype.name != "bfloat16":
         raise TypeError(f"{name} must be real numbers, got {values.dtype}")
@@ -88,7 +88,7 @@ def check_numbers(array: ArrayLike, name: str) -> Array:
 def check_tokens(
     tokens: Sequence[str] | None, name: str, length: int | None = None, axis: str = ""
 ) -> list[str]:
-    """Return the labels, one for each place where `length` says how many; none if none came."""
+    """Return the labels, `length` of them if it is given; an empty list for None."""
     if tokens is None:
         return []
     if isinstance(tokens, str) or not isinstance(tokens, Iterable):

@@ -35,8 +35,8 @@ def choose_fonts(**labels: Iterable[str]) -> Fonts:
     if a label has a character that the default ones lack. Emits one warning if no font has it.
     """
     characters = {name: set("".join(texts)) for name, texts in labels.items()}
-    wanted = "".join(sorted(set().union(*characters.values())))
-    if wanted.isascii():
+    wanted = "".join(sorted(c for c in set().union(*characters.values()) if not c.isascii()))
+    if not wanted:
         return Fonts(None)
     from matplotlib.font_manager import FontProperties
 

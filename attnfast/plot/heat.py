@@ -66,18 +66,18 @@ def weights(
         Weights of :func:`attnfast.attention_weights`, of one batch row. Queries are rows, keys
         columns. A NaN is painted grey.
     query_tokens, key_tokens : sequence of str, optional
-        Labels of the queries ``(Lq,)`` and keys ``(Lk,)``. Up to 100 are all written; of more,
-        some. Without them, places are numbered.
+        Labels of the queries ``(Lq,)`` and keys ``(Lk,)``. Up to 100 labels are all written; of
+        more, every second, third and so on. Default: positions are numbered.
     titles : sequence of str ``(H,)`` or str, optional
         A title for each panel, default ``head 0`` and so on; of a single panel ``attention
         weights``.
     columns : int, optional
         Panels in a row; by default what fits in 11 inches.
     vmax : float, optional
-        The weight that has the last colour, default the largest of all. Lower it where a few large
-        weights leave the rest too light.
+        The weight that has the last colour, default the largest of all. A lower `vmax` helps where
+        a few large weights leave the rest too light.
     cmap : str or Colormap, optional
-        Default a perceptually uniform map that begins with white.
+        Default: perceptually uniform, from white to dark.
     ax : Axes or sequence of Axes ``(H,)``, optional
         Where to draw; default a new figure, sized so that its labels can be read.
     path : path-like, optional
@@ -93,7 +93,7 @@ def weights(
     ImportError
         When there is no matplotlib.
     TypeError, ValueError
-        An argument of the wrong type or shape; the message begins with its name.
+        An argument of the wrong type or shape; the message begins with the name of the argument.
 
     Examples
     --------

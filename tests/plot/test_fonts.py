@@ -168,7 +168,7 @@ def test_ideographs_have_the_forms_of_the_language(text, region, tmp_path):
 def test_labels_that_the_default_font_has_look_for_no_font(monkeypatch):
     monkeypatch.setattr(fonts, "_installed", None)
     plain = ["[CLS]", "naïve", "Größe", "слово", "λέξη", "▁the", "Ġcat"]
-    assert fonts.choose_fonts(tokens=plain).families is None
+    assert fonts.choose_fonts(tokens=plain, titles=["two\nlines"]).families is None
     monkeypatch.setattr(fonts, "_lacking", None)
     assert fonts.choose_fonts(tokens=["the", "##s"]).families is None
 

@@ -283,7 +283,7 @@ def test_no_arcs_at_all(k, tmp_path):
         ({"indices": [[0.0], [1.0]]}, TypeError, "indices must be integers, got float64"),
         ({"indices": [0, 1]}, ValueError, r"indices must be \(H, Lq, k\)"),
         ({"indices": [[0], [1, 2]]}, ValueError, "indices must be an array"),
-        ({"indices": [[0], [-2]]}, ValueError, "indices must be places, or -1"),
+        ({"indices": [[0], [-2]]}, ValueError, "indices must be positions of keys"),
         ({"indices": np.zeros((1, 1, 2, 1), int)}, ValueError, "indices must be .*a batch row"),
         ({"weights": [[0.5]]}, ValueError, r"weights must have the shape of indices, \(2, 1\)"),
         ({"weights": [[0.5], [-1]]}, ValueError, "weights must not be negative"),
@@ -326,7 +326,7 @@ def test_window_says_the_share():
     axis = plot.window(plan).axes[0]
     share, pairs = axis.get_title().split("\n")
     assert share == "50 % of the full square is computed"
-    assert pairs == "128 pairs, of which 56.2 % are visible"
+    assert pairs == "128 pairs, 56.2 % visible"
     assert [text.get_text() for text in axis.get_legend().get_texts()] == [
         "computed: blocks with visible pairs",
         "skipped: here no query may see a key",
@@ -340,7 +340,7 @@ def test_window_tells_a_head_from_the_call():
     assert title.endswith("\n64 pairs, in the whole call 75 % visible")
 
 
-@pytest.mark.parametrize("dots", [50, 72, 97, 160])
+@pytest.mark.parametrize("dots", [72, 97, 110, 160])
 @pytest.mark.parametrize("length", [1000, 5000])
 def test_blocks_that_touch_have_no_seams(length, dots):
     x = np.zeros((length, 64), np.float32)
@@ -385,7 +385,7 @@ def test_window_of_extreme_shapes(shape, tmp_path):
     [
         ({"plan": a_plan([])._replace(blocks=None)}, ValueError, ".*return_blocks=True"),
         ({"plan": np.zeros((3, 6), int)}, TypeError, "plan must be what attnfast.plan returns"),
-        ({"plan": a_plan([])._replace(blocks=np.zeros(6))}, ValueError, "plan has blocks that"),
+        ({"plan": a_plan([])._replace(blocks=np.zeros(6))}, ValueError, "plan has blocks of shape"),
         ({"batch": 1}, ValueError, "batch must be in 0..0, got 1"),
         ({"head": -1}, ValueError, "head must be in 0..0, got -1"),
         ({"head": "0"}, TypeError, "head must be an int, got str"),

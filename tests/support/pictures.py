@@ -1,11 +1,25 @@
 """What every picture must hold to: titles, named axes, all words inside, none over another."""
 
 import itertools
+from pathlib import Path
 
+from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Text
 
 SLACK = 1.0  # pixels
+
+
+def keep_figures(patch):
+    """Return a dictionary that will hold each figure that is saved, by the name of its file."""
+    kept, save = {}, Figure.savefig
+
+    def keep(figure, path, **options):
+        kept[Path(path).name] = figure
+        save(figure, path, **options)
+
+    patch.setattr(Figure, "savefig", keep)
+    return kept
 
 
 def check_picture(figure):
@@ -33,10 +47,11 @@ def check_picture(figure):
 
 
 def tick_labels(side):
-    """The labels of an axis that are drawn: matplotlib keeps some beyond its ends."""
+    """The labels of an axis that are drawn: matplotlib keeps others beyond its ends."""
     low, high = sorted(side.get_view_interval())
-    ticks = zip(side.get_ticklocs(), side.get_ticklabels(), strict=True)
-    return [label for place, label in ticks if low <= place <= high and label.get_text()]
+    ticks = [tick for tick in side.get_major_ticks() if low <= tick.get_loc() <= high]
+    labels = [tick.label1 for tick in ticks]
+    return [label for label in labels if label.get_visible() and label.get_text()]
 
 
 def seen(figure):
