@@ -84,6 +84,17 @@ def pair_off(there: Array, back: Array) -> list[tuple[int, int, float]]:
     return pairs
 
 
+def draw(
+    weights: Array, words: tuple[list[str], list[str]], place: tuple[int, int], path: Path
+) -> None:
+    """Draw the weights from the words of the first sentence to those of the second."""
+    title = f"which word finds which\n(layer {place[0]}, head {place[1]} of all-MiniLM-L6-v2)"
+    figure = plot.weights(weights, *words, titles=title)
+    figure.axes[0].set_xlabel("second sentence")
+    figure.axes[0].set_ylabel("first sentence")
+    figure.savefig(path, dpi=160)
+
+
 def main() -> None:
     """Read the command line, align, draw."""
     sys.stdout.reconfigure(errors="replace")  # for terminals that lack a character
@@ -129,8 +140,7 @@ def main() -> None:
     for i, j, weight in pairs[best]:
         if weight >= 0.01:
             print(f"  {sequence.words[0][i]:>15}  {sequence.words[1][j]:15} {weight:.2f}")
-    title = f"all-MiniLM-L6-v2, layer {best[0]}, head {best[1]}"
-    plot.weights(there[best], *sequence.words, titles=title, path=options.plot)
+    draw(there[best], sequence.words, best, options.plot)
     print(f"\nwritten: {options.plot}")
 
 

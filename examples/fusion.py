@@ -33,6 +33,8 @@ CAPTION = (
 PHOTO = "grace_hopper.jpg"
 SHOWN = 7  # words that are drawn
 FEATURES = 10
+DARK, LIT = 0.16, 0.98  # brightness of a patch without weight; the quantile that is fully lit
+INK = "#262626"
 NO_WORDS = {"a", "an", "and", "in", "of", "on", "the", "with"}
 
 # From linear RGB to the responses of the eye's three cones, and from their cube roots to OKLab.
@@ -162,29 +164,51 @@ def draw(
     image: Array, words: list[str], weights: Array, seen: Array, size: int, path: Path
 ) -> None:
     """Draw the image, and once more for each word in the light of the word's weights."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     patches = cut(image, size)
     rows, columns = patches.shape[:2]
     whole = patches.swapaxes(1, 2).reshape(rows * size, columns * size, 3)
     wide = -(-(len(words) + 1) // 2)
-    figure = Figure(figsize=(2.2 * wide, 4.4 * rows / columns + 0.7), layout="constrained")
+    height = 2.2 * rows / columns + 0.45
+    figure = Figure(figsize=(2.2 * max(wide, 2), 2 * height + 1.5), layout="constrained")
+    figure.suptitle("Where words look in a photograph", color=INK, fontsize=13)
     axes = figure.subplots(2, wide, squeeze=False).ravel()
     for axis in axes:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     axes[0].imshow(whole)
-    axes[0].set_title("the picture", fontsize=10, color="#8c8c8c")
-    grey = 0.16 * whole.mean(axis=-1, keepdims=True) + 0.02
+    axes[0].set_title("the photograph", fontsize=11, color=INK)
+    for axis in axes[len(words) + 1 :]:
+        axis.remove()
+    grey = DARK * whole.mean(axis=-1, keepdims=True) + 0.02
     for axis, word, weight, colour in zip(
         axes[1:], words, weights, srgb(seen[:, :3]), strict=False
     ):
-        light = np.minimum(weight / np.quantile(weight, 0.98), 1).reshape(rows, columns, 1)
+        light = np.minimum(weight / np.quantile(weight, LIT), 1).reshape(rows, columns, 1)
         light = light.repeat(size, axis=0).repeat(size, axis=1)
         axis.imshow(grey + (whole - grey) * light)
-        axis.set_title(word, fontsize=11, color="#262626")
-        axis.spines["bottom"].set(visible=True, color=colour, linewidth=5)
-    figure.savefig(path, dpi=110)
+        axis.set_title(word, fontsize=11, color=INK)
+        bar = Rectangle((0, -0.065), 1, 0.05, transform=axis.transAxes, color=colour, linewidth=0)
+        axis.add_artist(bar).set_clip_on(False)
+    lights = LinearSegmentedColormap.from_list("light", [(DARK,) * 3, (1.0,) * 3])
+    scale = figure.colorbar(
+        ScalarMappable(cmap=lights), ax=axes[: len(words) + 1].tolist(),
+        location="bottom", aspect=40, shrink=0.5, pad=0.02,
+    )  # fmt: skip
+    scale.set_label(
+        "light of a patch: its weight\n"
+        "(1: that of the word's heaviest 2 % of patches)\n"
+        "bar below a panel: the colour seen on average",
+        color=INK,
+        fontsize=9,
+    )
+    scale.ax.tick_params(labelsize=8, labelcolor=INK, length=2)
+    scale.outline.set_visible(False)
+    figure.savefig(path, dpi=95)
 
 
 def main() -> None:

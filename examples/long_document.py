@@ -10,8 +10,9 @@ Longformer. `attnfast.local_attention` computes no pair outside of that, `attnfa
 full attention would have cost. Without files the text is what ships with Python: the language
 reference that ``help()`` shows, the licence and the Zen.
 
-The picture shows which blocks of pairs are visited, in the whole text and at its beginning, and
-where words of a passage look in the last layer.
+The picture shows the last layer: how far each head looks, which pairs are computed at the beginning
+of the text, which words of the whole text receive the most weight, and where words of a passage
+look.
 """
 
 import argparse
@@ -27,9 +28,12 @@ import attnfast
 from attnfast import plot
 
 PIECE = 8192  # tokens on which full attention is measured
-SHOWN = 60  # tokens of the passage that is drawn
-HEAD = 9  # that is drawn
+SHOWN = 180  # tokens of the passage that is drawn
+HEAD = 1  # that is drawn: in layer 1 it finds the same word again
 CORNER = 1500  # tokens of the beginning that is drawn
+SAMPLE = 256  # queries, spread over the text, by which distances are measured
+RANKED = 24  # words that receive the most weight
+INK = "#262626"
 
 
 def count_pairs(length: int, window: int, first: int) -> int:
@@ -67,30 +71,113 @@ def time_full(q: Array, k: Array, v: Array) -> float:
     return attnfast.plan(*part).flops / (time.perf_counter() - began)
 
 
-def draw(q: Array, k: Array, words: list[str], window: int, first: int, path: Path) -> None:
-    """Draw the blocks of one head, and the heaviest keys of a passage in the head after it."""
+def distances(window: int) -> tuple[Array, list[str]]:
+    """Return the bounds of groups of distances, each four times as far as the last, and names."""
+    far = [1]
+    while far[-1] < window:
+        far.append(min(4 * far[-1], window))
+    far = far if window else []
+    near = [1, *(bound + 1 for bound in far)]
+    names = [str(a) if a == b else f"{a}\u2013{b}" for a, b in zip(near, far, strict=False)]
+    before, after = [f"{name} before" for name in names], [f"{name} after" for name in names]
+    bounds = np.array([-window, *(-n + 1 for n in near[-2::-1]), *near])
+    return bounds, [*before[::-1], "itself", *after]
+
+
+def look_far(q: Array, k: Array, window: int, first: int) -> tuple[Array, list[str]]:
+    """Return how the weight of each head is shared out over distances, and their names.
+
+    The means over a sample of the queries ``(H, groups)``; the first group is the global tokens.
+    """
+    bounds, names = distances(window)
+    length = q.shape[-2]
+    queries = np.unique(np.linspace(min(first, length - 1), length - 1, SAMPLE).astype(int))
+    shares = np.zeros((len(q), 1 + len(names)))
+    for i in queries:
+        j = np.arange(max(i - window, first), min(i + window + 1, length))
+        keys = np.concatenate([np.arange(first), j])
+        weights = attnfast.attention_weights(q[:, i : i + 1], k[:, keys])[:, 0]
+        group = np.searchsorted(bounds, j - i, side="right")
+        np.add.at(shares.T, np.concatenate([np.zeros(first, int), group]), weights.T)
+    return shares / len(queries), [f"first {first} tokens", *names]
+
+
+def receive(q: Array, k: Array, words: list[str], window: int) -> tuple[list[str], Array]:
+    """Return the words that receive the most weight in windows, and how much on average."""
+    received = attnfast.key_importance(q, k, window_size=window).mean(axis=0)
+    kinds, owner, counts = np.unique(words, return_inverse=True, return_counts=True)
+    means = np.bincount(owner, received) / counts
+    means[counts < len(words) / 1000] = 0  # too rare for a mean
+    best = np.argsort(-means, kind="stable")[:RANKED]
+    best = best[means[best] > 0]
+    return kinds[best].tolist(), means[best]
+
+
+def draw(
+    q: Array, k: Array, words: list[str], layer: int, window: int, first: int, path: Path
+) -> None:
+    """Draw how far heads look, what is computed, which words receive weight, and a passage."""
     from matplotlib.figure import Figure
 
-    length, one = q.shape[-2], q[:, :1]
-    plan = attnfast.plan(one, k[:, :1], one, window_size=window, return_blocks=True)
-    # The plan is that of the window; what global tokens add is known.
-    added = [(0, 0, 0, first, 0, length), (0, 0, first, length, 0, first)] if first else []
-    added = np.array(added, np.int64).reshape(-1, 6)
-    plan = plan._replace(blocks=np.concatenate([plan.blocks, added]))
-    figure = Figure(figsize=(10, 9), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(4.6, 4.4))
-    left, right = above.subplots(1, 2)
+    q, k, length = q[0], k[0], q.shape[-2]
+    figure = Figure(figsize=(10, 11.5), layout="constrained")
+    figure.suptitle(f"Layer {layer} of all-MiniLM-L6-v2 reads {length:,} tokens", color=INK)
+    above, middle, below = figure.subfigures(3, 1, height_ratios=(5.2, 2.5, 4.3))
+    left, right = above.subplots(1, 2, width_ratios=(1.25, 1))
+
+    shares, groups = look_far(q, k, window, first)
+    heads = [str(head) for head in range(len(q))]
+    title = "how far each head looks:\nmean weight by distance"
+    plot.weights(shares, heads, groups, ax=left, titles=title)
+    left.set_xlabel("tokens from the query to the key", color=INK, fontsize=9)
+    left.set_ylabel("head", color=INK, fontsize=9)
     corner = (0, min(CORNER, length))
-    plot.window(plan, ax=left, title=f"all {length:,} tokens")
-    plot.window(plan, queries=corner, keys=corner, ax=right, title=f"the first {corner[1]:,}")
+    pairs = count_pairs(length, window, first)
+    title = (
+        f"which pairs are computed among the first {corner[1]:,} tokens\n"
+        f"(in the whole text, {100 * pairs / length**2:.2g} % of the full square are visible)"
+    )
+    plot.window(plan_of(q, k, window, first), queries=corner, keys=corner, ax=right, title=title)
+
+    names, means = receive(q, k, words, window)
+    axis = middle.subplots()
+    axis.bar(range(len(names)), means, width=0.75, color="#0072b2")
+    axis.axhline(1, color=INK, linewidth=0.8)
+    axis.set_xticks(range(len(names)), names, rotation=90)
+    axis.set_xlim(-0.7, len(names) - 0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=9, labelcolor=INK, length=2)
+    axis.set_title(
+        "tokens of the whole text that receive the most weight (line: the mean of all tokens)",
+        color=INK,
+        fontsize=10,
+    )
+    axis.set_xlabel("token", color=INK, fontsize=9)
+    axis.set_ylabel("mean weight", color=INK, fontsize=9)
+
     part = passage(words)
     indices, weights = attnfast.attention_topk(
-        q[0, HEAD, part], k[0, HEAD], min(3, length), window_size=window, q_offset=part.start
+        q[HEAD, part], k[HEAD], min(3, length), window_size=window, q_offset=part.start
     )
     inside = (indices >= part.start) & (indices < part.stop)
     indices = np.where(inside, indices - part.start, -1)
-    title = f"tokens {part.start:,} to {part.stop - 1:,}, head {HEAD}"
-    plot.topk(indices, weights, words[part], ax=below.subplots(), titles=title, path=path)
+    title = (
+        f"head {HEAD}, tokens {part.start:,} to {part.stop - 1:,}: the three heaviest keys of each"
+    )
+    axis = below.subplots()
+    plot.topk(indices, weights, words[part], ax=axis, titles=title)
+    axis.set_xlabel(f"tokens after token {part.start:,}", color=INK, fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def plan_of(q: Array, k: Array, window: int, first: int) -> attnfast.Plan:
+    """Return the plan of one head, with the blocks of the global tokens."""
+    length, one = q.shape[-2], q[:1]
+    plan = attnfast.plan(one, k[:1], one, window_size=window, return_blocks=True)
+    # The plan is that of the window; what global tokens add is known.
+    added = [(0, 0, 0, first, 0, length), (0, 0, first, length, 0, first)] if first else []
+    added = np.array(added, np.int64).reshape(-1, 6)
+    return plan._replace(blocks=np.concatenate([plan.blocks, added]))
 
 
 def passage(words: list[str]) -> slice:
@@ -164,7 +251,8 @@ def main() -> None:
         f"{min(PIECE, length):,} tokens: {full.flops / speed:.0f} s a layer\n"
         f"peak memory: {peak}; the scores of full attention would take {scores / 1e9:,.0f} GB"
     )
-    draw(q, k, [tokenizer.pieces[i] for i in ids[0]], window, first, options.plot)
+    words = [tokenizer.pieces[i] for i in ids[0]]
+    draw(q, k, words, options.layers - 1, window, first, options.plot)
     print(f"written: {options.plot}")
 
 

@@ -55,11 +55,16 @@ def choose(vectors: Array, received: Array, count: int, alike: float = 0.7) -> l
 
 def draw(vectors: Array, sharpness: float, chosen: list[int], path: Path) -> None:
     """Draw the three heaviest weights of each sentence, with the chosen ones numbered."""
-    top = attention_topk(
-        vectors, vectors, min(3, len(vectors) - 1), **options_of(vectors, sharpness)
-    )
+    count = min(3, len(vectors) - 1)
+    top = attention_topk(vectors, vectors, count, **options_of(vectors, sharpness))
     numbers = [str(i + 1) if i in chosen else "" for i in range(len(vectors))]
-    plot.topk(*top, numbers, path=path)
+    title = (
+        f"each of {len(vectors)} sentences looks at the {count} most like it; "
+        f"numbered: the {len(chosen)} of the summary"
+    )
+    figure = plot.topk(*top, numbers, titles=title)
+    figure.axes[0].set_xlabel("sentences in the order of the text")
+    figure.savefig(path, dpi=160)
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ NAMES = {
     "jax": "JAX",
 }
 INK, FAINT = "#262626", "#d9d9d9"
-WIDTH, HEIGHT = 3.5, 3.0  # inches of a panel
+WIDTH, HEIGHT = 2.8, 2.7  # inches of a panel: four are still legible on the width of a page
 TOP, FOOTER, LEGEND = 0.45, 0.3, 0.24  # inches for the title, the footer, a line of the legend
 
 
@@ -77,7 +77,7 @@ def draw(report: Report, path: Path) -> None:
 
     panels = _panels(report)
     names = [name for name in report.contestants if _has_line(report, name)]
-    in_line = 2 * len(panels)
+    in_line = len(panels) + 1
     below = FOOTER + LEGEND * math.ceil(len(names) / in_line)
     width, height = WIDTH * max(2, len(panels)), HEIGHT * len(report.runs) + TOP + below
     rect = (0.005, below / height, 0.99, 1 - (TOP + below) / height)
@@ -139,15 +139,15 @@ def _draw_speeds(axis: Axes, run: Report, series: str) -> None:
         results = line_of(run, series, name)
         speeds = [(result.speed(name) or 0.0) / 1e9 for result in results]
         _draw_line(axis, name, [result.case.q_len for result in results], speeds)
-    axis.set_ylim(0, peak)
-    axis.axhline(peak, color=INK, linewidth=2.0, linestyle=(0, (4, 2)), clip_on=False)
+    axis.set_ylim(0, 1.12 * peak)  # room for the words above the line
+    axis.axhline(peak, color=INK, linewidth=2.0, linestyle=(0, (4, 2)))
     axis.annotate(
         f"FMA peak {peak:.0f} GFLOP/s",
-        (0, 1),
-        (3, -4),
-        xycoords="axes fraction",
+        (0, peak),
+        (3, 3),
+        xycoords=("axes fraction", "data"),
         textcoords="offset points",
-        va="top",
+        va="bottom",
         color=INK,
     )
     axis.set_ylabel("GFLOP/s over visible pairs")
@@ -191,7 +191,7 @@ def _finish_axis(axis: Axes, run: Report, series: str) -> None:
     axis.grid(color=FAINT, linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(color=FAINT, labelcolor=INK)
+    axis.tick_params(color=FAINT, labelcolor=INK, labelsize=8)
 
 
 def _length(length: int) -> str:

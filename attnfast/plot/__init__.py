@@ -1,4 +1,4 @@
-"""Pictures of attention: weights as heat maps, the heaviest keys as arcs, the blocks a call visits.
+"""Pictures of attention: weights as heat maps, heaviest keys as arcs, blocks that are computed.
 
 Every function returns a :class:`matplotlib.figure.Figure` and shows nothing: ``path=`` or
 ``figure.savefig`` writes it, a notebook with ``%matplotlib inline`` displays it. pyplot is not

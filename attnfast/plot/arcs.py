@@ -13,7 +13,6 @@ from .._signature import plain_signature
 from .canvas import (
     FAINT,
     INK,
-    POINTS,
     SOFT,
     Array,
     PathLike,
@@ -27,23 +26,28 @@ from .canvas import (
     new_figure,
     save,
 )
+from .fonts import Fonts, choose_fonts
+from .labels import WRITTEN, band_of, write_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BACK, AHEAD = "#0072b2", "#d55e00"  # told apart with any kind of colour vision
-WRITTEN = 90  # tokens that are all written; of more, those that get the most weight
 STEPS = 65  # points of an arc
+DOT = 20.0  # square points of the dot of the heaviest arc
 WIDE, HIGH = 10.0, 1.9  # inches of a panel, of the highest arc
+LINE = 0.22  # inches of a line of text above or below the arcs
+TITLE = "heaviest keys of each query"
 
 
 class Arcs(NamedTuple):
-    """Arcs of one head: where they begin and end, and their weights from 0 to 1."""
+    """Arcs of one head: where they begin and end, and their weights as shares of the heaviest."""
 
     queries: Array
     keys: Array
     shares: Array
+    heaviest: float
 
 
 @plain_signature
@@ -60,9 +64,9 @@ def topk(
 ) -> Figure:
     """Draw the heaviest keys of each query as arcs, for texts too long for a heat map.
 
-    An arc joins the query's place with the key's, above the line to keys before the query and
-    below it to keys after; the heavier, the wider and the darker. A query that sees itself has a
-    dot. Thousands of positions are no trouble.
+    An arc joins the position of a query with that of a key: above the labels if the key is before
+    the query, below them if it is after. The heavier, the wider and the darker; the legend gives
+    the weights of two arcs. A query that sees itself has a dot. Works for thousands of positions.
 
     Parameters
     ----------
@@ -71,14 +75,15 @@ def topk(
     weights : array_like, shape of `indices`
         Their weights.
     tokens : sequence of str, optional
-        Labels of all positions. Up to 90 are all written; of more, those that receive the most
-        weight. Without them, positions are numbered.
+        Labels of all positions. Up to 90 labels are all written; of more, those that receive the
+        most weight. Default: positions are numbered.
     q_offset : int
-        Place of query 0 on the line.
+        Position of query 0.
     least : float
         Weights below this are left out.
     titles : sequence of str ``(H,)`` or str, optional
-        A title for each panel, default ``head 0`` and so on where there is more than one.
+        A title for each panel, default ``head 0`` and so on; of a single panel ``heaviest keys of
+        each query``.
     ax : Axes or sequence of Axes ``(H,)``, optional
         Where to draw; default a new figure with the heads one below the other.
     path : path-like, optional
@@ -94,7 +99,7 @@ def topk(
     ImportError
         When there is no matplotlib.
     TypeError, ValueError
-        An argument of the wrong type or shape; the message begins with its name.
+        An argument of the wrong type or shape; the message begins with the name of the argument.
 
     Examples
     --------
@@ -120,7 +125,7 @@ def topk(
         )
     last = int(keys.max(initial=-1))
     if keys.min(initial=0) < -1:
-        raise ValueError(f"indices must be places, or -1 for none, got {keys.min()}")
+        raise ValueError(f"indices must be positions of keys, or -1 for no key, got {keys.min()}")
     start = check_int(q_offset, "q_offset", 0)
     length = max(start + keys.shape[-2], last + 1)
     labels = check_tokens(tokens, "tokens")
@@ -136,22 +141,27 @@ def topk(
         _arcs(panel, part, start, float(least))
         for panel, part in zip(panels, values.reshape(panels.shape), strict=True)
     ]
-    names = check_titles(titles, len(panels))
+    names = check_titles(titles, len(panels), TITLE)
+    fonts = choose_fonts(tokens=labels, titles=names)
+    labels, names = fonts.write(labels), fonts.write(names)
     axes = check_axes(ax, len(panels))
     if axes:
         figure = figure_of(axes[0])
     else:
         width = min(WIDE, max(5.0, 0.3 * length))
-        heights = [HIGH * sum(_reach(arcs)) + _band(labels, length, width) + 0.6 for arcs in heads]
+        heights = [
+            HIGH * sum(_reach(arcs)) + sum(_lines(arcs)) + band_of(labels, length, width) + 0.7
+            for arcs in heads
+        ]
         figure = new_figure(width, sum(heights))
         grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
         axes = grid.ravel().tolist()
     for axis, name in zip(axes, names, strict=True):
-        axis.set_title(name, color=INK, fontsize=10)
+        axis.set_title(name, color=INK, fontsize=10, fontfamily=fonts.families)
         _frame(axis, bool(labels) and length <= WRITTEN)
     figure.draw_without_rendering()  # lays the axes out: words are measured in inches
     for axis, arcs in zip(axes, heads, strict=True):
-        _draw(axis, arcs, labels, length)
+        _draw(axis, arcs, labels, length, fonts)
     save(figure, path)
     return figure
 
@@ -160,9 +170,10 @@ def _arcs(keys: Array, weights: Array, start: int, least: float) -> Arcs:
     """The arcs to draw, the heaviest last, so that they are on top."""
     queries = np.broadcast_to(start + np.arange(len(keys))[:, None], keys.shape)
     drawn = (keys >= 0) & (weights > 0) & (weights >= least)
-    shares = weights[drawn] / weights[drawn].max(initial=np.finfo(weights.dtype).tiny)
+    heaviest = float(weights[drawn].max(initial=np.finfo(weights.dtype).tiny))
+    shares = weights[drawn] / heaviest
     order = np.argsort(shares, kind="stable")
-    return Arcs(queries[drawn][order], keys[drawn][order].astype(np.int64), shares[order])
+    return Arcs(queries[drawn][order], keys[drawn][order].astype(np.int64), shares[order], heaviest)
 
 
 def _reach(arcs: Arcs) -> tuple[float, float]:
@@ -173,48 +184,35 @@ def _reach(arcs: Arcs) -> tuple[float, float]:
     return (back / highest, ahead / highest) if highest else (0.1, 0.0)
 
 
-def _band(labels: list[str], length: int, width: float) -> float:
-    """Inches between the arcs above and those below, for the labels."""
-    if not labels:
-        return 0.0
-    font = _font_size(length, width)
-    longest = max(map(len, labels))
-    return 0.16 if _lying(labels, length, width) else (0.62 * font * longest + 6) / POINTS
-
-
-def _font_size(length: int, width: float) -> float:
-    return min(9.0, max(5.0, 0.8 * width / length * POINTS)) if length <= WRITTEN else 7.0
-
-
-def _lying(labels: list[str], length: int, width: float) -> bool:
-    """Whether each label fits above its place without being turned."""
-    room = 0.9 * width / length * POINTS
-    return max(map(len, labels)) * 0.65 * _font_size(length, width) < room
+def _lines(arcs: Arcs) -> tuple[float, float]:
+    """Inches of text above and below the arcs."""
+    below = (arcs.keys > arcs.queries).any()
+    return (LINE if len(arcs.keys) else 0.0), (LINE if below else 0.0)
 
 
 def _frame(axis: Axes, written: bool) -> None:
-    """What surrounds the arcs: no box, and numbers where words do not stand."""
+    """What surrounds the arcs: no box, and numbers unless every position has its label."""
     axis.spines[:].set_visible(False)
     axis.set_yticks([])
+    axis.set_xlabel("token" if written else "position", color=INK, fontsize=9)
     if written:
         axis.set_xticks([])
     else:
         axis.tick_params(axis="x", color=FAINT, labelcolor=INK, labelsize=8)
-        axis.set_xlabel("position", color=INK, fontsize=9)
 
 
-def _draw(axis: Axes, arcs: Arcs, labels: list[str], length: int) -> None:
+def _draw(axis: Axes, arcs: Arcs, labels: list[str], length: int, fonts: Fonts) -> None:
     from matplotlib.collections import LineCollection
-    from matplotlib.colors import to_rgba
 
     box = axis.get_window_extent()
     width, height = box.width / figure_of(axis).dpi, box.height / figure_of(axis).dpi
     above, below = _reach(arcs)
-    band = _band(labels, length, width)
-    # A label's inches in units of the highest arc.
-    half = 0.5 * (above + below) * band / max(height - band, band, 1e-3)
+    band, lines = band_of(labels, length, width), _lines(arcs)
+    # Inches of text in units of the highest arc.
+    inch = (above + below) / max(height - band - sum(lines), band, 1e-3)
+    half = 0.5 * band * inch
     axis.set_xlim(-0.5 - 0.01 * length, length - 0.5 + 0.01 * length)
-    axis.set_ylim(-half - below - 0.03, half + above + 0.03)
+    axis.set_ylim(-half - below - 0.03 - lines[1] * inch, half + above + 0.03 + lines[0] * inch)
     for edge in {half, -half}:
         axis.axhline(edge, color=FAINT, linewidth=0.6, zorder=0)
 
@@ -230,20 +228,40 @@ def _draw(axis: Axes, arcs: Arcs, labels: list[str], length: int) -> None:
         points[..., 0] = middle + radius / 2 * np.cos(turn)
         points[..., 1] = edge - side * np.sqrt(radius) / highest * np.sin(turn)
         share = arcs.shares[chosen]
-        colors = np.tile(to_rgba(color), (len(share), 1))
-        colors[:, 3] = 0.04 + dense * 0.86 * share
         axis.add_collection(
             LineCollection(
                 list(points),
-                colors=colors,
-                linewidths=dense * (0.3 + 2.7 * share),
+                colors=_shades(color, share, dense),
+                linewidths=_widths(share, dense),
                 capstyle="round",
             )
         )
     own = distance == 0
-    dots = dense * 20 * arcs.shares[own]
+    dots = dense * DOT * arcs.shares[own]
     axis.scatter(arcs.keys[own], np.full(own.sum(), half), s=dots, color=SOFT, linewidths=0)
-    _write(axis, arcs, labels, length, width)
+    received = np.bincount(arcs.keys, arcs.shares, minlength=length)
+    write_labels(axis, labels, received, width, fonts)
+    _explain(axis, arcs, dense)
+
+
+def _shades(color: str, shares: Array, dense: float) -> Array:
+    """The colour of each arc: the heavier, the less transparent."""
+    from matplotlib.colors import to_rgba
+
+    colors = np.tile(to_rgba(color), (len(shares), 1))
+    colors[:, 3] = 0.04 + dense * 0.86 * shares
+    return colors
+
+
+def _widths(shares: Array, dense: float) -> Array:
+    widths: Array = dense * (0.3 + 2.7 * shares)
+    return widths
+
+
+def _explain(axis: Axes, arcs: Arcs, dense: float) -> None:
+    """Write above and below the arcs which they are, and what they weigh."""
+    from matplotlib.lines import Line2D
+
     for shown, color, place, words in (
         (arcs.keys < arcs.queries, BACK, 1.0, "keys before the query"),
         (arcs.keys > arcs.queries, AHEAD, 0.0, "keys after the query"),
@@ -253,32 +271,29 @@ def _draw(axis: Axes, arcs: Arcs, labels: list[str], length: int) -> None:
                 0.0, place, words, color=color, fontsize=8, transform=axis.transAxes,
                 va="top" if place else "bottom",
             )  # fmt: skip
-
-
-def _write(axis: Axes, arcs: Arcs, labels: list[str], length: int, width: float) -> None:
-    """Write the labels that have room, those that receive the most weight first."""
-    if not labels:
+    if not len(arcs.keys):
         return
-    font = _font_size(length, width)
-    places = list(range(length))
-    if length > WRITTEN:
-        received = np.bincount(arcs.keys, arcs.shares, minlength=length)
-        apart = 1.5 * font / POINTS / width * length
-        places = []
-        for place in np.argsort(-received, kind="stable").tolist():
-            if len(places) == WRITTEN or received[place] == 0:
-                break
-            if all(abs(place - other) >= apart for other in places):
-                places.append(place)
-    turn = 0 if _lying(labels, length, width) else 90
-    for place in places:
-        axis.text(
-            place,
-            0,
-            labels[place],
-            ha="center",
-            va="center",
-            rotation=turn,
-            fontsize=font,
-            color=INK,
+    shares = np.array([1.0, 0.4])
+    samples = [
+        Line2D([], [], color=color, linewidth=width, label=f"weight {share * arcs.heaviest:.2g}")
+        for color, width, share in zip(
+            _shades(INK, shares, dense), _widths(shares, dense), shares, strict=True
         )
+    ]
+    if (arcs.keys == arcs.queries).any():
+        dot = Line2D([], [], color=SOFT, marker="o", linestyle="none", label="the query itself")
+        dot.set(markersize=math.sqrt(dense * DOT), markeredgewidth=0)
+        samples.append(dot)
+    axis.legend(
+        handles=samples,
+        loc="upper right",
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=len(samples),
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK,
+        borderpad=0.0,
+        borderaxespad=0.0,
+        handlelength=1.6,
+        columnspacing=1.4,
+    )

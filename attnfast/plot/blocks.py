@@ -1,4 +1,4 @@
-"""The blocks of queries and keys that a call visits."""
+"""The blocks of queries and keys that a call computes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from ..result import Plan
 from .canvas import (
     FAINT,
     INK,
-    POINTS,
     Array,
     PathLike,
     check_axes,
@@ -19,6 +18,7 @@ from .canvas import (
     new_figure,
     save,
 )
+from .fonts import choose_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 
-VISITED, SKIPPED = "#0072b2", "#f0f0f0"
+COMPUTED, SKIPPED = "#0072b2", "#f0f0f0"
+SEAM = 1.0  # points of the rim of a block: closes seams, and shows a block of a single row
 LONG, SHORT = 5.0, 1.2  # inches of the longer side, and of the shorter at the least
 
 
@@ -42,7 +43,11 @@ def window(
     ax: Axes | None = None,
     path: PathLike | None = None,
 ) -> Figure:
-    """Draw the blocks of queries and keys that a call visits: its window, its masks, its lengths.
+    """Draw the blocks of queries and keys that a call computes: its window, masks and lengths.
+
+    A pair of a query and a key is visible if window, masks and lengths let the query attend to
+    the key. A call computes whole blocks of pairs, so at the edges also a few that are not
+    visible, and skips the blocks that have no visible pair.
 
     Parameters
     ----------
@@ -53,11 +58,12 @@ def window(
     head : int
         The key/value head to draw.
     shape : (Lq, Lk), optional
-        Numbers of queries and keys; default as far as the blocks of any row and head reach.
+        Numbers of queries and keys; default up to the last block of any batch row and head.
     queries, keys : (first, past), optional
-        The part to draw, from the first up to, not including, the other; default all.
+        The part to draw, without `past`; default all.
     title : str, optional
-        By default the share of all pairs that is visited, and the pairs of the whole call.
+        By default the share of the full square of pairs that is computed, how many pairs that
+        is, and the percentage of them that is visible.
     ax : Axes, optional
         Where to draw; default a new figure.
     path : path-like, optional
@@ -74,7 +80,7 @@ def window(
         When there is no matplotlib.
     TypeError, ValueError
         A plan without blocks, or an argument of the wrong type or size; the message begins with
-        its name.
+        the name of the argument.
 
     Examples
     --------
@@ -94,7 +100,9 @@ def window(
     top, bottom = _check_span(queries, "queries", Lq)
     left, right = _check_span(keys, "keys", Lk)
     own = blocks[(blocks[:, 0] == row) & (blocks[:, 1] == group), 2:]
-    visited = int(((own[:, 1] - own[:, 0]) * (own[:, 3] - own[:, 2])).sum())
+    computed = int(((own[:, 1] - own[:, 0]) * (own[:, 3] - own[:, 2])).sum())
+    title = _words(plan, computed, Lq * Lk) if title is None else title
+    fonts = choose_fonts(title=[title])
 
     rows, cols = bottom - top, right - left
     scale = LONG / max(rows, cols)
@@ -103,19 +111,16 @@ def window(
     if axes:
         axis, figure = axes[0], figure_of(axes[0])
     else:
-        figure = new_figure(max(width + 0.8, 4.2), height + 1.4)
+        figure = new_figure(max(width + 0.8, 4.2), height + 1.6)
         axis = figure.subplots()
     shown = (own[:, 0] < bottom) & (own[:, 1] > top) & (own[:, 2] < right) & (own[:, 3] > left)
-    _draw(axis, own[shown], scale)
+    _draw(axis, own[shown])
     axis.set_xlim(left, right)
     axis.set_ylim(bottom, top)
     axis.set_aspect("equal" if min(rows, cols) * scale >= SHORT else "auto")
     _finish(axis)
     axis.set_title(
-        _words(plan, visited, Lq * Lk) if title is None else title,
-        color=INK,
-        fontsize=9,
-        linespacing=1.5,
+        fonts.write([title])[0], color=INK, fontsize=9, linespacing=1.5, fontfamily=fonts.families
     )
     save(figure, path)
     return figure
@@ -126,10 +131,14 @@ def _check_blocks(plan: Plan) -> Array:
         raise TypeError(f"plan must be what attnfast.plan returns, got {type(plan).__name__}")
     blocks: Any = getattr(plan, "blocks", None)
     if blocks is None:
-        raise ValueError("plan has no blocks: ask for them with return_blocks=True")
+        raise ValueError(
+            "plan has no blocks, which are needed to draw it: write plan(..., return_blocks=True)"
+        )
     found = np.asarray(blocks)
     if found.ndim != 2 or found.shape[1] != 6 or found.dtype.kind not in "iu":
-        raise ValueError(f"plan has blocks that are not (n, 6) integers but {found.shape}")
+        raise ValueError(
+            f"plan has blocks of shape {found.shape} and {found.dtype}, must have (n, 6) integers"
+        )
     return found
 
 
@@ -152,22 +161,21 @@ def _check_span(span: Span | None, name: str, length: int) -> Span:
     return first, check_int(span[1], name, first + 1, length)
 
 
-def _draw(axis: Axes, blocks: Array, scale: float) -> None:
-    """Draw the rectangles, with gaps between them where they are large enough to be seen."""
+def _draw(axis: Axes, blocks: Array) -> None:
+    """Draw the rectangles; those that touch become one area."""
     from matplotlib.collections import PolyCollection
 
     corners = np.stack([blocks[:, [2, 0]], blocks[:, [3, 0]], blocks[:, [3, 1]], blocks[:, [2, 1]]])
-    sides = np.concatenate([blocks[:, 1] - blocks[:, 0], blocks[:, 3] - blocks[:, 2]])
-    side = float(np.median(sides)) * scale * POINTS if len(blocks) else 0.0
-    gap = min(0.8, 0.1 * side)
     axis.set_facecolor(SKIPPED)
     verts: Any = corners.swapaxes(0, 1).astype(float)
     axis.add_collection(
         PolyCollection(
             verts,
-            facecolors=VISITED,
-            edgecolors="white" if gap > 0.2 else VISITED,
-            linewidths=gap if gap > 0.2 else 0.5,  # a single row of pairs can be seen too
+            facecolors=COMPUTED,
+            edgecolors=COMPUTED,
+            linewidths=SEAM,
+            joinstyle="miter",
+            snap=True,  # a pixel that two blocks share would be lighter
         )
     )
 
@@ -185,19 +193,26 @@ def _finish(axis: Axes) -> None:
     axis.tick_params(color=FAINT, labelcolor=INK, labelsize=8)
     axis.spines[:].set_color(FAINT)
     axis.legend(
-        handles=[Patch(color=VISITED, label="visited"), Patch(color=SKIPPED, label="skipped")],
+        handles=[
+            Patch(color=COMPUTED, label="computed: blocks with visible pairs"),
+            Patch(color=SKIPPED, label="skipped: here no query may see a key"),
+        ],
         loc="upper center",
         bbox_to_anchor=(0.5, 0.0),
         bbox_transform=axis.transAxes + ScaledTranslation(0, -0.4, figure_of(axis).dpi_scale_trans),
-        ncols=2,
+        alignment="left",
         frameon=False,
         fontsize=8,
         labelcolor=INK,
     )
 
 
-def _words(plan: Plan, visited: int, pairs: int) -> str:
-    return (
-        f"{100 * visited / pairs:.3g} % of {pairs:,} pairs visited\n"
-        f"call: {plan.visible_pairs:,} visible of {plan.visited_pairs:,} visited"
-    )
+def _words(plan: Plan, computed: int, pairs: int) -> str:
+    share = f"{100 * computed / pairs:.3g} % of the full square is computed"
+    if not computed:
+        return f"{share}\nno pair is visible"
+    visible = f"{100 * plan.visible_pairs / plan.visited_pairs:.3g} %"
+    # The plan counts the visible pairs of all rows and heads together.
+    alone = computed == plan.visited_pairs
+    of_them = f"{visible} visible" if alone else f"in the whole call {visible} visible"
+    return f"{share}\n{computed:,} pairs, {of_them}"

@@ -20,10 +20,12 @@ PathLike = str | os.PathLike[str]
 INK, SOFT, FAINT = "#262626", "#8c8c8c", "#d9d9d9"
 DOTS = 160  # per inch of a saved picture
 POINTS = 72.0  # per inch
+# In a label, a line break or a tab shows as its escape, and a dollar sign does not start a formula.
+ESCAPES = {n: repr(chr(n))[1:-1] for n in (*range(32), *range(127, 160))} | {ord("$"): r"\$"}
 
 
 def new_figure(width: float, height: float, layout: Layout = "constrained") -> Figure:
-    """Return an empty figure of that many inches, which no pyplot window knows of.
+    """Return an empty figure of that many inches, without pyplot.
 
     Raises
     ------
@@ -49,7 +51,7 @@ def figure_of(axis: Axes) -> Figure:
 
 
 def check_axes(ax: Axes | Sequence[Axes] | None, panels: int) -> list[Axes]:
-    """Return the axes that were given, one per panel; none if none were."""
+    """Return the given axes, one for each panel; an empty list for None."""
     if ax is None:
         return []
     axes = np.atleast_1d(np.asarray(ax, dtype=object)).ravel().tolist()
@@ -63,7 +65,7 @@ def check_axes(ax: Axes | Sequence[Axes] | None, panels: int) -> list[Axes]:
 
 
 def as_array(array: ArrayLike, name: str) -> Array:
-    """Return the array that nested sequences make."""
+    """Return an array of nested sequences, whose rows must have the same length."""
     try:
         return np.asarray(array)
     except ValueError:
@@ -71,7 +73,7 @@ def as_array(array: ArrayLike, name: str) -> Array:
 
 
 def check_numbers(array: ArrayLike, name: str) -> Array:
-    """Return a float array, of 64 bits if it came so and of 32 otherwise, without negatives."""
+    """Return a float64 array for float64, else a float32 one; refuse negative numbers."""
     values = as_array(array, name)
     if values.dtype.kind not in "fiub" and values.dtype.name != "bfloat16":
         raise TypeError(f"{name} must be real numbers, got {values.dtype}")
@@ -86,22 +88,21 @@ def check_numbers(array: ArrayLike, name: str) -> Array:
 def check_tokens(
     tokens: Sequence[str] | None, name: str, length: int | None = None, axis: str = ""
 ) -> list[str]:
-    """Return the labels, one for each place where `length` says how many; none if none came."""
+    """Return the labels, `length` of them if it is given; an empty list for None."""
     if tokens is None:
         return []
     if isinstance(tokens, str) or not isinstance(tokens, Iterable):
         raise TypeError(f"{name} must be a sequence of strings, got {type(tokens).__name__}")
-    labels = [str(token) for token in tokens]
+    labels = [str(token).translate(ESCAPES) for token in tokens]
     if length is not None and len(labels) != length:
         raise ValueError(f"{name} must be {length} strings, one for each {axis}, got {len(labels)}")
-    # A dollar sign would start a formula.
-    return [label.replace("$", r"\$") for label in labels]
+    return labels
 
 
-def check_titles(titles: Sequence[str] | str | None, panels: int) -> list[str]:
-    """Return one title per panel; those of heads count from 0, a single panel has none."""
+def check_titles(titles: Sequence[str] | str | None, panels: int, alone: str) -> list[str]:
+    """Return one title per panel; by default the number of the head, or `alone` if one panel."""
     if titles is None:
-        return [f"head {head}" for head in range(panels)] if panels > 1 else [""]
+        return [f"head {head}" for head in range(panels)] if panels > 1 else [alone]
     found = [titles] if isinstance(titles, str) else [str(title) for title in titles]
     if len(found) != panels:
         raise ValueError(f"titles must be {panels} strings, one for each head, got {len(found)}")

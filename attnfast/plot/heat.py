@@ -25,6 +25,7 @@ from .canvas import (
     new_figure,
     save,
 )
+from .fonts import choose_fonts, columns_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +41,8 @@ LABELLED = 100  # tokens on an axis that all have their label
 GRID = "#ececec"
 BAR = 3.0  # inches of a colour bar at the most
 ROOM = 11.0  # inches of width that panels are spread over
+NAME = 0.2  # inches that the name of an axis takes
+TITLE = "attention weights"
 
 
 @plain_signature
@@ -63,17 +66,18 @@ def weights(
         Weights of :func:`attnfast.attention_weights`, of one batch row. Queries are rows, keys
         columns. A NaN is painted grey.
     query_tokens, key_tokens : sequence of str, optional
-        Labels of the queries ``(Lq,)`` and keys ``(Lk,)``. Up to 100 are all written; of more,
-        some. Without them, places are numbered.
+        Labels of the queries ``(Lq,)`` and keys ``(Lk,)``. Up to 100 labels are all written; of
+        more, every second, third and so on. Default: positions are numbered.
     titles : sequence of str ``(H,)`` or str, optional
-        A title for each panel, default ``head 0`` and so on where there is more than one.
+        A title for each panel, default ``head 0`` and so on; of a single panel ``attention
+        weights``.
     columns : int, optional
         Panels in a row; by default what fits in 11 inches.
     vmax : float, optional
-        The weight that has the last colour, default the largest of all. Lower it where a few large
-        weights leave the rest too light.
+        The weight that has the last colour, default the largest of all. A lower `vmax` helps where
+        a few large weights leave the rest too light.
     cmap : str or Colormap, optional
-        Default a perceptually uniform map that begins with white.
+        Default: perceptually uniform, from white to dark.
     ax : Axes or sequence of Axes ``(H,)``, optional
         Where to draw; default a new figure, sized so that its labels can be read.
     path : path-like, optional
@@ -89,7 +93,7 @@ def weights(
     ImportError
         When there is no matplotlib.
     TypeError, ValueError
-        An argument of the wrong type or shape; the message begins with its name.
+        An argument of the wrong type or shape; the message begins with the name of the argument.
 
     Examples
     --------
@@ -111,7 +115,9 @@ def weights(
     count, rows, cols = panels.shape
     row_labels = check_tokens(query_tokens, "query_tokens", rows, "query")
     column_labels = check_tokens(key_tokens, "key_tokens", cols, "key")
-    names = check_titles(titles, count)
+    names = check_titles(titles, count, TITLE)
+    fonts = choose_fonts(query_tokens=row_labels, key_tokens=column_labels, titles=names)
+    row_labels, column_labels, names = map(fonts.write, (row_labels, column_labels, names))
     top = _top(panels, vmax)
     wide = count if columns is None else min(check_int(columns, "columns", 1), count)
     font = _font_size(max(rows, cols)) if row_labels or column_labels else 8.0
@@ -123,7 +129,10 @@ def weights(
         if columns is None:
             fitting = max(1, min(count, int(ROOM / width)))
             wide = math.ceil(count / math.ceil(count / fitting))  # as even as the rows allow
-        margins = _margin(row_labels, font) + 1.0, _margin(column_labels, font) + 0.2
+        margins = (
+            _margin(row_labels, font) + NAME + 1.0,
+            _margin(column_labels, font) + NAME + 0.2,
+        )
         figure, axes = _new_grid(count, wide, (width, height + 0.3), margins)
         in_row = wide
     if cmap is None:
@@ -133,12 +142,12 @@ def weights(
     image: Any = None
     for number, (axis, panel, name) in enumerate(zip(axes, panels, names, strict=True)):
         image = _draw_panel(axis, panel, top, cmap, bool(row_labels or column_labels))
-        axis.set_title(name, color=INK, fontsize=max(font, 8.0) + 1)
+        axis.set_title(name, color=INK, fontsize=max(font, 8.0) + 1, fontfamily=fonts.families)
         # Panels of a new figure share the labels at its left and at its foot.
-        _label(axis.yaxis, row_labels, rows, font, number % in_row == 0, 0)
-        _label(
-            axis.xaxis, column_labels, cols, font, ax is not None or number + in_row >= count, 90
-        )
+        left, foot = number % in_row == 0, ax is not None or number + in_row >= count
+        text = {"fontfamily": fonts.families}
+        _label(axis.yaxis, row_labels, rows, font, left, "query", text)
+        _label(axis.xaxis, column_labels, cols, font, foot, "key", text | {"rotation": 90})
     bar: Any = figure.colorbar(
         image,
         ax=axes,
@@ -203,7 +212,7 @@ def _panel_size(rows: int, cols: int, font: float, labelled: bool) -> tuple[floa
 
 def _margin(labels: list[str], font: float) -> float:
     """Inches that labels take beside their panel."""
-    return 0.3 + 0.6 * font / POINTS * max(map(len, labels), default=0)
+    return 0.3 + 0.6 * font / POINTS * max(map(columns_of, labels), default=0)
 
 
 def _draw_panel(axis: Axes, panel: Array, top: float, cmap: str | Colormap, labelled: bool) -> Any:
@@ -220,14 +229,24 @@ def _draw_panel(axis: Axes, panel: Array, top: float, cmap: str | Colormap, labe
     return image
 
 
-def _label(axis: Any, labels: list[str], length: int, font: float, shown: bool, turn: int) -> None:
-    """Write all labels where they fit, some of them otherwise, or numbers without labels."""
+def _label(
+    axis: Any,
+    labels: list[str],
+    length: int,
+    font: float,
+    shown: bool,
+    name: str,
+    text: dict[str, Any],
+) -> None:
+    """Write the axis name and all labels where they fit, some otherwise, or numbers without."""
     axis.set_tick_params(length=2, width=0.6, color=FAINT, pad=2, labelsize=font, labelcolor=INK)
     if not shown:
         axis.set_ticks([])
-    elif labels:
+        return
+    axis.set_label_text(name, color=INK, fontsize=9)
+    if labels:
         places = np.arange(0, length, math.ceil(length / LABELLED))
-        axis.set_ticks(places, [labels[i] for i in places], rotation=turn)
+        axis.set_ticks(places, [labels[i] for i in places], **text)
     else:
         from matplotlib.ticker import MaxNLocator
 

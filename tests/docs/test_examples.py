@@ -10,10 +10,13 @@ import time
 import numpy as np
 import pytest
 
-from attnfast import reference
+from attnfast import attention_weights, reference
 from support.paths import ROOT
 
 pytest.importorskip("matplotlib")
+from matplotlib.patches import Rectangle
+
+from support.pictures import check_picture, keep_figures
 
 EXAMPLES = ROOT / "examples"
 NAMES = ["align", "summarise", "long_document", "fusion"]
@@ -87,6 +90,12 @@ def run(monkeypatch, capsys, tmp_path):
     return call
 
 
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that the test saves, by the names of their files."""
+    return keep_figures(monkeypatch)
+
+
 def is_picture(path):
     return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
 
@@ -111,14 +120,17 @@ def test_every_example_is_described():
 
 
 @needs_model
-def test_the_page_of_pictures_runs(fusion, monkeypatch, tmp_path):
+def test_the_page_of_pictures_runs(fusion, figures, monkeypatch, tmp_path):
     page = (ROOT / "docs" / "looking.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     names = {}
     for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(code, names)
-    assert isinstance(names["figure"], importlib.import_module("matplotlib.figure").Figure)
-    assert is_picture(tmp_path / "fusion.png")
+    assert sorted(figures) == ["fusion.png", "topk.png", "weights.png", "window.png"]
+    for name, figure in figures.items():
+        assert f"](pictures/{name})" in page
+        assert is_picture(tmp_path / name)
+        check_picture(figure)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +238,16 @@ def test_words_of_like_meaning_are_aligned(align, run, tmp_path, first, second, 
     assert is_picture(tmp_path / "words.png")
 
 
+def test_align_draws_whose_words_find_whose(align, figures, rng, tmp_path):
+    words = ["the", "cat", "sleeps"], ["a", "very", "long", "kitten", "rests"]
+    align.draw(rng.random((3, 5)), words, (2, 9), tmp_path / "align.png")
+    figure = figures["align.png"]
+    check_picture(figure)
+    panel, _ = figure.axes
+    assert "layer 2, head 9" in panel.get_title()
+    assert "second" in panel.get_xlabel() and "first" in panel.get_ylabel()
+
+
 @needs_model
 def test_a_head_can_be_chosen(align, run, tmp_path):
     out = run(align, "--layer", 1, "--head", 4)
@@ -249,6 +271,18 @@ def test_the_like_of_a_chosen_sentence_is_left_out(summarise):
     assert summarise.choose(vectors, received, 2) == [0, 3]
     assert summarise.choose(vectors, received, 2, alike=1.0) == [0, 2]
     assert summarise.choose(vectors, received, 9) == [0, 1, 3]
+
+
+def test_summary_says_what_is_numbered(summarise, figures, rng, tmp_path):
+    vectors = rng.standard_normal((30, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    summarise.draw(vectors, 10.0, [2, 7, 28], tmp_path / "summary.png")
+    check_picture(figures["summary.png"])
+    (axis,) = figures["summary.png"].axes
+    assert axis.get_title() == (
+        "each of 30 sentences looks at the 3 most like it; numbered: the 3 of the summary"
+    )
+    assert "sentences" in axis.get_xlabel()
 
 
 STORY = """\
@@ -303,11 +337,74 @@ def test_exact_is_what_the_reference_gives(long_document, rng):
 
 
 def test_a_passage_of_words_is_found(long_document):
-    words = ["-"] * 300 + ["word", "##s"] * 100
+    words = ["-"] * 300 + ["word", "##s"] * 140
     part = long_document.passage(words)
     assert part.stop - part.start == long_document.SHOWN
-    assert 291 <= part.start <= 300
+    assert 290 <= part.start <= 300
     assert long_document.passage(["word", "."]) == slice(0, 2)
+
+
+@pytest.mark.parametrize(
+    ("window", "names"),
+    [
+        (0, ["itself"]),
+        (1, ["1 before", "itself", "1 after"]),
+        (
+            6,
+            ["5–6 before", "2–4 before", "1 before", "itself", "1 after", "2–4 after", "5–6 after"],
+        ),
+    ],
+)
+def test_distances_are_grouped(long_document, window, names):
+    bounds, found = long_document.distances(window)
+    assert found == names
+    for step in range(-window, window + 1):
+        name = found[np.searchsorted(bounds, step, side="right") - 1]
+        side, far = ("before", -step) if step < 0 else ("after", step)
+        ends = [int(n) for n in re.findall(r"\d+", name)]
+        assert name == "itself" if step == 0 else name.endswith(side)
+        assert step == 0 or ends[0] <= far <= ends[-1]
+
+
+@pytest.mark.parametrize("first", [0, 3, 30])
+def test_weights_are_shared_out_over_distances(long_document, first, rng):
+    q, k = rng.standard_normal((2, 2, 30, 8))
+    shares, names = long_document.look_far(q, k, 5, first)
+    i, j = np.arange(30)[:, None], np.arange(30)
+    seen = (abs(i - j) <= 5) | (j < first)
+    weights = attention_weights(q, k, mask=seen)[:, min(first, 29) :]
+    np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-6)
+    assert names[0] == f"first {first} tokens"
+    np.testing.assert_allclose(shares[:, 0], weights[..., :first].sum(-1).mean(-1), atol=1e-6)
+    own = np.diagonal(weights, min(first, 29), 1, 2) * (np.arange(min(first, 29), 30) >= first)
+    np.testing.assert_allclose(shares[:, names.index("itself")], own.mean(-1), atol=1e-6)
+
+
+def test_rare_words_are_not_ranked(long_document, rng):
+    q, k = np.zeros((2, 1, 4000, 4), np.float32)
+    k[0, 7] = 9
+    q[:] = 1
+    words = ["often", "again"] * 2000
+    words[7] = "once"
+    names, means = long_document.receive(q, k, words, 5)
+    assert sorted(names) == ["again", "often"]
+    assert means == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("length", [3, 700, 2000])
+@pytest.mark.parametrize(("window", "first"), [(256, 8), (0, 0), (20, 1)])
+def test_a_long_document_is_drawn(long_document, figures, length, window, first, rng, tmp_path):
+    q, k = rng.standard_normal((2, 1, 12, length, 32), dtype=np.float32)
+    words = [f"w{n % 40}" if n % 3 else "word" for n in range(length)]
+    path = tmp_path / "long_document.png"
+    long_document.draw(q, k, words, 1, window, min(first, length), path)
+    figure = figures["long_document.png"]
+    check_picture(figure)
+    far, _, received, arcs, *_ = (a for a in figure.axes if a.get_label() != "<colorbar>")
+    assert f"{length:,} tokens" in figure.get_suptitle()
+    assert len(far.get_yticklabels()) == 12
+    assert received.patches
+    assert arcs.get_legend()
 
 
 @needs_model
@@ -372,6 +469,28 @@ def test_ridge_regression_finds_a_linear_map(fusion, rng):
 def test_half_on(fusion):
     weights = np.array([[0.25, 0.25, 0.25, 0.25], [0.0, 0.9, 0.1, 0.0]])
     assert fusion.half_on(weights).tolist() == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (64, 160), (64, 64)])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_bars_are_as_wide_as_their_pictures(fusion, figures, shape, count, rng, tmp_path):
+    image, patches = rng.random((*shape, 3)), shape[0] * shape[1] // 256
+    weights, seen = rng.random((count, patches)), rng.random((count, fusion.FEATURES)) / 4
+    names = [f"word {n}" for n in range(count)]
+    fusion.draw(image, names, weights, seen, 16, tmp_path / "fusion.png")
+    figure = figures["fusion.png"]
+    check_picture(figure)
+    _, *panels, scale = figure.axes
+    assert [panel.get_title() for panel in panels] == names
+    assert "weight" in scale.get_xlabel() and "colour" in scale.get_xlabel()
+    for panel in panels:
+        (bar,) = (
+            p for p in panel.get_children() if isinstance(p, Rectangle) and p is not panel.patch
+        )
+        (shown,) = panel.images
+        image_box, bar_box = shown.get_window_extent(), bar.get_window_extent()
+        np.testing.assert_allclose(bar_box.intervalx, image_box.intervalx, atol=0.5)
+        assert bar_box.y1 < image_box.y0
 
 
 @needs_model

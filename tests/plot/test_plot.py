@@ -11,7 +11,10 @@ import attnfast
 from attnfast import plot
 
 matplotlib = pytest.importorskip("matplotlib")
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+
+from support.pictures import check_picture  # noqa: E402
 
 WORDS = ["the", "white", "stars", "stand", "on", "a", "dark", "blue", "field"]
 
@@ -64,10 +67,20 @@ def test_weights_label_the_left_and_the_foot_only(rng):
     assert labels(right.yaxis) == labels(left.xaxis) == []
 
 
-def test_one_head_needs_no_title(rng):
+def test_one_head_has_no_number(rng):
     figure = plot.weights(some_weights(rng, 3, 4).tolist())
-    assert figure.axes[0].get_title() == ""
+    assert figure.axes[0].get_title() == "attention weights"
     assert len(figure.axes) == 2
+    assert plot.weights([[1.0]], titles="").axes[0].get_title() == ""
+
+
+def test_axes_of_weights_are_named_at_the_left_and_the_foot(rng):
+    left, right, under = plot.weights(some_weights(rng, 3, 2, 4), columns=2).axes[:3]
+    assert [a.get_ylabel() for a in (left, right, under)] == ["query", "", "query"]
+    assert [a.get_xlabel() for a in (left, right, under)] == ["", "key", "key"]
+    own = Figure().subplots()
+    plot.weights(np.eye(2), ax=own)
+    assert (own.get_xlabel(), own.get_ylabel()) == ("key", "query")
 
 
 @pytest.mark.parametrize("length", [5, 20, 60])
@@ -189,6 +202,41 @@ def test_least_leaves_light_arcs_out(rng):
     assert drawn == 24
 
 
+@pytest.mark.parametrize("length", [20, 200])
+def test_arcs_say_what_they_weigh(rng, length):
+    indices, weights = heaviest(some_weights(rng, length, length), 2)
+    weights *= 0.5 / weights.max()
+    (axis,) = plot.topk(indices, weights, [""] * length).axes
+    assert axis.get_title() == "heaviest keys of each query"
+    assert axis.get_xlabel() == ("token" if length == 20 else "position")
+    legend = axis.get_legend()
+    heaviest_arc, lighter, *_ = legend.get_lines()
+    assert [text.get_text() for text in legend.get_texts()][:2] == ["weight 0.5", "weight 0.2"]
+    widths = np.concatenate([arcs.get_linewidths() for arcs in axis.collections[:2]])
+    assert heaviest_arc.get_linewidth() >= widths.max()
+    assert lighter.get_linewidth() < heaviest_arc.get_linewidth()
+
+
+@pytest.mark.parametrize("length", [3, 9, 40, 300])
+def test_arcs_stay_clear_of_the_legend(length):
+    keys = np.stack([np.arange(length)[::-1], np.zeros(length, int)], axis=1)
+    figure = plot.topk(keys, np.ones((length, 2)))
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    before, after = axis.collections[:2]
+    above = [axis.get_legend(), *(t for t in axis.texts if "before" in t.get_text())]
+    below = [t for t in axis.texts if "after" in t.get_text()]
+    top, foot = (
+        axis.transData.transform([(0, limit(s[:, 1] for s in arcs.get_segments()))])[0, 1]
+        for arcs, limit in (
+            (before, lambda y: max(map(max, y))),
+            (after, lambda y: min(map(min, y))),
+        )
+    )
+    assert len(above) == 2 and all(artist.get_window_extent().y0 > top for artist in above)
+    assert len(below) == 1 and below[0].get_window_extent().y1 < foot
+
+
 def test_heads_are_one_below_the_other(rng):
     figure = plot.topk(*heaviest(some_weights(rng, 3, 8, 8), 2))
     assert [axis.get_title() for axis in figure.axes] == ["head 0", "head 1", "head 2"]
@@ -235,7 +283,7 @@ def test_no_arcs_at_all(k, tmp_path):
         ({"indices": [[0.0], [1.0]]}, TypeError, "indices must be integers, got float64"),
         ({"indices": [0, 1]}, ValueError, r"indices must be \(H, Lq, k\)"),
         ({"indices": [[0], [1, 2]]}, ValueError, "indices must be an array"),
-        ({"indices": [[0], [-2]]}, ValueError, "indices must be places, or -1"),
+        ({"indices": [[0], [-2]]}, ValueError, "indices must be positions of keys"),
         ({"indices": np.zeros((1, 1, 2, 1), int)}, ValueError, "indices must be .*a batch row"),
         ({"weights": [[0.5]]}, ValueError, r"weights must have the shape of indices, \(2, 1\)"),
         ({"weights": [[0.5], [-1]]}, ValueError, "weights must not be negative"),
@@ -275,10 +323,40 @@ def test_window_draws_the_blocks_of_a_call():
 
 def test_window_says_the_share():
     plan = a_plan([(0, 8, 0, 8), (8, 16, 8, 16)], visible=72, visited=128)
-    title = plot.window(plan).axes[0].get_title()
-    assert title == "50 % of 256 pairs visited\ncall: 72 visible of 128 visited"
+    axis = plot.window(plan).axes[0]
+    share, pairs = axis.get_title().split("\n")
+    assert share == "50 % of the full square is computed"
+    assert pairs == "128 pairs, 56.2 % visible"
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+        "computed: blocks with visible pairs",
+        "skipped: here no query may see a key",
+    ]
     assert plot.window(plan, title="mine").axes[0].get_title() == "mine"
-    assert "12.5 % of 1,024 pairs" in plot.window(plan, shape=(32, 32)).axes[0].get_title()
+    assert "12.5 % of the full" in plot.window(plan, shape=(32, 32)).axes[0].get_title()
+
+
+def test_window_tells_a_head_from_the_call():
+    title = plot.window(a_plan([(0, 8, 0, 8)], visible=96, visited=128)).axes[0].get_title()
+    assert title.endswith("\n64 pairs, in the whole call 75 % visible")
+
+
+@pytest.mark.parametrize("dots", [72, 97, 110, 160])
+@pytest.mark.parametrize("length", [1000, 5000])
+def test_blocks_that_touch_have_no_seams(length, dots):
+    x = np.zeros((length, 64), np.float32)
+    plan = attnfast.plan(x, x, x, is_causal=True, window_size=(300, 0), return_blocks=True)
+    figure = Figure(figsize=(5, 5), dpi=dots)
+    plot.window(plan, ax=figure.add_axes((0, 0, 1, 1)))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+    pixels = len(image)
+    i, j = np.mgrid[:pixels, :pixels] * (length / pixels)
+    edge = 3 * length / pixels
+    inside = (j < i - edge) & (j > i - 300 + edge) & (j > edge) & (i < length - edge)
+    assert inside.sum() > 100
+    color = np.array(matplotlib.colors.to_rgb("#0072b2")) * 255
+    assert np.abs(image[inside] - color).max() < 2
 
 
 def test_window_shows_a_part():
@@ -290,7 +368,8 @@ def test_window_shows_a_part():
 def test_window_without_a_block(tmp_path):
     plan = a_plan([], visible=0, visited=0)
     figure = plot.window(plan, shape=(5, 7), path=tmp_path / "empty.png")
-    assert "0 % of 35 pairs visited" in figure.axes[0].get_title()
+    expected = "0 % of the full square is computed\nno pair is visible"
+    assert figure.axes[0].get_title() == expected
 
 
 @pytest.mark.parametrize("shape", [(1, 4096), (4096, 1), (3, 3)])
@@ -306,7 +385,7 @@ def test_window_of_extreme_shapes(shape, tmp_path):
     [
         ({"plan": a_plan([])._replace(blocks=None)}, ValueError, ".*return_blocks=True"),
         ({"plan": np.zeros((3, 6), int)}, TypeError, "plan must be what attnfast.plan returns"),
-        ({"plan": a_plan([])._replace(blocks=np.zeros(6))}, ValueError, "plan has blocks that"),
+        ({"plan": a_plan([])._replace(blocks=np.zeros(6))}, ValueError, "plan has blocks of shape"),
         ({"batch": 1}, ValueError, "batch must be in 0..0, got 1"),
         ({"head": -1}, ValueError, "head must be in 0..0, got -1"),
         ({"head": "0"}, TypeError, "head must be an int, got str"),
@@ -341,6 +420,24 @@ def test_a_path_is_written(name, suffix, tmp_path):
     start = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix]
     assert path.read_bytes().startswith(start)
     assert path.stat().st_size > 2000
+
+
+PICTURES = CALLS | {
+    "weights of heads": lambda: plot.weights(np.ones((7, 9, 9)) / 9, WORDS, WORDS),
+    "weights of many": lambda: plot.weights(np.eye(100), *[[f"token {n}" for n in range(100)]] * 2),
+    "weights of one": lambda: plot.weights([[1.0]], ["a long query"], ["a long key"]),
+    "weights without tokens": lambda: plot.weights(np.ones((4, 500, 500)) / 500),
+    "topk of heads": lambda: plot.topk(np.zeros((3, 9, 1), int), np.ones((3, 9, 1)), WORDS),
+    "topk of many": lambda: plot.topk(*heaviest(np.eye(400), 2), [f"w{n}" for n in range(400)]),
+    "topk of one": lambda: plot.topk([[0]], [[1.0]], ["a long word"]),
+    "window of many": lambda: plot.window(a_plan([(0, 10**6, 0, 10**6)])),
+    "window of a row": lambda: plot.window(a_plan([(0, 1, 0, 4096)])),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_picture_can_be_read(name):
+    check_picture(PICTURES[name]())
 
 
 @pytest.mark.parametrize("name", CALLS)
