@@ -5,7 +5,6 @@ import sys
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import attnfast
 from attnfast import BlockMask
@@ -21,38 +20,13 @@ from support.arrays import (
     same_bits,
 )
 from support.criterion import SCORE_OPTIONS, Criterion
-from support.draws import Call, calls
+from support.draws import Call
+from support.family_draws import SIZES, block_mask, block_masked_calls
 from support.scripts import START, run_python
 
 EXAMPLES = settings.default.max_examples
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 FLAGS = {"return_lse": True, "return_weights": True}
-SIZES = [1, 3, 16, 64, 100, (1, 64), (48, 7), (130, 1), (64, 128), (1000, 1000)]
-
-
-def count(length, size):
-    return -(-length // size)
-
-
-def block_mask(rng, lq, lk, size, *leading, density=0.5):
-    bq, bk = np.broadcast_to(size, 2)
-    return BlockMask(rng.random((*leading, count(lq, bq), count(lk, bk))) < density, size)
-
-
-@st.composite
-def block_masked_calls(draw, dtypes=tuple(DTYPES)):
-    """Any legal call, with a block mask."""
-    call = draw(calls(dtypes, most_pairs=40_000))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    query, key, _ = same_batch(call.query, call.key, call.value)
-    leading = tuple(1 if draw(st.integers(0, 2)) == 0 else n for n in query.shape[:-2])
-    leading = leading[draw(st.integers(0, len(leading))) :]
-    size = draw(st.sampled_from(SIZES))
-    density = draw(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
-    call.options["mask"] = block_mask(
-        *(rng, query.shape[-2], key.shape[-2], size, *leading), density=density
-    )
-    return call
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)

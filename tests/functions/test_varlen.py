@@ -5,28 +5,17 @@ import itertools
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import attnfast
 from attnfast import AttentionResult, reference
 from support.arrays import DTYPE_IDS, DTYPES, assert_same, compute_dtype, randn, same_bits
 from support.criterion import Criterion
-from support.layouts import EDGES, LAYOUTS, lay_out
+from support.family_draws import packed, varlen_calls
+from support.layouts import LAYOUTS, lay_out
 
 EXAMPLES = settings.default.max_examples
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 MIXED = ([5, 0, 1, 130, 17, 1, 64], [70, 9, 0, 130, 300, 1, 65])
-
-
-def packed(rng, q_lengths, k_lengths, d=16, dv=None, *, heads=2, kv_heads=2, dtype=np.float32):
-    """Query, key, value, cu_q and cu_k."""
-    rows, keys = sum(q_lengths), sum(k_lengths)
-    arrays = (
-        randn(rng, (rows, heads, d), dtype),
-        randn(rng, (keys, kv_heads, d), dtype),
-        randn(rng, (keys, kv_heads, d if dv is None else dv), dtype),
-    )
-    return *arrays, np.cumsum([0, *q_lengths]), np.cumsum([0, *k_lengths])
 
 
 def alone(query, key, value, cu_q, cu_k, function=attnfast.attention, **options):
@@ -48,41 +37,6 @@ def check_alone(result, *arrays, **options):
     for s, (rows, output, lse) in enumerate(alone(*arrays, **options)):
         assert same_bits(result.output[rows], output), s
         assert same_bits(result.lse[rows], lse), s
-
-
-@st.composite
-def varlen_calls(draw):
-    """Sequences of any lengths, and every option."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    n = draw(st.integers(0, 6))
-    size = st.integers(0, 4) | st.sampled_from([e for e in EDGES if e < 140])
-    q_lengths = draw(st.lists(size, min_size=n, max_size=n))
-    k_lengths = draw(st.just(q_lengths) | st.lists(size, min_size=n, max_size=n))
-    kv_heads, group = draw(st.integers(1, 2)), draw(st.integers(1, 3))
-    heads, d = kv_heads * group, draw(st.sampled_from([1, 8, 33, 64]))
-    dtype = draw(st.sampled_from(DTYPES))
-    arrays = packed(
-        *(rng, q_lengths, k_lengths, d, draw(st.sampled_from([d, 5, 17]))),
-        heads=heads,
-        kv_heads=kv_heads,
-        dtype=dtype,
-    )
-    layouts = [draw(st.sampled_from(LAYOUTS)) for _ in range(3)]
-    arrays = [*(lay_out(a, x) for a, x in zip(arrays[:3], layouts, strict=True)), *arrays[3:]]
-    options = {
-        "is_causal": st.just(True),
-        "window_size": st.sampled_from([0, 5, (40, 3), (-1, 2), (None, 70)]),
-        "q_offset": st.just("end") | st.integers(-9, 99) | st.just(rng.integers(-9, 99, n)),
-        "scale": st.sampled_from([0.0, 0.3, -1.0]),
-        "softcap": st.sampled_from([0.5, 30.0]),
-        "alibi_slopes": st.sampled_from([(heads,), (n, heads)]).map(rng.standard_normal),
-        "sink_logits": st.just(rng.standard_normal(heads)),
-        "num_threads": st.integers(1, 3),
-    }
-    options = {name: draw(x) for name, x in options.items() if draw(st.integers(0, 2)) == 0}
-    if q_lengths != k_lengths:
-        options.setdefault("q_offset", "end")
-    return arrays, options
 
 
 @pytest.mark.usefixtures("isa")

@@ -1,0 +1,229 @@
+"""Hypothesis strategies for calls of every function, with block masks, `out` and bad arguments."""
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+import attnfast
+from attnfast import BlockMask
+from support.arrays import DTYPES, POISON, poisoned, randn, same_batch
+from support.bad_cases import cases
+from support.criterion import SCORE_OPTIONS
+from support.draws import Call, additive_calls, calls, local_calls
+from support.layouts import EDGES, LAYOUTS, lay_out
+
+SIZES = [1, 3, 16, 64, 100, (1, 64), (48, 7), (130, 1), (64, 128), (1000, 1000)]
+STAGES = ("scores", "capped", "biased", "weights")
+MOST_PAIRS = 40_000
+
+
+def count(length: int, size: int) -> int:
+    """How many blocks of `size` a length has."""
+    return -(-length // size)
+
+
+def block_mask(
+    rng: np.random.Generator, lq: int, lk: int, size: Any, *leading: int, density: float = 0.5
+) -> BlockMask:
+    """Blocks at random."""
+    bq, bk = np.broadcast_to(size, 2)
+    return BlockMask(rng.random((*leading, count(lq, bq), count(lk, bk))) < density, size)
+
+
+@st.composite
+def _block_masks(draw: Any, call: Call) -> BlockMask:
+    """Block masks that fit a call."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    query, key, _ = same_batch(call.query, call.key, call.value)
+    leading = tuple(1 if draw(st.integers(0, 2)) == 0 else n for n in query.shape[:-2])
+    leading = leading[draw(st.integers(0, len(leading))) :]
+    size = draw(st.sampled_from(SIZES))
+    density = draw(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
+    return block_mask(rng, query.shape[-2], key.shape[-2], size, *leading, density=density)
+
+
+@st.composite
+def block_masked_calls(draw: Any, dtypes: Any = tuple(DTYPES)) -> Call:
+    """Any legal call, with a block mask."""
+    call = draw(calls(dtypes, most_pairs=MOST_PAIRS))
+    call.options["mask"] = draw(_block_masks(call))
+    return call
+
+
+def packed(
+    rng: np.random.Generator,
+    q_lengths: Any,
+    k_lengths: Any,
+    d: int = 16,
+    dv: int | None = None,
+    *,
+    heads: int = 2,
+    kv_heads: int = 2,
+    dtype: Any = np.float32,
+) -> tuple[np.ndarray, ...]:
+    """Query, key, value, cu_q and cu_k."""
+    rows, keys = sum(q_lengths), sum(k_lengths)
+    arrays = (
+        randn(rng, (rows, heads, d), dtype),
+        randn(rng, (keys, kv_heads, d), dtype),
+        randn(rng, (keys, kv_heads, d if dv is None else dv), dtype),
+    )
+    return *arrays, np.cumsum([0, *q_lengths]), np.cumsum([0, *k_lengths])
+
+
+@st.composite
+def varlen_calls(draw: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Sequences of any lengths, and every option."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n = draw(st.integers(0, 6))
+    size = st.integers(0, 4) | st.sampled_from([e for e in EDGES if e < 140])
+    q_lengths = draw(st.lists(size, min_size=n, max_size=n))
+    k_lengths = draw(st.just(q_lengths) | st.lists(size, min_size=n, max_size=n))
+    kv_heads, group = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    heads, d = kv_heads * group, draw(st.sampled_from([1, 8, 33, 64]))
+    dtype = draw(st.sampled_from(DTYPES))
+    arrays = packed(
+        *(rng, q_lengths, k_lengths, d, draw(st.sampled_from([d, 5, 17]))),
+        heads=heads,
+        kv_heads=kv_heads,
+        dtype=dtype,
+    )
+    layouts = [draw(st.sampled_from(LAYOUTS)) for _ in range(3)]
+    laid_out = [lay_out(a, x) for a, x in zip(arrays[:3], layouts, strict=True)]
+    options = {
+        "is_causal": st.just(True),
+        "window_size": st.sampled_from([0, 5, (40, 3), (-1, 2), (None, 70)]),
+        "q_offset": st.just("end") | st.integers(-9, 99) | st.just(rng.integers(-9, 99, n)),
+        "scale": st.sampled_from([0.0, 0.3, -1.0]),
+        "softcap": st.sampled_from([0.5, 30.0]),
+        "alibi_slopes": st.sampled_from([(heads,), (n, heads)]).map(rng.standard_normal),
+        "sink_logits": st.just(rng.standard_normal(heads)),
+        "num_threads": st.integers(1, 3),
+    }
+    options = {name: draw(x) for name, x in options.items() if draw(st.integers(0, 2)) == 0}
+    if q_lengths != k_lengths:
+        options.setdefault("q_offset", "end")
+    return [*laid_out, *arrays[3:]], options
+
+
+class AnyCall:
+    """A function of the package by its name, and what it is called with."""
+
+    def __init__(self, function: str, arguments: dict[str, Any], **options: Any) -> None:
+        self.function, self.arguments = function, {**arguments, **options}
+
+    def run(self) -> Any:
+        return getattr(attnfast, self.function)(**self.arguments)
+
+    def __repr__(self) -> str:
+        def show(x: Any) -> str:
+            if isinstance(x, np.ndarray) and x.size > 8:
+                return f"<{x.dtype} {x.shape} strides {x.strides}>"
+            return repr(x)
+
+        return f"{self.function}({', '.join(f'{n}={show(x)}' for n, x in self.arguments.items())})"
+
+
+def any_calls(function: str) -> st.SearchStrategy[AnyCall]:
+    """Calls of one function: some hold NaN, infinity or huge numbers, some a bad argument."""
+    return _spoiled(_poisoned(DRAWN[function]()))
+
+
+@st.composite
+def _attention(draw: Any, strategy: Any = None) -> AnyCall:
+    """`attention`, or another function of the same form."""
+    call = draw(calls() if strategy is None else strategy)
+    if draw(st.integers(0, 5)) == 5:
+        call.options["mask"] = draw(_block_masks(call))
+    operands = {"query": call.query, "key": call.key, "value": call.value}
+    drawn = AnyCall(call.function, operands, **call.options)
+    if draw(st.integers(0, 7)) == 7:
+        query = same_batch(call.query, call.key, call.value)[0]
+        shape = (*query.shape[:-1], call.value.shape[-1])
+        drawn.arguments["out"] = draw(_outs(shape, call.query.dtype))
+    return drawn
+
+
+@st.composite
+def _outs(draw: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    out = np.full(shape, 7, dtype.newbyteorder("="))
+    layout = draw(st.sampled_from([x for x in LAYOUTS if x not in ("big-endian", "read-only")]))
+    return lay_out(out, layout) if out.ndim > 1 else out
+
+
+@st.composite
+def _without_value(draw: Any, function: str, own: dict[str, Any]) -> AnyCall:
+    """A function of query and key with options of its own, which may be functions of Lk."""
+    call = draw(calls(most_pairs=MOST_PAIRS))
+    if draw(st.integers(0, 5)) == 5:
+        call.options["mask"] = draw(_block_masks(call))
+    query, _, _ = same_batch(call.query, call.key, call.value)
+    lk = call.key.shape[-2]
+    names = (*SCORE_OPTIONS, "num_threads")
+    options = {name: x for name, x in call.options.items() if name in names}
+    options |= {n: draw(x(lk) if callable(x) else x) for n, x in own.items()}
+    return AnyCall(function, {"query": query, "key": call.key}, **options)
+
+
+def _numbers_of_keys(lk: int) -> st.SearchStrategy[int]:
+    few = st.sampled_from([1, 2, 5, 8, 17, 64, 65, 100, 200, lk]).map(lambda k: min(k, lk))
+    return few | st.integers(0, lk)
+
+
+@st.composite
+def _varlen(draw: Any) -> AnyCall:
+    arrays, options = draw(varlen_calls())
+    named = dict(zip(("query", "key", "value", "cu_q", "cu_k"), arrays, strict=True))
+    call = AnyCall("attention_varlen", named, **options, return_lse=draw(st.booleans()))
+    if draw(st.integers(0, 7)) == 7:
+        query, value = named["query"], named["value"]
+        call.arguments["out"] = draw(_outs((*query.shape[:-1], value.shape[-1]), query.dtype))
+    return call
+
+
+@st.composite
+def _plan(draw: Any) -> AnyCall:
+    call = draw(_attention())
+    call.function = "plan"
+    call.arguments["return_blocks"] = draw(st.booleans())
+    return call
+
+
+@st.composite
+def _poisoned(draw: Any, strategy: Any) -> AnyCall:
+    """One call in ten has rows of keys or values that are not finite, seen or not."""
+    call = draw(strategy)
+    if draw(st.integers(0, 9)) == 9:
+        name = draw(st.sampled_from([n for n in ("key", "value") if n in call.arguments]))
+        rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+        array = call.arguments[name]
+        rows = rng.random(array.shape[:-1]) < draw(st.sampled_from([0.01, 0.2, 1.0]))
+        poison = draw(st.sampled_from(POISON))
+        call.arguments[name] = poisoned(array, rows, poison)
+    return call
+
+
+@st.composite
+def _spoiled(draw: Any, strategy: Any) -> AnyCall:
+    """One call in twelve has an argument of another kind, shape or range, most of them illegal."""
+    call = draw(strategy)
+    if draw(st.integers(0, 11)) == 11:
+        known = cases(call.function)
+        _, name, bad, _ = known[draw(st.integers(0, len(known) - 1))]
+        call.arguments[name] = bad
+    return call
+
+
+DRAWN = {
+    "attention": _attention,
+    "attention_weights": lambda: _without_value(
+        "attention_weights", {"stage": st.sampled_from(STAGES)}
+    ),
+    "local_attention": lambda: _attention(local_calls()),
+    "additive_attention": lambda: _attention(additive_calls()),
+    "attention_topk": lambda: _without_value("attention_topk", {"k": _numbers_of_keys}),
+    "key_importance": lambda: _without_value("key_importance", {"per_kv_head": st.booleans()}),
+    "attention_varlen": _varlen,
+    "plan": _plan,
+}
