@@ -32,32 +32,12 @@ cdef bint has_legal_strides(cnp.ndarray a):
     return nd == 0 or shape[nd - 1] <= 1 or strides[nd - 1] == size
 
 
-cdef cnp.ndarray as_array(object x, str name):
-    """Any array-like as an ndarray, refusing what would be silently misread."""
-    if type(x) is np.ndarray:
-        return x
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array; pass its .data here and the mask as mask=")
-    if type(x).__module__.split(".")[0] == "dask":
-        raise TypeError(f"{name} is a dask array; map the call over its blocks, or compute it first")
-    try:
-        a = np.asarray(x)
-    except ValueError as error:
-        raise ValueError(f"{name} is not a regular array: {error}") from None
-    if a.dtype == object:
-        raise TypeError(f"{name} must be an array of numbers, got {type(x).__name__}")
-    return a
-
-
 cdef cnp.ndarray operand(object x, str name, int *dtype):
     """Query, key or value: one of the four dtypes, legal strides; copied where that is needed."""
-    cdef cnp.ndarray a = as_array(x, name)
+    cdef cnp.ndarray a = x if type(x) is np.ndarray else as_array(x, name)
     dtype[0] = dtype_of(a)
     if dtype[0] < 0:
-        raise TypeError(
-            f"{name} has dtype {a.dtype}; attnfast computes in float32, float64, float16 and bfloat16: "
-            f"write {name}.astype(np.float32)"
-        )
+        raise wrong_operand(a, x, name)
     if cnp.PyArray_NDIM(a) < 2:
         raise ValueError(f"{name} must have at least 2 axes (length, head size), got shape {shape_of(a)}")
     if not has_legal_strides(a):
@@ -120,7 +100,7 @@ cdef bint flag(object x, str name) except -1:
 cdef cnp.ndarray real_array(object x, str name):
     cdef cnp.ndarray a = as_array(x, name)
     if dtype_of(a) < 0 and a.dtype.kind not in "fiu":
-        raise TypeError(f"{name} must be real numbers, got {a.dtype}")
+        raise wrong_dtype(a, x, name, "real numbers", "write {0}.astype(np.float32)")
     return np.asarray(a, dtype=np.float64, order="C")
 
 

@@ -6,6 +6,20 @@ cdef int64_t position(object x):
     return max(-AF_MAX_POSITION, min(AF_MAX_POSITION, int(x)))
 
 
+cdef tuple window_sides(object window_size):
+    if isinstance(window_size, (tuple, list)):
+        if len(window_size) != 2:
+            raise ValueError(f"window_size must be an int or a pair (left, right), got {window_size!r}")
+        return tuple(window_size)
+    if isinstance(window_size, np.ndarray):
+        sides = window_size.ravel().tolist()
+        write = ""
+        if window_size.dtype.kind in "iu" and len(sides) in (1, 2):
+            write = f": write {sides[0] if len(sides) == 1 else tuple(sides)}"
+        raise TypeError(f"window_size must be an int or a pair (left, right), got an array{write}")
+    return window_size, window_size
+
+
 cdef int64_t window_bound(object x) except? -2:
     if x is None:
         return AF_FAR
@@ -83,25 +97,28 @@ cdef class Call(Operands):
             self.set_sink(sink_logits)
         return 0
 
-    cdef cnp.ndarray pairs(self, cnp.ndarray a, str name):
-        """An array over (..., H, Lq, Lk), any axis of length 1 broadcast; repeated axes are cut to that."""
-        return self.grid(a, name, self.p.Lq, self.p.Lk)
-
-    cdef cnp.ndarray grid(self, cnp.ndarray a, str name, int64_t rows, int64_t columns):
-        """The same over (..., H, rows, columns)."""
+    cdef bint broadcasts(self, cnp.ndarray a, int64_t rows, int64_t columns):
+        """Whether an array goes over (..., H, rows, columns), and can only be meant for these axes."""
         cdef int k, nd = cnp.PyArray_NDIM(a)
         cdef int64_t wanted, n
+        if nd > self.batch_ndim + 3:
+            return False
         for k in range(1, nd + 1):
             n = axis(a, k)
-            if k > self.batch_ndim + 3:
-                wanted = -1
-            elif k > 3:
+            if k > 3:
                 wanted = self.batch[self.batch_ndim + 3 - k]
             else:
                 wanted = columns if k == 1 else rows if k == 2 else self.p.H
-            if wanted == -1 or (n != 1 and n != wanted):
-                full = self.batch_shape() + (self.p.H, rows, columns)
-                raise ValueError(f"{name} has shape {shape_of(a)}, which does not broadcast to {full}")
+            if n != 1 and n != wanted:
+                return False
+        if self.p.B == 1 or nd <= self.batch_ndim or nd == self.batch_ndim + 3:
+            return True
+        return cnp.PyArray_DIMS(a)[0] != self.batch[0]  # an array for each batch row has the batch axes
+
+    cdef cnp.ndarray grid(self, cnp.ndarray a, str name, int64_t rows, int64_t columns, bint blocks):
+        """An array over (..., H, rows, columns), any axis of length 1 broadcast; repeated axes are cut to that."""
+        if not self.broadcasts(a, rows, columns):
+            check_axes(name, shape_of(a), self.batch_shape(), (self.p.H, rows, columns), blocks=blocks)
         return without_repeats(a, 0)
 
     cdef int set_pairs(self, af_tensor *t, cnp.ndarray a) except -1:
@@ -122,30 +139,24 @@ cdef class Call(Operands):
                 f"mask has {mask.blocks.shape[-2:]} blocks of {mask.block_size} queries and keys; "
                 f"Lq = {self.p.Lq} and Lk = {self.p.Lk} make {(rows, columns)}"
             )
-        return self.set_pairs(&self.p.blocks, self.grid(mask.blocks, "mask", rows, columns))
+        return self.set_pairs(&self.p.blocks, self.grid(mask.blocks, "mask", rows, columns, True))
 
     cdef int set_mask(self, object mask) except -1:
         if isinstance(mask, BlockMask) and mask.block_size != (1, 1):
             return self.set_blocks(mask)
-        if isinstance(mask, BlockMask):
-            mask = mask.blocks  # one pair a block: an elementwise mask
-        cdef cnp.ndarray a = as_array(mask, "mask")
+        cdef bint blocks = isinstance(mask, BlockMask)  # one pair a block: an elementwise mask
+        cdef cnp.ndarray a = mask.blocks if blocks else as_array(mask, "mask")
         if cnp.PyArray_TYPE(a) != cnp.NPY_BOOL:
-            if a.dtype.kind in "iu":
-                advice = "write mask != 0 (True = may attend)"
-            else:
-                advice = "additive values go to bias=; for a boolean mask write, say, mask == 0"
-            raise TypeError(f"mask must be bool, got {a.dtype}: {advice}")
-        self.mask = self.pairs(a, "mask")
+            raise wrong_mask(a, mask, "mask")
+        self.mask = self.grid(a, "mask", self.p.Lq, self.p.Lk, blocks)
         return self.set_pairs(&self.p.mask, self.mask)
 
     cdef int set_bias(self, object bias) except -1:
         cdef cnp.ndarray a = as_array(bias, "bias")
         cdef int dtype = dtype_of(a), wanted = AF_F64 if self.p.dtype == AF_F64 else AF_F32
         if dtype < 0:
-            advice = "a boolean mask goes to mask=" if a.dtype.kind == "b" else "write bias.astype(np.float32)"
-            raise TypeError(f"bias must be floating point, got {a.dtype}: {advice}")
-        a = self.pairs(a, "bias")
+            raise wrong_bias(a, bias)
+        a = self.grid(a, "bias", self.p.Lq, self.p.Lk, False)
         if dtype == AF_F64 and wanted == AF_F32:
             a = narrow(a)
         elif dtype != wanted:
@@ -156,12 +167,7 @@ cdef class Call(Operands):
         cdef bint causal = flag(is_causal, "is_causal")
         self.p.left = self.p.right = AF_FAR
         if window_size is not None:
-            if isinstance(window_size, (tuple, list)):
-                if len(window_size) != 2:
-                    raise ValueError(f"window_size must be an int or a pair (left, right), got {window_size!r}")
-                left, right = window_size
-            else:
-                left = right = window_size
+            left, right = window_sides(window_size)
             self.p.left = window_bound(left)
             self.p.right = window_bound(right)
         self.positioned = causal or self.p.left < AF_FAR or self.p.right < AF_FAR
@@ -210,13 +216,21 @@ cdef class Call(Operands):
             x = np.array(position(x))
         cdef cnp.ndarray a = as_array(x, name)
         if a.dtype.kind not in "iu" and a.size:
-            raise TypeError(f"{name} must be integers, got {a.dtype}")
+            raise wrong_integers(a, x, name)
         a = whole_array(a)
         if shape_of(a) == () and (one_for_all or self.p.B == 1):
             return np.full(self.p.B, a, np.int64)
         if shape_of(a) != shape and shape_of(a) != (self.p.B,):
+            if shape == ():
+                raise ValueError(f"{name} must be one number, got shape {shape_of(a)}: {self.one_row()}")
             raise ValueError(f"{name} must have one entry for each batch row, shape {shape}, got {shape_of(a)}")
         return np.ascontiguousarray(a.ravel())
+
+    cdef str one_row(self):
+        if self.ndim == 2:
+            return "arrays of rank 2 are one head of one batch row"
+        return ("arrays of rank 3 are (heads, length, head size) of one batch row, write query[:, None] (key and "
+                "value alike) if they are (batch, length, head size)")
 
     cdef cnp.ndarray length_rows(self, object x, str name, int64_t longest):
         cdef cnp.ndarray a = self.whole_rows(x, name, False)
@@ -274,20 +288,21 @@ cdef class Call(Operands):
     cdef cnp.ndarray checked_out(self, object out):
         shape = self.outer_shape() + (self.p.Dv,)
         if not isinstance(out, np.ndarray):
-            raise TypeError(f"out must be an array, got {type(out).__name__}")
+            raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
         cdef cnp.ndarray a = out
         if dtype_of(a) != self.p.dtype:
             raise TypeError(f"out must have the dtype of query, {DTYPES[self.p.dtype]}, got {a.dtype}")
         if out.shape != shape:
             raise ValueError(f"out must have shape {shape}, got {out.shape}")
         if not out.flags.writeable:
-            raise ValueError("out is read-only")
+            raise ValueError("out must be writable, got a read-only array")
         if isinstance(out, np.ma.MaskedArray):
-            raise TypeError("out is a masked array; pass its .data")
+            raise TypeError("out is a masked array, whose mask is not written: write out.data")
         extent = out.itemsize
         for stride, n in sorted((abs(s), n) for n, s in zip(out.shape, out.strides) if n > 1):
             if stride < extent and out.size:
-                raise ValueError(f"out has elements that share memory: shape {out.shape}, strides {out.strides}")
+                raise ValueError(f"out must have memory of its own for each element, got elements that share it: "
+                                 f"shape {out.shape}, strides {out.strides}")
             extent += stride * (n - 1)
         return a
 

@@ -15,6 +15,9 @@ import os
 
 import numpy as np
 
+from ._misread import (
+    as_array, check_axes, spelled, wrong_bias, wrong_dtype, wrong_integers, wrong_mask, wrong_operand,
+)
 from .block_mask import BlockMask
 
 cnp.import_array()

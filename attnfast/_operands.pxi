@@ -17,19 +17,20 @@ cdef class Operands:
         self.query = operand(query, "query", &dq)
         self.key = operand(key, "key", &dk)
         self.value = operand(value, "value", &dv) if has_value else None
-        self.check_dtype("key", self.key, dq, dk)
+        self.check_dtype("key", key, self.key, dq, dk)
         if has_value:
-            self.check_dtype("value", self.value, dq, dv)
+            self.check_dtype("value", value, self.value, dq, dv)
         self.p.dtype = <af_dtype>dq
         self.p.stage = AF_WEIGHTS
         self.set_shape()
         return 0
 
-    cdef int check_dtype(self, str name, cnp.ndarray a, int dq, int da) except -1:
+    cdef int check_dtype(self, str name, object x, cnp.ndarray a, int dq, int da) except -1:
         if da != dq:
             wanted = DTYPES[dq]
-            spelled = f"np.{wanted}" if dq != AF_BF16 else "ml_dtypes.bfloat16"
-            raise TypeError(f"{name} has dtype {a.dtype} but query has {wanted}: write {name}.astype({spelled})")
+            to = f"np.{wanted}" if dq != AF_BF16 else "ml_dtypes.bfloat16"
+            raise TypeError(f"{name} has dtype {a.dtype} but query has {wanted}: "
+                            f"write {spelled(x, name)}.astype({to})")
         return 0
 
     cdef int set_shape(self) except -1:
@@ -92,7 +93,7 @@ cdef class Operands:
             self.join_batch("value", self.value)
         for k in range(self.batch_ndim):
             if self.batch[k] != 0 and total > AF_FAR // self.batch[k]:
-                raise ValueError("the batch axes have too many elements")
+                raise ValueError("query, key and value have more batch rows than can be counted")
             total *= self.batch[k]
         self.p.B = total
         return 0

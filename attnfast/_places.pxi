@@ -12,7 +12,7 @@ cdef class PlacedCall(Call):
         if self.centers is not None:
             return self.set_centers()
         if self.sigma is not None:
-            raise ValueError("sigma needs centers of a floating dtype")
+            raise ValueError("sigma is the width of a factor about centers, got no centers: leave sigma out")
         self.set_dilation()
         if self.global_tokens is not None:
             self.set_global_tokens()
@@ -24,7 +24,7 @@ cdef class PlacedCall(Call):
     cdef int set_dilation(self) except -1:
         cdef cnp.ndarray a = as_array(self.dilation, "dilation")
         if a.dtype.kind not in "iu":
-            raise TypeError(f"dilation must be integers, got {a.dtype}")
+            raise wrong_integers(a, self.dilation, "dilation")
         if shape_of(a) != () and shape_of(a) != (self.p.H,):
             raise ValueError(f"dilation must be an int or have shape {(self.p.H,)}, got {shape_of(a)}")
         if a.size and a.min() < 1:
@@ -40,7 +40,8 @@ cdef class PlacedCall(Call):
         cdef int64_t Lk = self.p.Lk
         kind, last = a.dtype.kind, "Lk" if a.dtype.kind == "b" else "n"
         if kind not in "biu" and a.size:
-            raise TypeError(f"global_tokens must be indices or bool, got {a.dtype}")
+            raise wrong_dtype(a, self.global_tokens, "global_tokens", "indices or bool",
+                              "write {0}.astype(np.int64) if they are indices, {0} != 0 if one for each key")
         whole = [(n,) for n in (shape_of(a)[-1:] if cnp.PyArray_NDIM(a) else ())]
         if cnp.PyArray_NDIM(a) == 0 or shape_of(a)[:-1] not in ((), self.batch_shape(), (self.p.B,)):
             raise ValueError(
@@ -77,17 +78,15 @@ cdef class PlacedCall(Call):
         if np.any(np.asarray(self.dilation) != 1):
             raise ValueError("centers cannot be combined with dilation")
         if a.dtype.kind not in "iu" and dtype_of(a) < 0:
-            raise TypeError(f"centers must be whole or real numbers, got {a.dtype}")
+            raise wrong_dtype(a, self.centers, "centers", "integers or floating point", "write {0}.astype(np.float64)")
         smooth = a.dtype.kind not in "iu"
         places = a.astype(np.float64)
         if not np.isfinite(places).all():
             raise ValueError("centers must be finite")
         self.set_spread(smooth)
-        try:
-            self.set_rows(&self.p.center, places)
-        except ValueError:
-            full = self.batch_shape() + (self.p.H, self.p.Lq)
-            raise ValueError(f"centers has shape {shape_of(a)}, which does not broadcast to {full}") from None
+        if not self.broadcasts(places[..., None], self.p.Lq, 1):
+            check_axes("centers", shape_of(a), self.batch_shape(), (self.p.H, self.p.Lq))
+        self.set_rows(&self.p.center, places)
         if cnp.PyArray_NDIM(a) and np.any(places[..., 1:] < places[..., :-1]):
             self.set_rows(&self.p.order, np.argsort(places, axis=-1, kind="stable").astype(np.int64))
         self.p.right = self.window_right
@@ -97,21 +96,26 @@ cdef class PlacedCall(Call):
 
     cdef int set_rows(self, af_tensor *t, object a) except -1:
         """Numbers over (..., H, Lq)."""
-        return self.set_pairs(t, self.grid(np.ascontiguousarray(a)[..., None], "centers", self.p.Lq, 1))
+        return self.set_pairs(t, without_repeats(np.ascontiguousarray(a)[..., None], 0))
 
     cdef int set_spread(self, bint smooth) except -1:
+        """Integer centers are Luong's local-m, real ones with a sigma his local-p."""
+        if not smooth and self.sigma is not None:
+            raise ValueError(
+                "sigma is for real centers (local-p), got integer centers (local-m): "
+                f"write {spelled(self.centers, 'centers')}.astype(np.float64), or leave sigma out"
+            )
         if not smooth:
-            if self.sigma is not None:
-                raise ValueError("sigma needs centers of a floating dtype")
             return 0
         if self.sigma is None:
-            width = self.p.left + self.window_right
-            if width == 0 or self.p.left >= AF_FAR or self.window_right >= AF_FAR:
-                raise ValueError("sigma must be given for a window without width or bounds")
-            sigma = width / 4
-        else:
-            sigma = real_number(self.sigma, "sigma")
-            if not (isfinite(sigma) and sigma > 0):
-                raise ValueError(f"sigma must be finite and above 0, got {sigma}")
+            wide = 0 < self.p.left + self.window_right < AF_FAR
+            width = f"sigma=({self.p.left} + {self.window_right}) / 4" if wide else "a sigma above 0"
+            raise ValueError(
+                f"sigma must be given with real centers: write {width} for local-p, "
+                "or centers=np.rint(centers).astype(np.int64) for local-m"
+            )
+        sigma = real_number(self.sigma, "sigma")
+        if not (isfinite(sigma) and sigma > 0):
+            raise ValueError(f"sigma must be finite and above 0, got {sigma}")
         self.p.fading = sqrt(0.5 / log(2.0)) / sigma
         return 0

@@ -15,7 +15,7 @@ cdef class PackedCall(Call):
     cdef cnp.ndarray bounds(self, object x, str name, int64_t total, str what):
         cdef cnp.ndarray a = as_array(x, name)
         if a.dtype.kind not in "iu":
-            raise TypeError(f"{name} must be integers, got {a.dtype}")
+            raise wrong_integers(a, x, name)
         if cnp.PyArray_NDIM(a) != 1 or a.size == 0:
             raise ValueError(f"{name} must have shape (sequences + 1,), got {shape_of(a)}")
         wanted = f"{name} must rise from 0 to {total}, the rows of {what}"
@@ -23,7 +23,7 @@ cdef class PackedCall(Call):
             raise ValueError(f"{wanted}, got {a[0]} .. {a[a.size - 1]}")
         falls = np.flatnonzero(a[1:] < a[:-1])
         if falls.size:
-            raise ValueError(f"{wanted}, but falls from {a[falls[0]]} to {a[falls[0] + 1]}")
+            raise ValueError(f"{wanted}, got {a[falls[0]]} before {a[falls[0] + 1]}")
         a = np.ascontiguousarray(a.astype(np.int64))
         self.keep.append(a)
         return a

@@ -99,9 +99,10 @@ def attention(
     value : array_like, ``(..., Hk, Lk, Dv)``
         Same dtype as `query`.
     mask : array_like of bool or BlockMask, optional
-        Broadcastable to ``(..., H, Lq, Lk)``; True where a query may attend to a key. A key that is
-        hidden by this or by anything below has no influence, even if it holds NaN. Blocks that a
-        :class:`BlockMask` hides cost nothing.
+        Broadcastable to ``(..., H, Lq, Lk)``; True where a query may attend to a key. One for each
+        batch row has an axis for the heads: ``(B, 1, Lq, Lk)``, or ``(B, 1, 1, Lk)`` for padding.
+        A key that is hidden by this or by anything below has no influence, even if it holds NaN.
+        Blocks that a :class:`BlockMask` hides cost nothing.
     bias : array_like of float, optional
         Broadcastable to ``(..., H, Lq, Lk)``, added to the scores. ``-inf`` hides a key; any finite
         value, ``-1e9`` too, is data.

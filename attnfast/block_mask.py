@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ._checks import whole_number
+from ._misread import as_array, wrong_mask
 from ._signature import plain_signature
 
 Blocks = NDArray[np.bool_]
@@ -21,7 +22,8 @@ class BlockMask:
     ----------
     blocks : array_like of bool, ``(..., H or 1, ceil(Lq / bq), ceil(Lk / bk))``
         True where a block of queries may attend to a block of keys. Leading axes broadcast against
-        batch and heads; an array of rank 2 is shared by all of them.
+        batch and heads; an array of rank 2 is shared by all of them, one of rank 3 has an axis of
+        heads.
     block_size : int or (bq, bk)
         Queries and keys in a block; the last ones may be shorter. Multiples of 64 suit the kernels.
 
@@ -109,7 +111,10 @@ class BlockMask:
         mixed = (count != 0) & (count != pairs)
         if mixed.any():
             at = tuple(int(n) for n in np.argwhere(mixed)[0])
-            raise ValueError(f"mask shows a part of block {at} only, of {bq} queries and {bk} keys")
+            raise ValueError(
+                f"mask must show or hide each block of {bq} queries and {bk} keys as a whole, got "
+                f"block {at} with both"
+            )
         return cls(count != 0, sizes)
 
     @classmethod
@@ -158,7 +163,8 @@ class BlockMask:
         rows, columns = _blocks(Lq, bq, "Lq"), _blocks(Lk, bk, "Lk")
         if not callable(visible):
             raise TypeError(f"visible must be a function, got {type(visible).__name__}")
-        blocks = np.asarray(visible(np.arange(rows)[:, None], np.arange(columns)[None, :]))
+        returned = visible(np.arange(rows)[:, None], np.arange(columns)[None, :])
+        blocks = as_array(returned, "visible")
         if blocks.dtype != np.bool_:
             raise TypeError(f"visible must return bool, got {blocks.dtype}")
         try:
@@ -277,8 +283,8 @@ class BlockMask:
         wanted = _blocks(Lq, bq, "Lq"), _blocks(Lk, bk, "Lk")
         if self.blocks.shape[-2:] != wanted:
             raise ValueError(
-                f"Lq = {Lq} and Lk = {Lk} make {wanted} blocks, the mask has "
-                f"{self.blocks.shape[-2:]}"
+                f"Lq = {Lq} and Lk = {Lk} make {wanted} blocks of {self.block_size}, but the mask "
+                f"has {self.blocks.shape[-2:]}"
             )
         rows, columns = np.arange(Lq) // min(bq, max(Lq, 1)), np.arange(Lk) // min(bk, max(Lk, 1))
         return self.blocks[..., rows[:, None], columns]
@@ -289,14 +295,9 @@ class BlockMask:
 
 
 def _bool_array(x: Any, name: str, axes: str) -> Blocks:
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array; combine its .data and its .mask first")
-    try:
-        a = np.asarray(x)
-    except ValueError as error:
-        raise ValueError(f"{name} is not a regular array: {error}") from None
+    a = as_array(x, name)
     if a.dtype != np.bool_:
-        raise TypeError(f"{name} must be bool, got {a.dtype}: write {name} != 0")
+        raise wrong_mask(a, x, name, bias=False)
     if a.ndim < 2:
         raise ValueError(f"{name} must have at least 2 axes ({axes}), got shape {a.shape}")
     return a

@@ -90,8 +90,8 @@ def local_attention(
 
     of its window, d being the dilation of its head; the global tokens; and, if it is a global token
     itself, every key. This is the pattern of Longformer [1]_. With `centers` the window lies about
-    a place of each query's own, as in Luong's local attention [2]_: whole numbers are his local-m,
-    real ones his local-p, where in addition each weight is multiplied, after the softmax, by
+    a place of each query's own, as in Luong's local attention [2]_: integers are his local-m, real
+    numbers with a `sigma` his local-p, where each weight is multiplied, after the softmax, by
 
     .. math:: \exp\left(-\frac{(j - c_i)^2}{2 \sigma^2}\right).
 
@@ -111,10 +111,12 @@ def local_attention(
     dilation : int or array_like of int ``(H,)``
         Distance between neighbouring keys of a window.
     centers : array_like, optional
-        Broadcastable to ``(..., H, Lq)``; in any order. The window holds the keys with
-        ``center - left <= j <= center + right``. Causality and ALiBi still go by ``p``.
+        Broadcastable to ``(..., H, Lq)``; in any order. Integers for local-m, floating point for
+        local-p. The window holds the keys with ``center - left <= j <= center + right``. Causality
+        and ALiBi still go by ``p``.
     sigma : float, optional
-        Width of the factor for real `centers`, default ``(left + right) / 4``: half the window.
+        Width of the factor; must be given with real `centers`. Luong's is half of one side of the
+        window, ``(left + right) / 4``.
     mask, bias, is_causal, q_offset, q_lengths, kv_lengths : optional
         As for :func:`attention`.
     scale, softcap, alibi_slopes, sink_logits : optional
@@ -134,7 +136,7 @@ def local_attention(
         A dtype or type that is not accepted.
     ValueError
         A shape that does not fit or a number out of range; `centers` together with `global_tokens`
-        or a dilation; `sigma` without real centers.
+        or a dilation; real `centers` without `sigma`, or `sigma` without them.
     MemoryError
         As for :func:`attention`.
 
@@ -156,7 +158,8 @@ def local_attention(
     Five decoder states that look at places of a source of 1000 words:
 
     >>> places = np.array([3.5, 180.2, 420.0, 700.9, 998.0])
-    >>> o, _, w = local_attention(q[:, :5], k, v, 10, centers=places, return_weights=True)
+    >>> luong = {"centers": places, "sigma": 5.0}
+    >>> o, _, w = local_attention(q[:, :5], k, v, 10, **luong, return_weights=True)
     >>> int((w[0, 1] > 0).sum()), bool(w[0, 1].sum() < 1)
     (20, True)
     """

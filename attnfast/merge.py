@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._misread import as_array, wrong_dtype
 from ._signature import plain_signature
 from .result import AttentionResult
 
@@ -79,30 +80,34 @@ def _parts(arrays: Sequence[ArrayLike] | Array, name: str) -> list[Array]:
     if isinstance(arrays, np.ndarray) and arrays.ndim == 0:
         raise ValueError(f"{name} must be a sequence of arrays, or an array stacked on axis 0")
     try:
-        parts = [np.asarray(part) for part in arrays]
+        given = list(arrays)
     except TypeError:
         raise TypeError(
             f"{name} must be a sequence of arrays, got {type(arrays).__name__}"
         ) from None
+    parts = [as_array(part, f"{name}[{n}]") for n, part in enumerate(given)]
     if not parts:
         raise ValueError(f"{name} is empty: there is nothing to merge")
-    for part in parts:
+    for n, part in enumerate(parts):
         if part.dtype.kind != "f" and part.dtype.name != "bfloat16":
-            raise TypeError(f"{name} must be floating point, got {part.dtype}")
+            raise wrong_dtype(
+                part, given[n], f"{name}[{n}]", "floating point", "write {0}.astype(np.float32)"
+            )
         if part.dtype != parts[0].dtype:
-            raise TypeError(f"{name} mix the dtypes {parts[0].dtype} and {part.dtype}")
+            raise TypeError(f"{name} must have one dtype, got {parts[0].dtype} and {part.dtype}")
         if part.shape != parts[0].shape:
-            raise ValueError(f"{name} mix the shapes {parts[0].shape} and {part.shape}")
+            raise ValueError(f"{name} must have one shape, got {parts[0].shape} and {part.shape}")
     return parts
 
 
 def _check(outputs: list[Array], lses: list[Array]) -> None:
     if outputs[0].dtype.name not in ("float32", "float64", "float16", "bfloat16"):
-        raise TypeError(f"outputs must not be {outputs[0].dtype}")
+        accepted = "float32, float64, float16 or bfloat16"
+        raise TypeError(f"outputs must be {accepted}, got {outputs[0].dtype}")
     if outputs[0].ndim < 1 or lses[0].shape != outputs[0].shape[:-1]:
         raise ValueError(
             f"lses must have the shape of outputs without its last axis: "
             f"outputs {outputs[0].shape}, lses {lses[0].shape}"
         )
     if len(lses) != len(outputs):
-        raise ValueError(f"outputs and lses differ in number: {len(outputs)} and {len(lses)}")
+        raise ValueError(f"lses must be {len(outputs)} arrays like outputs, got {len(lses)}")

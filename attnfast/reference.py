@@ -8,7 +8,8 @@
 
 ``p_i = i + q_offset`` is the place of query ``i`` on the key axis. The kernels are tested against
 these functions, so everything is written out: all scores exist in memory at once, grouped heads are
-repeated, and arguments are taken to be legal (the public functions check them).
+repeated, and arguments are taken to be legal (the public functions check them). Masks and biases
+broadcast as NumPy arrays do, also those that the public functions refuse as ambiguous.
 
 ``compute_dtype`` is the dtype of every intermediate and of the results. float64 is the truth;
 float32 is what plain NumPy attention in single precision gives, by which the rounding of the
@@ -121,9 +122,8 @@ def local_attention(
         Keys before and after the middle of the window that a query may see.
     centers : array_like, optional
         Broadcastable to ``(..., H, Lq)``: the middle of each query's window, instead of ``p_i``.
-        Where they are real numbers, weights are multiplied by ``exp(-(j - c)**2 / (2 sigma**2))``.
     sigma : float, optional
-        Default: a quarter of the two sides of the window together.
+        With it weights are multiplied by ``exp(-(j - c)**2 / (2 sigma**2))``.
     compute_dtype : dtype
         As for `attention`.
     **options
@@ -136,9 +136,8 @@ def local_attention(
     """
     (q, k, v), rank = _arrange(compute_dtype, query, key, value)
     options = {"window_size": window_size, "centers": centers, **options}
-    if centers is None or np.asarray(centers).dtype.kind in "iu":
+    if sigma is None:
         return _attend(q, k, v, rank, **options)
-    sigma = sum(_sides(window_size)) / 4 if sigma is None else sigma
     distance = np.arange(k.shape[-2]) - np.asarray(centers).astype(np.float64)[..., None]
     with np.errstate(all="ignore"):
         factor = np.exp(-((distance.astype(q.dtype) / float(sigma)) ** 2) / 2)

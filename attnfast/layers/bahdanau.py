@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .._signature import plain_signature
 from ..additive import additive_attention
-from .linear import Linear, Seed, as_input, as_named, size
+from .linear import Linear, Seed, as_input, as_named, check_batch, size
 from .masks import as_key_mask
 
 Array = NDArray[Any]
@@ -176,6 +176,7 @@ class BahdanauAttention:
         w_query, w_key, v = (self.weights[name] for name in ("w_query", "w_key", "v"))
         s = as_input(query, "query", len(w_query), w_query.dtype)
         h = as_input(states, "states", len(w_key), w_key.dtype)
+        check_batch(s, "query", h, "states")
         k = Linear(w_key)(h) if keys is None else as_input(keys, "keys", len(v), v.dtype)
         options: dict[str, Any] = {"kv_lengths": kv_lengths, "num_threads": num_threads}
         if key_mask is not None:

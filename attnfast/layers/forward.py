@@ -5,11 +5,13 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._misread import as_array, check_axes
 from ..api import attention
+from ..block_mask import BlockMask
 from ..merge import merge_attention
 from ..options import Mask, Window
 from ..result import AttentionResult
-from .linear import as_input
+from .linear import as_input, check_batch
 from .masks import as_key_mask, hide_keys
 from .projections import Projections
 
@@ -53,7 +55,8 @@ def forward(
     x_q = as_input(query, "query", weights.query.n_in, weights.dtype)
     x_k = as_input(key, "key", weights.key.n_in, weights.dtype)
     x_v = as_input(value, "value", weights.value.n_in, weights.dtype)
-    options = _kernel_options(options, x_q.shape, x_k.shape)
+    check_batch(x_q, "query", x_k, "key")
+    options = _kernel_options(options, x_q.shape, x_k.shape, weights.num_heads)
     q = _split(weights.query(x_q), weights.num_heads)
     k = _split(weights.key(x_k), weights.num_kv_heads)
     v = _split(weights.value(x_v), weights.num_kv_heads)
@@ -69,19 +72,24 @@ def _split(x: Array, heads: int) -> Array:
 
 
 def _kernel_options(
-    options: dict[str, Any], query: tuple[int, ...], key: tuple[int, ...]
+    options: dict[str, Any], query: tuple[int, ...], key: tuple[int, ...], heads: int
 ) -> dict[str, Any]:
     """Options of `attnfast.attention`, from those of a call with inputs of these shapes."""
     options = dict(options)
+    batch = np.broadcast_shapes(query[:-2], key[:-2])
     for name in ("mask", "bias"):
         _check_heads(options.get(name), name, len(query))
     key_mask = options.pop("key_mask", None)
     if key_mask is not None:
+        mask = options.get("mask")
+        if mask is not None and not isinstance(mask, BlockMask):
+            options["mask"] = mask = as_array(mask, "mask")
+            check_axes("mask", mask.shape, batch, (heads, query[-2], key[-2]))
         options["mask"], options["kv_lengths"] = hide_keys(
             as_key_mask(key_mask, "key_mask", key[:-1]),
-            options.get("mask"),
+            mask,
             options.get("kv_lengths"),
-            batch=np.broadcast_shapes(query[:-2], key[:-2]),
+            batch=batch,
         )
     return options
 
@@ -91,7 +99,7 @@ def _check_heads(pairs: Any, name: str, rank: int) -> None:
     shape = np.shape(pairs)
     if rank > 2 and len(shape) == rank and any(n != 1 for n in shape[:-2]):
         raise ValueError(
-            f"{name} has shape {shape}, without an axis for either batch or heads: write "
+            f"{name} has shape {shape}, which lacks the axis of batch or that of heads: write "
             f"{name}[..., None, :, :] if all heads share it, {name}[None] if all batch rows do"
         )
 

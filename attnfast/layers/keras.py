@@ -8,11 +8,12 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from .._misread import as_array
 from .._signature import plain_signature
 from ..additive import additive_attention
 from ..api import attention
 from ..result import AttentionResult
-from .linear import Seed, as_weights, check_array, real_dtype, size
+from .linear import Seed, as_weights, check_array, check_batch, real_dtype, size
 from .masks import as_key_mask, real_lengths, right_padded
 
 Array = NDArray[Any]
@@ -186,7 +187,8 @@ class Attention(_TokenAttention):
         layer = cls(use_scale, score_mode)
         values = [float(as_weights(w, np.float64).reshape(())) for w in weights]
         if len(values) != len(layer._names):
-            raise ValueError(f"weights must be {layer._names}, got {len(values)}")
+            names = ", ".join(layer._names)
+            raise ValueError(f"weights must be [{names}], got {len(values)} arrays")
         for name, x in zip(layer._names, values, strict=True):
             setattr(layer, name, x)
         return layer
@@ -325,16 +327,17 @@ class AdditiveAttention(_TokenAttention):
 
 def _arrays(inputs: Sequence[ArrayLike]) -> tuple[Array, Array, Array]:
     """Query, key and value."""
+    accepted = "inputs must be [query, value] or [query, value, key]"
     if not isinstance(inputs, (list, tuple)):
-        raise TypeError(f"inputs must be a list, got {type(inputs).__name__}")
+        raise TypeError(f"{accepted}, got {type(inputs).__name__}")
     if len(inputs) not in (2, 3):
-        raise ValueError(
-            f"inputs must be [query, value] or [query, value, key], got {len(inputs)} arrays"
-        )
-    arrays = [np.asarray(x) for x in inputs]
-    for name, x in zip(("query", "value", "key"), arrays, strict=False):
+        raise ValueError(f"{accepted}, got {len(inputs)} arrays")
+    names = ("query", "value", "key")
+    arrays = [as_array(x, name) for name, x in zip(names, inputs, strict=False)]
+    for name, x in zip(names, arrays, strict=False):
         if x.ndim < 2:
             raise ValueError(f"{name} must have shape (..., length, dim), got {x.shape}")
+    check_batch(arrays[0], "query", arrays[1], "value")
     return arrays[0], arrays[-1] if len(arrays) == 3 else arrays[1], arrays[1]
 
 
@@ -344,7 +347,7 @@ def _masks(
     if mask is None:
         return None, None
     if not isinstance(mask, (list, tuple)):
-        raise TypeError(f"mask must be a list, got {type(mask).__name__}")
+        raise TypeError(f"mask must be [query_mask, value_mask], got {type(mask).__name__}")
     if len(mask) != 2:
         raise ValueError(f"mask must be [query_mask, value_mask], got {len(mask)} items")
     pairs = zip(("query_mask", "value_mask"), mask, (query, value), strict=True)

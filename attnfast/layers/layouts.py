@@ -91,7 +91,7 @@ def to_torch(p: Projections, prefix: str) -> dict[str, Array]:
         sizes = ", ".join(f"{m.n_in} to {m.n_out}" for m in (*maps, p.output))
         raise ValueError(
             "torch.nn.MultiheadAttention has one width for queries, all heads and the output, "
-            f"but query, key, value and output go from {sizes}"
+            f"but query, key, value and output map {sizes}"
         )
     weights = [m.weight.T for m in maps]
     if all(m.n_in == width for m in maps):
@@ -144,7 +144,7 @@ def from_keras(weights: Sequence[Any], dtype: DTypeLike | None) -> Projections:
         )
     query, key, value, output = kernels
     if value.shape[1] != key.shape[1] or output.shape[:2] != (query.shape[1], value.shape[2]):
-        raise ValueError(f"weights have kernels whose heads do not fit together: {shapes}")
+        raise ValueError(f"weights must have kernels with the same heads, got shapes {shapes}")
     flat = [w.reshape(len(w), -1) for w in (query, key, value)]
     flat.append(output.reshape(-1, output.shape[2]))
     biases = [b.ravel() for b in arrays[1::2]] if step == 2 else [None] * 4

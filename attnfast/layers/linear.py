@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from .._misread import as_array, wrong_dtype
 from .._signature import plain_signature
 
 Array = NDArray[Any]
@@ -126,16 +127,35 @@ def as_weights(x: Any, dtype: DTypeLike | None = None) -> Array:
 
 def as_input(x: ArrayLike, name: str, width: int, dtype: np.dtype[Any]) -> Array:
     """An input ``(..., length, width)`` of the layer's dtype."""
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array: pass its .data, and the mask as key_mask")
-    a = np.asarray(x)
+    a = as_array(x, name)
+    if a.shape == (width,):
+        raise ValueError(
+            f"{name} must have shape (..., length, {width}), got {a.shape}: write {name}[None]"
+        )
     if a.ndim < 2 or a.shape[-1] != width:
         raise ValueError(f"{name} must have shape (..., length, {width}), got {a.shape}")
     if a.dtype.newbyteorder("=") != dtype:
-        raise TypeError(
-            f"{name} has dtype {a.dtype} but the layer has {dtype}: write {name}.astype(np.{dtype})"
-        )
+        advice = f"write {{0}}.astype(np.{dtype})"
+        raise wrong_dtype(a, x, name, f"{dtype} like the weights of the layer", advice)
     return a.astype(dtype, copy=False)
+
+
+def check_batch(query: Array, name: str, key: Array, key_name: str, *, shared: bool = True) -> None:
+    """Refuse a query for each batch row that lacks the axis of its length.
+
+    It would be taken for queries that all batch rows share, where a layer accepts those.
+    """
+    batch = key.shape[:-2]
+    if query.shape[:-1] != batch or not any(n > 1 for n in batch):
+        return
+    each = f"{name}[{', '.join([':'] * len(batch) + ['None'])}]"
+    got = f"{name} has shape {query.shape} and {key_name} {key.shape}"
+    if not shared:
+        raise ValueError(f"{got}: write {each} for one query per batch row")
+    raise ValueError(
+        f"{got}, which can be read in two ways: write {each} for one query per batch row, "
+        f"{name}[None] for queries that all batch rows share"
+    )
 
 
 def as_named(

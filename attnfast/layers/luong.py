@@ -11,7 +11,7 @@ from ..additive import additive_attention
 from ..api import attention
 from ..local import local_attention
 from ..result import AttentionResult
-from .linear import Linear, Seed, as_input, as_named, size
+from .linear import Linear, Seed, as_input, as_named, check_batch, size
 from .masks import as_key_mask, as_lengths, real_lengths
 from .windows import additive_window
 
@@ -111,8 +111,10 @@ class LuongAttention:
             )
         if score == "dot" and self.source_dim != self.dim:
             raise ValueError(f'source_dim ({self.source_dim}) must be dim ({self.dim}) for "dot"')
-        if (window is None) != (alignment == "global"):
-            raise ValueError(f"window must be given for local alignments only, got {window}")
+        if window is None and alignment != "global":
+            raise ValueError(f"window must be given for alignment {alignment!r}, got None")
+        if window is not None and alignment == "global":
+            raise ValueError(f'window must be None for alignment "global", got {window}')
         self.score, self.alignment = score, alignment
         self.window = 0 if window is None else size(window, "window")
         n = self.dim if units is None else size(units, "units")
@@ -281,6 +283,7 @@ class LuongAttention:
         """
         h_t = self._input(hidden, "hidden", self.dim)
         h_s = self._input(source, "source", self.source_dim)
+        check_batch(h_t, "hidden", h_s, "source", shared=False)
         if h_t.shape[:-2] != h_s.shape[:-2]:
             raise ValueError(
                 f"source must have the batch axes of hidden: source {h_s.shape}, hidden {h_t.shape}"
@@ -317,6 +320,7 @@ class LuongAttention:
         if self.alignment == "local-p":
             options |= {"window_size": self.window}
             options["centers"] = self.centers(h_t, lengths)[..., None, :]
+            options["sigma"] = self.window / 2
             function = additive_window if concat else local_attention
         return function(q, k, v, return_lse=True, **options)
 
@@ -327,7 +331,10 @@ class LuongAttention:
         width = len(self.weights["v_a"]) if self.score == "concat" else self.source_dim
         k = self._input(keys, "keys", width)
         if k.shape[:-1] != h_s.shape[:-1]:
-            raise ValueError(f"keys must go with source, {h_s.shape[:-1]}, got {k.shape}")
+            raise ValueError(
+                f"keys must have the shape of source up to its last axis, {h_s.shape[:-1]}, got "
+                f"{k.shape}"
+            )
         return k
 
     def __repr__(self) -> str:

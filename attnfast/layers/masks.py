@@ -6,14 +6,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._misread import as_array, wrong_integers, wrong_mask
+from ..block_mask import BlockMask
+
 Array = NDArray[Any]
 
 
 def as_key_mask(key_mask: ArrayLike, name: str, shape: tuple[int, ...]) -> Array:
     """A bool array, one element for each token of an input of this shape without its width."""
-    mask = np.asarray(key_mask)
+    mask = as_array(key_mask, name)
     if mask.dtype != np.bool_:
-        raise TypeError(f"{name} must be bool, True for a real token, got {mask.dtype}")
+        raise wrong_mask(mask, key_mask, name, "for a real token", bias=False)
     if mask.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {mask.shape}")
     return mask
@@ -21,9 +24,9 @@ def as_key_mask(key_mask: ArrayLike, name: str, shape: tuple[int, ...]) -> Array
 
 def as_lengths(kv_lengths: ArrayLike, shape: tuple[int, ...], longest: int) -> Array:
     """Whole numbers within ``0 .. longest``, one for each batch row, in the shape of the batch."""
-    lengths = np.asarray(kv_lengths)
+    lengths = as_array(kv_lengths, "kv_lengths")
     if lengths.dtype.kind not in "iu" and lengths.size:
-        raise TypeError(f"kv_lengths must be integers, got {lengths.dtype}")
+        raise wrong_integers(lengths, kv_lengths, "kv_lengths")
     if lengths.shape not in (shape, (math.prod(shape),)):
         raise ValueError(f"kv_lengths must have shape {shape}, got {lengths.shape}")
     if lengths.size and not 0 <= lengths.min() <= lengths.max() <= longest:
@@ -57,7 +60,12 @@ def hide_keys(
         return keys, kv_lengths
     if kv_lengths is None and right_padded(key_mask):
         return mask, np.broadcast_to(real_lengths(key_mask), batch)
-    pairs = np.asarray(mask)
+    if isinstance(mask, BlockMask):
+        raise TypeError(
+            "mask must be a bool array beside a key_mask whose padding is not at the end, got a "
+            "BlockMask: write mask.dense(Lq, Lk)"
+        )
+    pairs = as_array(mask, "mask")
     if pairs.dtype != np.bool_:
-        raise TypeError(f"mask must be a bool array where key_mask is given, got {pairs.dtype}")
+        raise wrong_mask(pairs, mask, "mask")
     return pairs & keys, kv_lengths

@@ -57,22 +57,27 @@ class Projections:
         if heads % kv_heads:
             raise ValueError(f"num_kv_heads ({kv_heads}) does not divide num_heads ({heads})")
         if self.query.n_out % heads:
-            raise ValueError(f"num_heads ({heads}) does not divide the {self.query.n_out} of query")
+            raise ValueError(
+                f"query has {self.query.n_out} outputs, which {heads} heads do not divide"
+            )
         if self.key.n_out != kv_heads * self.head_dim:
             raise ValueError(
-                f"key goes to {self.key.n_out}, which is not {kv_heads} heads of {self.head_dim}"
+                f"key must have {kv_heads * self.head_dim} outputs, {kv_heads} heads of "
+                f"{self.head_dim} like query, got {self.key.n_out}"
             )
         if self.value.n_out % kv_heads:
-            raise ValueError(f"value goes to {self.value.n_out}, not to {kv_heads} equal heads")
+            raise ValueError(
+                f"value has {self.value.n_out} outputs, which {kv_heads} heads do not divide"
+            )
         if self.output.n_in != heads * self.value_head_dim:
             raise ValueError(
-                f"output comes from {self.output.n_in}, "
-                f"which is not {heads} heads of {self.value_head_dim}"
+                f"output must have {heads * self.value_head_dim} inputs, {heads} heads of "
+                f"{self.value_head_dim} like value, got {self.output.n_in}"
             )
         for name, m in (("key", self.key), ("value", self.value), ("output", self.output)):
             check_array(m.weight, name, m.weight.shape, self.dtype)
         if (self.extra_key is None) != (self.extra_value is None):
-            raise ValueError("extra_key and extra_value must both be given or neither")
+            raise ValueError("extra_key and extra_value must be given together")
         if self.extra_key is not None and self.extra_value is not None:
             check_array(self.extra_key, "extra_key", (self.key.n_out,), self.dtype)
             check_array(self.extra_value, "extra_value", (self.value.n_out,), self.dtype)

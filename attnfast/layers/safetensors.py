@@ -72,7 +72,9 @@ def _header(file: BinaryIO) -> tuple[dict[str, Any], int, int]:
     end = os.fstat(file.fileno()).st_size
     start = 8 + int.from_bytes(file.read(8), "little")
     if end < 8 or start > end:
-        raise ValueError(f"not a safetensors file: {end} bytes, header up to byte {start}")
+        raise ValueError(
+            f"not a safetensors file: it has {end} bytes, but its header would end at {start}"
+        )
     try:
         entries = json.loads(file.read(start - 8))
     except (ValueError, RecursionError):
@@ -94,12 +96,18 @@ def _tensor(file: BinaryIO, name: str, entry: Any, start: int, end: int) -> Arra
             f"tensor {name!r} has dtype {kind}; these can be read: {', '.join(DTYPES)}"
         )
     if any(type(n) is not int or n < 0 for n in numbers):
-        raise ValueError(f"tensor {name!r} has shape {shape} and data_offsets {[first, past]}")
+        raise ValueError(
+            f"tensor {name!r} must have a shape and data_offsets of ints from 0 on, got {shape} "
+            f"and {[first, past]}"
+        )
     dtype, count = np.dtype(DTYPES[kind]), math.prod(shape)
     if past - first != count * dtype.itemsize:
-        raise ValueError(f"tensor {name!r} of {kind} {shape} has {past - first} bytes of data")
+        raise ValueError(
+            f"tensor {name!r} of {kind} {shape} must have {count * dtype.itemsize} bytes of data, "
+            f"got {past - first}"
+        )
     if start + past > end:
-        raise ValueError(f"tensor {name!r} lies beyond the end of the file, which is cut short")
+        raise ValueError(f"tensor {name!r} ends beyond the end of the file: the file is cut short")
     file.seek(start + first)
     data = np.fromfile(file, dtype, count).reshape(shape)
     if kind == "BF16":

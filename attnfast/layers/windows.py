@@ -18,6 +18,7 @@ def additive_window(
     *,
     window_size: int,
     centers: Array,
+    sigma: float,
     score_weight: Array,
     mask: Array | None = None,
     kv_lengths: Any = None,
@@ -55,7 +56,7 @@ def additive_window(
         num_threads=num_threads,
     )
     near_weights = weights[:, :, 0]
-    factor = np.exp(-2 * ((j - c) / window_size) ** 2)  # sigma is half of the window
+    factor = np.exp(-(((j - c) / sigma) ** 2) / 2)
     near_weights *= factor.astype(q.dtype)[:, :, None]
     output = (near_weights @ near_v).reshape(*batch, 1, Lq, Dv)
     lse = lse.reshape(*batch, 1, Lq) if return_lse else None

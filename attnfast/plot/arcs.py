@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._misread import as_array
 from .._signature import plain_signature
 from .canvas import (
     FAINT,
@@ -16,7 +17,6 @@ from .canvas import (
     SOFT,
     Array,
     PathLike,
-    as_array,
     check_axes,
     check_int,
     check_numbers,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._misread import as_array
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -62,14 +64,6 @@ def check_axes(ax: Axes | Sequence[Axes] | None, panels: int) -> list[Axes]:
         wanted = "one axes" if panels == 1 else f"{panels} axes, one for each head"
         raise ValueError(f"ax must be {wanted}, got {len(axes)}")
     return axes
-
-
-def as_array(array: ArrayLike, name: str) -> Array:
-    """Return an array of nested sequences, whose rows must have the same length."""
-    try:
-        return np.asarray(array)
-    except ValueError:
-        raise ValueError(f"{name} must be an array: its rows differ in length") from None
 
 
 def check_numbers(array: ArrayLike, name: str) -> Array:

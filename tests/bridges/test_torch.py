@@ -96,7 +96,7 @@ class TestParity:
         bias = torch.from_numpy(np.random.default_rng(2).standard_normal((H, Lq, Lk)))
         bias[:, :, 1::3] = -torch.inf
         bias = bias.to(tensors[0].dtype)
-        output = attnfast.attention(*map(to_numpy, tensors), bias=to_numpy(bias))
+        output = attnfast.attention(*map(to_numpy, tensors), bias=to_numpy(bias)[None])
         agree(output, tensors, attn_mask=bias)
 
     def test_scale(self, shape, dtype):

@@ -93,7 +93,9 @@ def test_who_sees_whom(page):
 
 def test_weights_about_places(page):
     x = page["source"]
-    result = local_attention(page["states"], x, x, 6, centers=page["places"], return_weights=True)
+    result = local_attention(
+        page["states"], x, x, 6, centers=page["places"], sigma=3.0, return_weights=True
+    )
     away = np.arange(60) - page["places"][:, None]
     np.testing.assert_array_equal(result.weights > 0, abs(away) <= 6)
     assert (result.weights <= np.exp(-(away**2) / (2 * 3**2))).all()

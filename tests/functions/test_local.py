@@ -203,7 +203,9 @@ class TestFormulas:
         w, v = randn(rng, (8, 8), np.float64), randn(rng, 8, np.float64)
         d = 10  # the half width of the window, sigma = d / 2
         p = 40 / (1 + np.exp(-np.tanh(h @ w.T) @ v))
-        output, lse, weights = attnfast.local_attention(h, encoder, values, d, centers=p, **FLAGS)
+        output, lse, weights = attnfast.local_attention(
+            h, encoder, values, d, centers=p, sigma=d / 2, **FLAGS
+        )
         for t in range(12):
             window = np.array([s for s in range(40) if p[t] - d <= s <= p[t] + d])
             a = self.align(h[t], encoder, window)
@@ -237,17 +239,6 @@ class TestFormulas:
         np.testing.assert_allclose(lse, plain_lse, rtol=1e-13)
         factor = np.exp(-((np.arange(40) - centers[:, None]) ** 2) / 18)
         np.testing.assert_allclose(weights, plain * factor, rtol=1e-12)
-
-    @pytest.mark.usefixtures("isa")
-    def test_default_sigma_is_a_quarter_of_both_sides(self, case):
-        h, encoder, values = case
-        centers = np.linspace(0, 39, 12)
-        for window, sigma in [(8, 4.0), ((1, 5), 1.5), ((0, 1), 0.25)]:
-            default = attnfast.local_attention(h, encoder, values, window, centers=centers)
-            given = attnfast.local_attention(
-                h, encoder, values, window, centers=centers, sigma=sigma
-            )
-            assert same_bits(default, given)
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
     def test_longformer(self, dtype, each_isa, rng):
@@ -286,7 +277,7 @@ FORMS = {
     "global": {"global_tokens": [0, 209, 150]},
     "both": {"dilation": [3, 1, 1, 2], "global_tokens": [5, 200], "is_causal": True},
     "local-m": {"centers": "integers", "softcap": 3.0},
-    "local-p": {"centers": "reals", "sink_logits": [0.0, 1.0, 2.0, -3.0]},
+    "local-p": {"centers": "reals", "sigma": 9.0, "sink_logits": [0.0, 1.0, 2.0, -3.0]},
 }
 
 
@@ -338,7 +329,7 @@ CUTS = {
     "both": {"window_size": 3, "dilation": [1, 5], "global_tokens": [9]},
     "seen by the global": {"window_size": 0, "global_tokens": [40]},
     "local-m": {"window_size": 5, "centers": "integers"},
-    "local-p": {"window_size": 5, "centers": "reals"},
+    "local-p": {"window_size": 5, "centers": "reals", "sigma": 2.5},
 }
 
 
@@ -375,7 +366,7 @@ def test_only_those_who_see_a_key_feel_it(lq, cut, dtype, rng):
         {"window_size": 1, "q_offset": 500, "global_tokens": []},
         {"window_size": (0, 2), "q_offset": -91, "dilation": 15},
         {"window_size": 3, "centers": -4},
-        {"window_size": 3, "centers": 93.5},
+        {"window_size": 3, "centers": 93.5, "sigma": 1.5},
         {"window_size": (1, 0), "centers": 5, "is_causal": True, "q_offset": -80},
         {"window_size": 2, "q_offset": 0, "global_tokens": [3], "kv_lengths": [0, 0]},
     ],
@@ -436,10 +427,10 @@ def test_out_may_be_an_input(lq, name, rng):
     arguments = dict(zip(("query", "key", "value"), qkv(rng, lq, lq, lq), strict=True))
     arguments["bias"] = randn(rng, (2, 2, lq, lq))
     memory = rng.uniform(0, lq, (2, 2, lq, lq)).astype(np.float32)
-    arguments["centers"] = memory[..., 0]
+    arguments |= {"centers": memory[..., 0], "sigma": 3.0, "window_size": 6}
     out = memory if name == "centers" else arguments[name]
-    expected = attnfast.local_attention(**arguments, window_size=6)
-    assert attnfast.local_attention(**arguments, window_size=6, out=out) is out
+    expected = attnfast.local_attention(**arguments)
+    assert attnfast.local_attention(**arguments, out=out) is out
     assert same_bits(out, expected)
 
 
@@ -496,7 +487,7 @@ def call(length):
         {"dilation": [1, 3], "global_tokens": [0, length // 2]},
         {"global_tokens": np.arange(length) % 50000 == 7},
         {"centers": c[:, :length].astype(np.int64)},
-        {"centers": c[:, :length]},
+        {"centers": c[:, :length], "sigma": 16.0},
     ):
         attnfast.local_attention(y, y, y, 32, out=o, num_threads=2, **options)
 
@@ -549,7 +540,7 @@ def test_block_masks_of_all_forms(size, each_isa, rng):
             q, k, v, 8, mask=mask, return_lse=True, return_weights=True, **more
         )
         exact = attnfast.local_attention(
-            q, k, v, 8, mask=mask.dense(100, 100), return_lse=True, return_weights=True, **more
+            *(q, k, v, 8), mask=mask.dense(100, 100)[None], **FLAGS, **more
         )
         np.testing.assert_allclose(o, exact.output, atol=2e-6)
         np.testing.assert_allclose(lse, exact.lse, atol=2e-6)

@@ -18,7 +18,7 @@ STAGES = ("scores", "capped", "biased", "weights")
 
 def options(rng, lq, lk):
     """Every option at once, so that order and sign of each count."""
-    bias = rng.standard_normal((2, lq, lk)).astype(np.float32)
+    bias = rng.standard_normal((1, 2, lq, lk)).astype(np.float32)
     bias[rng.random(bias.shape) < 0.1] = -np.inf
     return {
         "mask": rng.random((2, 1, lq, lk)) < 0.8,

@@ -122,7 +122,7 @@ def test_bad_calls():
     for arguments, options, error, message in (
         ((states, states), {}, ValueError, r"query must have shape \(..., length, 10\)"),
         ((query, query), {}, ValueError, "states must have shape"),
-        ((query.astype(np.float32), states), {}, TypeError, "query has dtype float32"),
+        ((query.astype(np.float32), states), {}, TypeError, "query must be float64 .*float32"),
         ((query, states), {"keys": states}, ValueError, "keys must have shape"),
         ((query, states), {"key_mask": np.ones((3, 33))}, TypeError, "key_mask must be bool"),
         ((query, states), {"kv_lengths": [34, 0, 0]}, ValueError, "kv_lengths must be within"),

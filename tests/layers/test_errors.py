@@ -11,8 +11,13 @@ X = np.zeros((2, 5, 32), np.float32)
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((X.astype(np.float64),), {}, TypeError, r"query has dtype .*query.astype\(np.float32\)"),
-        ((X, X.astype(np.float16)), {}, TypeError, "key has dtype float16"),
+        (
+            (X.astype(np.float64),),
+            {},
+            TypeError,
+            r"query must be float32 .*query.astype\(np.float32\)",
+        ),
+        ((X, X.astype(np.float16)), {}, TypeError, "key must be float32 .*float16"),
         ((X, X, X[..., :9]), {}, ValueError, r"value must have shape \(..., length, 32\)"),
         ((X[0, 0],), {}, ValueError, "query must have shape"),
         ((np.ma.masked_array(X),), {}, TypeError, "query is a masked array"),
@@ -25,7 +30,7 @@ X = np.zeros((2, 5, 32), np.float32)
             (X,),
             {"mask": np.ones((5, 5)), "key_mask": np.eye(2, 5, dtype=bool)[::-1]},
             TypeError,
-            "mask must be a bool array where key_mask is given",
+            r"mask must be bool, .*float64 of 0 and 1: write mask != 0",
         ),
         ((X,), {"return_weights": "median"}, ValueError, "return_weights must be"),
         (
@@ -67,16 +72,16 @@ def test_projections_that_do_not_fit():
     good = [linear(8, 12), linear(8, 6), linear(8, 4), linear(8, 8)]
     assert Projections(*good, 4, 2).value_head_dim == 2
     for at, bad, message in (
-        (0, linear(8, 10), "num_heads"),
-        (1, linear(8, 9), "key goes to 9"),
-        (2, linear(8, 5), "value goes to 5"),
-        (3, linear(9, 8), "output comes from 9"),
+        (0, linear(8, 10), "query has 10 outputs, which 4 heads do not divide"),
+        (1, linear(8, 9), "key must have 6 outputs, 2 heads of 3 like query, got 9"),
+        (2, linear(8, 5), "value has 5 outputs, which 2 heads do not divide"),
+        (3, linear(9, 8), "output must have 8 inputs, 4 heads of 2 like value, got 9"),
         (3, linear(8, 8, np.float64), "output must be float32"),
     ):
         maps = [*good[:at], bad, *good[at + 1 :]]
         with pytest.raises((ValueError, TypeError), match=message):
             Projections(*maps, 4, 2)
-    with pytest.raises(ValueError, match="must both be given"):
+    with pytest.raises(ValueError, match="must be given together"):
         Projections(*good, 4, 2, extra_key=np.zeros(6, np.float32))
     with pytest.raises(ValueError, match=r"extra_value must have shape \(4,\)"):
         Projections(*good, 4, 2, np.zeros(6, np.float32), np.zeros(5, np.float32))

@@ -186,11 +186,11 @@ X = np.ones((2, 5, 16), np.float32)
 @pytest.mark.parametrize(
     ("inputs", "mask", "error", "message"),
     [
-        (X, None, TypeError, "inputs must be a list"),
+        (X, None, TypeError, r"inputs must be \[query, value\] or .* got ndarray"),
         ([X], None, ValueError, "inputs must be .* got 1"),
         ([X, X[0, 0]], None, ValueError, "value must have shape"),
         ([X, X.astype(np.float64)], None, TypeError, "dtype float64"),
-        ([X, X], np.ones((2, 5), bool), TypeError, "mask must be a list"),
+        ([X, X], np.ones((2, 5), bool), TypeError, r"mask must be \[query_mask, value_mask\]"),
         ([X, X], [None], ValueError, r"mask must be \[query_mask, value_mask\], got 1"),
         ([X, X], [np.ones((2, 5)), None], TypeError, "query_mask must be bool"),
         ([X, X], [None, np.ones(5, bool)], ValueError, r"value_mask must have shape \(2, 5\)"),
@@ -205,7 +205,7 @@ def test_bad_calls(inputs, mask, error, message):
 def test_bad_weights():
     with pytest.raises(ValueError, match="score_mode must be"):
         Attention(score_mode="additive")
-    with pytest.raises(ValueError, match=r"weights must be \['scale'\], got 0"):
+    with pytest.raises(ValueError, match=r"weights must be \[scale\], got 0"):
         Attention.from_keras([], use_scale=True)
     with pytest.raises(ValueError, match=r"weights must be \[scale\]"):
         AdditiveAttention.from_keras([])
@@ -214,8 +214,8 @@ def test_bad_weights():
     good = draw(np.random.default_rng(0), *KERNELS)
     for at, shape, message in (
         (0, (6, 6), "kernels of 3 axes"),
-        (2, (4, 3, 3), "heads do not fit"),
-        (6, (2, 3, 5), "heads do not fit"),
+        (2, (4, 3, 3), "the same heads"),
+        (6, (2, 3, 5), "the same heads"),
         (2, (4, 2, 2), r"bias must have shape \(4,\), got \(6,\)"),
         (1, (5,), r"bias must have shape \(6,\)"),
     ):

@@ -109,7 +109,7 @@ def test_named_maps_find_their_heads():
     w = layer.weights
     assert (w.num_kv_heads, w.head_dim, w.value_head_dim) == (2, 4, 3)
     np.testing.assert_array_equal(w.key.weight, state["layers.0.self_attn.k_proj.weight"].T)
-    with pytest.raises(ValueError, match=r"one width .* from 12 to 24, 12 to 8, 12 to 6, 18 to 12"):
+    with pytest.raises(ValueError, match=r"one width .* map 12 to 24, 12 to 8, 12 to 6, 18 to 12"):
         layer.to_torch()
 
 
@@ -121,9 +121,9 @@ def test_named_maps_find_their_heads():
         ({"norm.weight": np.ones(8)}, 2, {}, "has 'norm.weight', which is not of torch"),
         ({"in_proj_weight": np.ones((25, 8))}, 2, {}, r"in_proj_weight must .* got \(25, 8\)"),
         ({"in_proj_bias": np.ones(23)}, 2, {}, "in_proj_bias must"),
-        ({"bias_k": np.ones(8)}, 2, {}, "must both be given"),
+        ({"bias_k": np.ones(8)}, 2, {}, "must be given together"),
         ({"in_proj_bias": np.ones(27)}, 2, {}, "bias must have shape"),
-        ({}, 3, {}, r"num_heads \(3\) does not divide the 8 of query"),
+        ({}, 3, {}, "query has 8 outputs, which 3 heads do not divide"),
         ({}, 2, {"prefix": "attn."}, "no 'attn.q_proj_weight'"),
         ({}, 2, {"names": ("q", "k", "v")}, "names must be four"),
         ({}, 2, {"names": ("q", "k", "v", "o")}, "no 'q.weight'"),

@@ -82,7 +82,9 @@ LONG = {
     "dilation": lambda: attnfast.local_attention(X, X, X, 1000, dilation=3),
     "global tokens": lambda: attnfast.local_attention(X, X, X, 1000, global_tokens=np.arange(999)),
     "local-m": lambda: attnfast.local_attention(X, X, X, 1000, centers=np.arange(8192)[::-1]),
-    "local-p": lambda: attnfast.local_attention(X, X, X, 1000, centers=np.arange(8192.0)[::-1]),
+    "local-p": lambda: attnfast.local_attention(
+        X, X, X, 1000, centers=np.arange(8192.0)[::-1], sigma=500.0
+    ),
     "blocks": lambda: attnfast.attention(
         X, X, X, mask=attnfast.BlockMask(blocks(8192, 8192, 64), 64)
     ),
@@ -119,7 +121,9 @@ warnings.simplefilter("ignore", DeprecationWarning)
 q, k, v = qkv(2, 300, 32)
 def calls():
     yield attnfast.local_attention(q, k, v, 9, dilation=2, global_tokens=[3], num_threads=2)
-    yield attnfast.local_attention(q, k, v, 9, centers=np.arange(300.0)[::-1], num_threads=2)
+    yield attnfast.local_attention(
+        q, k, v, 9, centers=np.arange(300.0)[::-1], sigma=4.5, num_threads=2
+    )
     yield attnfast.additive_attention(q, k, v, num_threads=2)
     yield attnfast.attention_topk(q, k, 5, num_threads=2).indices
     yield attnfast.key_importance(q, k, num_threads=2)

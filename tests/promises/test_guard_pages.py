@@ -211,7 +211,10 @@ MADE = {
         q, k, v, 1, global_tokens=[0, k.shape[-2] - 1], q_offset=0, return_lse=True
     ),
     "centers": lambda q, k, v, place: attnfast.local_attention(
-        q, k, v, 2, centers=place(np.linspace(k.shape[-2], 0, q.shape[-2])), return_lse=True
+        *(q, k, v, 2),
+        centers=place(np.linspace(k.shape[-2], 0, q.shape[-2])),
+        sigma=1.0,
+        return_lse=True,
     ),
     "additive": lambda q, k, v, place: attnfast.additive_attention(
         *(q, k, v, place(np.ones(q.shape[-1], np.float32))), bias=key_bias(k, place), **ALL

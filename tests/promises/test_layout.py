@@ -70,7 +70,7 @@ FAMILY = {
     "dilated": lambda q, k, v: attnfast.local_attention(q, k, v, 5, dilation=2),
     "global": lambda q, k, v: attnfast.local_attention(q, k, v, 5, global_tokens=[0, 40]),
     "centers": lambda q, k, v: attnfast.local_attention(
-        q, k, v, 5, centers=np.linspace(0, 69, q.shape[-2])
+        q, k, v, 5, centers=np.linspace(0, 69, q.shape[-2]), sigma=2.5
     ),
     "additive": lambda q, k, v: attnfast.additive_attention(q, k, v),
     "topk": lambda q, k, v: attnfast.attention_topk(q, k, 7),

@@ -74,7 +74,7 @@ def test_strides(name, lq, axis, rng):
 
 
 @pytest.mark.usefixtures("isa")
-@pytest.mark.parametrize("lq", [2, 60])
+@pytest.mark.parametrize("lq", [3, 60])
 @pytest.mark.parametrize("name", [name for name in FAR_CALLS if name != "varlen"])
 def test_batch_strides(name, lq, rng):
     arrays = [randn(rng, (2, 2, n, 8)) for n in (lq, 70, 70)]

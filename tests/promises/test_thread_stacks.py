@@ -53,7 +53,7 @@ def cases(dtype):
         q, k, v, 20, dilation=[1, 2, 1, 3], mask=mask, **every, num_threads=n)
     yield "global", lambda n: a.local_attention(q, k, v, 9, global_tokens=[0, 80], num_threads=n)
     yield "centers", lambda n: a.local_attention(
-        q, k, v, 40, centers=np.linspace(150, 0, length), **every, num_threads=n)
+        q, k, v, 40, centers=np.linspace(150, 0, length), sigma=20.0, **every, num_threads=n)
     yield "additive", lambda n: a.additive_attention(
         q, k, v, score_bias=np.ones(64), **every, num_threads=n)
     yield "wild additive", lambda n: a.additive_attention(9 * q, 9 * k, v, num_threads=n)

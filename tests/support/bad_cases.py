@@ -245,6 +245,7 @@ CENTERED = [
     (ValueError, "centers", np.array([0, NAN, 1]), "nan|finite"),
     (ValueError, "centers", np.array([0, INF, 1]), "inf|finite"),
     (ValueError, "centers", np.array([0, -INF, 1]), "inf|finite"),
+    (ValueError, "sigma", None, r"^sigma.*write sigma=\(\d \+ \d\) / 4 for local-p"),
     (ValueError, "sigma", 0.0, "0"),
     (ValueError, "sigma", -1.0, "-1"),
     (ValueError, "sigma", NAN, "nan"),
@@ -352,7 +353,7 @@ OWN = {
     "BlockMask": [
         *SIZES,
         (TypeError, "blocks", np.ones((2, 2)), "blocks.*float64"),
-        (TypeError, "blocks", None, "blocks.*object"),
+        (TypeError, "blocks", None, "blocks.*NoneType"),
         (TypeError, "blocks", np.ma.masked_array(np.ones((2, 2), bool)), "blocks.*masked"),
         (ValueError, "blocks", np.ones(2, bool), r"blocks.*\(2,\)"),
         (ValueError, "blocks", [[True], [True, False]], "blocks"),
@@ -361,7 +362,7 @@ OWN = {
         *SIZES,
         (TypeError, "mask", np.ones((6, 9), int), "mask.*int64"),
         (ValueError, "mask", np.ones(6, bool), r"mask.*\(6,\)"),
-        (ValueError, "mask", np.arange(54).reshape(6, 9) > 20, "mask.*part of block"),
+        (ValueError, "mask", np.arange(54).reshape(6, 9) > 20, "mask.*block.*as a whole"),
     ],
     "BlockMask.from_function": [
         *SIZES,

@@ -33,7 +33,11 @@ CALLS = {
         q, k, v, 5, centers=place(np.arange(q.shape[-2])[::-1] * 7 % k.shape[-2]), **more
     ),
     "local-p": lambda q, k, v, place, **more: attnfast.local_attention(
-        q, k, v, 5, centers=place(np.linspace(k.shape[-2], 0, q.shape[-2])), **FLAGS, **more
+        *(q, k, v, 5),
+        centers=place(np.linspace(k.shape[-2], 0, q.shape[-2])),
+        sigma=2.5,
+        **FLAGS,
+        **more,
     ),
     "blocks": lambda q, k, v, place, **more: attnfast.attention(
         q, k, v, mask=attnfast.BlockMask(blocks(q.shape[-2], k.shape[-2]), 16), **FLAGS, **more

@@ -74,9 +74,8 @@ class Criterion:
         self.worst_error = (self.relevant * self.score_error).max(axis=-1, initial=0)
         self.unresolved = self.worst_error > 0.05
         self.weighted_error = w * (self.score_error + self._gaussian_error(options))
-        if np.asarray(options.get("centers", 0)).dtype.kind not in "iu":
-            del everything["return_lse"], everything["return_weights"]
-            everything.pop("sigma", None)
+        if options.get("sigma") is not None:
+            del everything["return_lse"], everything["return_weights"], everything["sigma"]
             w = reference.attention_weights(query, key, compute_dtype=self.truth, **everything)
         self.row_error = (w * self.score_error).sum(axis=-1)
         if options.get("sink_logits") is not None:
@@ -135,10 +134,9 @@ class Criterion:
 
     def _gaussian_error(self, options: dict[str, Any]) -> Any:
         """The relative error of what multiplies the weights of local-p attention."""
-        centers = np.asarray(options.get("centers", 0))
-        if centers.dtype.kind in "iu":
+        if options.get("sigma") is None:
             return 0
-        sigma = options.get("sigma") or np.sum(np.broadcast_to(options["window_size"], 2)) / 4
+        centers, sigma = np.asarray(options["centers"]), options["sigma"]
         j = np.arange(self.exact.weights.shape[-1])
         t = ((j - centers.astype(np.float64)[..., None]) / sigma) ** 2 / 2
         return self.eps * (4 + 4 * t)

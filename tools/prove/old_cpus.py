@@ -142,7 +142,7 @@ def calls(dtype: Any, np: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
         lambda m: m.local_attention(same, same, v, 7, dilation=2, global_tokens=[0, 20], **full),
     )
     centers = rng.uniform(0, 52, (2, 4, 37))
-    yield "local-p", lambda m: m.local_attention(q, k, v, 8, centers=centers, **full)
+    yield "local-p", lambda m: m.local_attention(q, k, v, 8, centers=centers, sigma=4.0, **full)
     yield "additive", lambda m: m.additive_attention(q, k, v, w, is_causal=True, q_offset=9, **full)
     yield "additive one", lambda m: m.additive_attention(q[:, :, :1], k, v, w, mask=mask[:1])
     yield "topk", lambda m: m.attention_topk(q, k, 5, mask=mask)[1]

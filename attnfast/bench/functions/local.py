@@ -27,7 +27,8 @@ class Local(OfTheFamily):
 
     def draw(self, case: Case, seed: int) -> Inputs:
         """Tokens, dilations or centers go with the arrays as `extra`."""
-        rng, extra = more_random(seed), {}
+        rng = more_random(seed)
+        extra: dict[str, Any] = {}
         if case.kind == "first":
             extra["global_tokens"] = np.arange(case.number)
         elif case.kind == "spread":
@@ -39,7 +40,9 @@ class Local(OfTheFamily):
             if case.kind == "centers":
                 extra["centers"] = rng.integers(0, case.k_len, shape)
             else:
+                assert case.window is not None
                 extra["centers"] = np.sort(rng.random(shape) * (case.k_len - 1), axis=-1)
+                extra["sigma"] = sum(case.window) / 4
         return replace(super().draw(case, seed), extra=extra)
 
     def visible_pairs(self, case: Case, inputs: Inputs) -> float:
@@ -118,8 +121,6 @@ def gaussian_factor(case: Case, inputs: Inputs) -> NDArray[Any] | None:
     """What the weights are multiplied by after the softmax, ``(B, H, Lq, Lk)``, or None."""
     if case.kind != "gaussian":
         return None
-    assert case.window is not None
-    sigma = sum(case.window) / 4
     distance = np.arange(case.k_len) - inputs.extra["centers"][..., None]
-    factor: NDArray[Any] = np.exp(-(distance**2) / (2 * sigma**2)).astype(case.dtype)
-    return factor
+    factor: NDArray[Any] = np.exp(-((distance / inputs.extra["sigma"]) ** 2) / 2)
+    return factor.astype(case.dtype)

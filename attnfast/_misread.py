@@ -1,0 +1,204 @@
+"""What to write instead of an argument that is refused, or that can be read in two ways."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+
+# ---- arrays of other libraries ----
+
+
+def as_array(x: Any, name: str) -> Array:
+    """Any array-like as an ndarray, refusing what would lose something on the way."""
+    if type(x) is np.ndarray:
+        return x
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array{_masked_advice(name)}")
+    _refuse_tensor(x, name)
+    try:
+        a = np.asarray(x)
+    except ValueError as error:
+        if "inhomogeneous" not in str(error):
+            raise ValueError(f"{name} cannot be read as an array: {error}") from error
+        raise ValueError(
+            f"{name} must be an array, got nested sequences of different lengths"
+        ) from None
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"{name} cannot be read as an array: {error}") from error
+    if a.dtype == object:
+        held = f" of {type(a.flat[0]).__name__}" if a.ndim and a.size else ""
+        raise TypeError(f"{name} must be an array of numbers, got {type(x).__name__}{held}")
+    return a
+
+
+def _masked_advice(name: str) -> str:
+    """NumPy's mask is True where something is hidden, the opposite of `mask`."""
+    fill = "-np.inf" if name == "bias" else "False"
+    if name in ("bias", "blocks") or name.endswith("mask"):
+        return f": write {name}.filled({fill}) to hide what it masks"
+    advice = f", whose mask is not read: write {name}.data"
+    if name in ("query", "key", "value"):
+        advice += f", and hide keys with mask=, True where {name}.mask is False"
+    return advice
+
+
+def _refuse_tensor(x: Any, name: str) -> None:
+    """Refuse dask arrays, and torch tensors that NumPy cannot read."""
+    libraries = {kind.__module__.split(".")[0] for kind in type(x).__mro__}
+    if "dask" in libraries:
+        raise TypeError(
+            f"{name} is a dask array: write {name}.compute(), or map the call over its blocks"
+        )
+    if "torch" not in libraries or not hasattr(x, "requires_grad"):
+        return
+    traits, write, read = "", name, ".numpy()"
+    if str(x.dtype) == "torch.bfloat16":
+        traits += " of dtype bfloat16"
+        read = ".view(torch.int16).numpy().view(ml_dtypes.bfloat16)"
+    if x.requires_grad:
+        traits += " that requires gradients"
+        write += ".detach()"
+    if x.device.type != "cpu":
+        traits += f" on device {x.device}"
+        write += ".cpu()"
+    if traits:
+        raise TypeError(
+            f"{name} is a torch tensor{traits}, which NumPy cannot read: write {write}{read}"
+        )
+
+
+# ---- dtypes ----
+
+
+def spelled(x: Any, name: str) -> str:
+    """How to write the argument as an array, whatever was passed."""
+    return name if isinstance(x, np.ndarray) else f"np.asarray({name})"
+
+
+def wrong_dtype(
+    a: Array, x: Any, name: str, accepted: str, advice: str = "", held: str = ""
+) -> TypeError:
+    """The error for the array `a`, made of the argument `x`, whose dtype is not accepted.
+
+    `advice` is for numbers of another kind; ``{0}`` stands for the argument. `held` says which
+    numbers the array holds.
+    """
+    got, kind = f"{a.dtype}{held}", a.dtype.kind
+    if kind == "c":
+        advice = "attnfast computes in real numbers, take {0}.real and {0}.imag apart"
+    elif kind in "US":
+        got, advice = f"text ({a.dtype})", ""
+    elif kind == "O":
+        got = "Python objects (dtype object)"
+        advice = f"{advice} if they are numbers" if advice else ""
+    elif kind in "mM" or a.dtype.type is np.void:
+        advice = ""
+    message = f"{name} must be {accepted}, got {got}"
+    return TypeError(f"{message}: {advice.format(spelled(x, name))}" if advice else message)
+
+
+def wrong_operand(a: Array, x: Any, name: str) -> TypeError:
+    """For query, key and value."""
+    to = "np.float64" if a.dtype == np.longdouble else "np.float32"
+    accepted = "float32, float64, float16 or bfloat16"
+    return wrong_dtype(a, x, name, accepted, f"write {{0}}.astype({to})")
+
+
+def wrong_bias(a: Array, x: Any) -> TypeError:
+    """For a bias."""
+    advice = "write {0}.astype(np.float32)"
+    if a.dtype == bool:
+        advice = "write mask=bias if True means that a query may attend, mask=~{0} if it hides"
+    return wrong_dtype(a, x, "bias", "floating point", advice)
+
+
+def wrong_integers(a: Array, x: Any, name: str) -> TypeError:
+    """For lengths, offsets and places."""
+    advice = "write {0}.astype(np.int64)"
+    if a.dtype == bool:
+        counts = a.ndim > 1 and name in ("q_lengths", "kv_lengths")
+        advice = "write {0}.sum(axis=-1) if padding is False and at the end" if counts else ""
+    return wrong_dtype(a, x, name, "integers", advice)
+
+
+def wrong_mask(
+    a: Array, x: Any, name: str, true: str = "where a query may attend", bias: bool = True
+) -> TypeError:
+    """For a mask that is not bool: its values say what it was made for.
+
+    `bias` says whether the call takes one. The advice never turns a mask round.
+    """
+    accepted, shown, added = f"bool, True {true}", "{0} != 0", "{0} == 0"
+    whole = a.dtype.kind in "iu"
+    if bias:
+        added = "bias={0}.astype(np.float32)" if whole else f"bias={name}"
+    real = whole or a.dtype.kind == "f" or (a.dtype.kind == "V" and a.dtype.type is not np.void)
+    if not real or a.size == 0:
+        return wrong_dtype(a, x, name, accepted, f"write {shown}")
+    zero = a == 0
+    if zero.all():
+        advice = f"write {added} if 0 is added to the scores, {shown} if 0 hides a key"
+        return wrong_dtype(a, x, name, accepted, advice, " that is 0 everywhere")
+    if (zero | (a == 1)).all():
+        return wrong_dtype(a, x, name, accepted, f"write {shown} (1 = True)", " of 0 and 1")
+    if whole and (a >= 0).all():
+        return wrong_dtype(a, x, name, accepted, f"write {shown}")
+    if bias:
+        return wrong_dtype(a, x, name, accepted, f"write {added} for what is added to the scores")
+    advice = f"write {added} if 0 is True" if (a <= 0).all() else ""
+    return wrong_dtype(a, x, name, accepted, advice)
+
+
+# ---- shapes ----
+
+
+def check_axes(name: str, shape: Shape, batch: Shape, last: Shape, *, blocks: bool = False) -> None:
+    """Refuse a shape that does not broadcast to ``(*batch, *last)``, or for two reasons at once.
+
+    `last` is (heads, Lq, Lk) or (heads, Lq). An array for each batch row that lacks the axis of
+    heads, or those of heads and queries, broadcasts only by chance, and then to something else.
+    Leading axes of a `BlockMask` are heads by definition.
+    """
+    full = (*batch, *last)
+    fits = len(shape) <= len(full) and all(
+        n in (1, m) for n, m in zip(shape[::-1], full[::-1], strict=False)
+    )
+    lost = _lost_axes(shape, batch, last)
+    if fits and (blocks or not lost):
+        return
+    got = f"{name} has shape {shape}"
+    misfit = f"{got}, which does not broadcast to {full}"
+    if not lost:
+        raise ValueError(misfit)
+    index = ", ".join([":"] * len(batch) + ["None"] * lost + [":"] * (lost - 1))
+    if blocks:
+        raise ValueError(f"{misfit}: write BlockMask(mask.blocks[{index}], mask.block_size)")
+    if not fits:
+        padding = ", or kv_lengths if it is padding at the end"
+        padding = padding if lost == 2 and name == "mask" else ""
+        raise ValueError(f"{misfit}: write {name}[{index}]{padding}")
+    axes = (*("batch" for _ in batch), "heads", "Lq", "Lk")[: len(full)]
+    per_row = (*axes[: len(batch)], *axes[len(batch) + lost :])
+    raise ValueError(
+        f"{got}, which can be read in two ways: write {name}[{index}] if it is "
+        f"({', '.join(per_row)}), {name}[{', '.join(['None'] * lost)}] if it is "
+        f"({', '.join(axes[-len(shape) :])})"
+    )
+
+
+def _lost_axes(shape: Shape, batch: Shape, last: Shape) -> int:
+    """How many axes after those of the batch are missing in an array for each batch row, or 0."""
+    n = len(batch)
+    if shape[:n] != batch or not any(m > 1 for m in batch):
+        return 0
+    for lost in range(1, len(last)):
+        kept = last[lost:]
+        if len(shape) == n + len(kept) and all(
+            m in (1, k) for m, k in zip(shape[n:], kept, strict=True)
+        ):
+            return lost
+    return 0
