@@ -78,24 +78,38 @@ static void bias_tile(const af_problem *p, const block *k, int64_t j0, int n, re
 /* After the softmax, weights fade with the distance from a center: P <- P 2^-x^2, x = fading (j - c). */
 AF_INLINE v fade_value(v p, v x) { return v_mul(p, v_exp2(v_sub(v_zero(), v_mul(x, x)))); }
 
-/* c - j0 and fading for a row. Distances come first, so that narrow factors keep their precision; a center that is
- * farther than keys can tell is moved nearer, with as much less fading. */
-static void find_fading(const af_problem *p, const block *k, int lane, int64_t j0, real *center, real *fading)
+/* The center and fading of a row. Keys are whole numbers: their distance j - c is exact but for the fraction of c, so
+ * that narrow factors keep their precision anywhere. A center too far away for reals to count keys is moved nearer,
+ * with as much less fading. */
+typedef struct row_fading {
+    real whole, fraction; /* c - j0 */
+    real fading;
+} row_fading;
+
+static row_fading find_fading(const af_problem *p, const block *k, int lane, int64_t j0)
 {
     const double far = 1.0e12, limit = AF_DOUBLE ? 1e300 : 1e30;
-    const double c = af_center(p, k->view.b, k->view.head[lane], k->view.query[lane]) - (double)j0;
-    const double size = c < 0 ? -c : c, scale = size > far ? size / far * p->fading : p->fading;
-    *center = (real)(size > far ? (c < 0 ? -far : far) : c);
-    *fading = (real)(scale < limit ? scale : limit);
+    const double center = af_center(p, k->view.b, k->view.head[lane], k->view.query[lane]);
+    const double whole = center < far && center > -far ? (double)(int64_t)center : center;
+    const double away = whole - (double)j0, size = away < 0 ? -away : away;
+    const double fading = size > far ? size / far * p->fading : p->fading;
+    const double near = size > far ? (away < 0 ? -far : far) : away;
+    return (row_fading){(real)near, (real)(center - whole), (real)(fading < limit ? fading : limit)};
 }
 
 static void fade_tile(const af_problem *p, const block *k, int64_t j0, int n, real *s)
 {
-    real center[AF_NR] = {0}, fading[AF_NR] = {0};
-    for (int lane = 0; lane < k->n; lane++) find_fading(p, k, lane, j0, center + lane, fading + lane);
+    real whole[AF_NR] = {0}, fraction[AF_NR] = {0}, fading[AF_NR] = {0};
+    for (int lane = 0; lane < k->n; lane++) {
+        const row_fading row = find_fading(p, k, lane, j0);
+        whole[lane] = row.whole;
+        fraction[lane] = row.fraction;
+        fading[lane] = row.fading;
+    }
     for (int j = 0; j < n; j++, s += AF_NR)
         for (int c = k->v0; c < k->v1; c++) {
-            const v distance = v_sub(v_set1((real)j), v_load(center + c * VL));
+            const v keys = v_sub(v_set1((real)j), v_load(whole + c * VL));
+            const v distance = v_sub(keys, v_load(fraction + c * VL));
             v_store(s + c * VL, fade_value(v_load(s + c * VL), v_mul(distance, v_load(fading + c * VL))));
         }
 }
@@ -103,13 +117,14 @@ static void fade_tile(const af_problem *p, const block *k, int64_t j0, int n, re
 /* The same for one row of weights, keys in the lanes. */
 static void fade_row(const af_problem *p, const block *k, int r, int64_t j0, int n, real *s)
 {
-    real center, fading, lane[VL];
-    find_fading(p, k, r, j0, &center, &fading);
+    const row_fading row = find_fading(p, k, r, j0);
+    real lane[VL];
     for (int i = 0; i < VL; i++) lane[i] = (real)i;
     for (int j = 0; j < n; j += VL) {
         const int here = n - j < VL ? n - j : VL;
-        const v distance = v_sub(v_add(v_load(lane), v_set1((real)j)), v_set1(center));
-        v_store_n(s + j, fade_value(v_load_n(s + j, here), v_mul(distance, v_set1(fading))), here);
+        const v keys = v_sub(v_add(v_load(lane), v_set1((real)j)), v_set1(row.whole));
+        const v distance = v_sub(keys, v_set1(row.fraction));
+        v_store_n(s + j, fade_value(v_load_n(s + j, here), v_mul(distance, v_set1(row.fading))), here);
     }
 }
 

@@ -14,7 +14,8 @@ terms. In float32 this comes to about 1e-6 at unit logits and grows with them, a
 
 Additive scores are sums of w_d tanh(q_d + k_d + b_d). The library takes each tanh from the product
 of exp(2q) and exp(2k), which costs it an eps or so however small the tanh is: 2 eps |w_d| per term.
-A Gaussian exp(-t) that multiplies a weight adds an error of (4 + 4t) eps to it.
+A Gaussian exp(-t) of a distance d that multiplies a weight adds an error of (4 + 4t) eps to it, and
+d / (2 sigma^2) eps for the rounding of the center's fraction.
 """
 
 from typing import Any
@@ -138,8 +139,9 @@ class Criterion:
             return 0
         centers, sigma = np.asarray(options["centers"]), options["sigma"]
         j = np.arange(self.exact.weights.shape[-1])
-        t = ((j - centers.astype(np.float64)[..., None]) / sigma) ** 2 / 2
-        return self.eps * (4 + 4 * t)
+        distance = np.abs(j - centers.astype(np.float64)[..., None])
+        t = (distance / sigma) ** 2 / 2
+        return self.eps * (4 + 4 * t + distance / (2 * sigma**2))
 
     def _ulp(self, x: Any) -> Any:
         """Rounding to the output's dtype, subnormal or not."""
