@@ -1,5 +1,7 @@
 """Every test that reaches a kernel runs once per instruction set that this CPU has."""
 
+import gc
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -9,7 +11,7 @@ from attnfast import _core
 
 # The same examples in every run: a red test is a defect, never the luck of the draw. To look
 # further, `pytest --hypothesis-profile=explore` draws new ones, ten times as many; `few` is for
-# sanitizers and emulators.
+# sanitizers, emulators and `pytest -m quick`.
 common = settings(
     deadline=None,
     database=None,
@@ -24,6 +26,17 @@ settings.register_profile("default", common, derandomize=True, max_examples=100)
 settings.register_profile("explore", common, max_examples=1000)
 settings.register_profile("few", common, derandomize=True, max_examples=10)
 settings.load_profile("default")
+
+
+def pytest_configure(config):
+    """`pytest -m quick` draws few calls: modules ask for their number when they are imported."""
+    if config.option.markexpr == "quick":
+        settings.load_profile("few")
+
+
+def pytest_collection_finish():
+    """What is collected stays to the end: the garbage collector need not look at it again."""
+    gc.freeze()
 
 
 @pytest.fixture(params=attnfast.available_isas())

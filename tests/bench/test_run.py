@@ -70,6 +70,7 @@ def seen(case, inputs, b, i, j):
     return bool(inputs.mask[i, j]) if case.mask == "dense" else True
 
 
+@pytest.mark.quick
 @small
 def test_visible_pairs_and_flops_are_what_brute_force_counts(case):
     inputs = make_inputs(case, seed=3)
@@ -257,6 +258,7 @@ def test_compare_option_prints_the_comparison(finished_run, capsys):
     assert any("noise" in line and "tiny_1x1x1x64_k16" in line for line in printed.splitlines())
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -282,6 +284,7 @@ def test_counts_are_positive(option, capsys):
     assert option in capsys.readouterr().err
 
 
+@pytest.mark.quick
 def test_list_names_every_case(capsys):
     assert main(["bench", "--list"]) == 0
     printed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]

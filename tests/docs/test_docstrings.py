@@ -13,6 +13,9 @@ import pytest
 import attnfast
 from support.paths import ROOT
 
+pytestmark = pytest.mark.quick
+
+
 PACKAGES = ["attnfast", "attnfast.layers", "attnfast.plot", "attnfast.bench"]
 PYPROJECT = ROOT / "pyproject.toml"
 CHECKS = tomllib.loads(PYPROJECT.read_text())["tool"]["numpydoc_validation"]["checks"]

@@ -11,6 +11,9 @@ from attnfast import _core
 from support.arrays import qkv, same_bits
 from support.scripts import run_python, run_python_raw
 
+pytestmark = pytest.mark.quick
+
+
 REPORT = """
 import attnfast, numpy as np
 x = np.ones((1, 4, 300, 64), np.float32)

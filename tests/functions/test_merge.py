@@ -10,7 +10,7 @@ from attnfast import AttentionResult, reference
 from support.arrays import DTYPE_IDS, DTYPES, compute_dtype, qkv, randn, same_bits
 from support.criterion import check
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = [pytest.mark.quick, pytest.mark.usefixtures("isa")]
 
 
 def parts_of(q, k, v, cuts, **options):

@@ -5,9 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import attnfast
 from support.paths import ROOT
 from support.scripts import run_python, run_python_raw
+
+pytestmark = pytest.mark.quick
 
 
 def run_command(*arguments, cwd):

@@ -12,7 +12,8 @@ from support.arrays import DTYPE_IDS, DTYPES, qkv, same_batch
 from support.criterion import SCORE_OPTIONS
 from support.draws import calls
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = pytest.mark.quick
+
 
 FIELDS = ("visible_pairs", "visited_pairs", "flops", "bytes", "tasks", "threads", "isa", "kernel")
 
@@ -27,18 +28,22 @@ def square(length, heads=1, d=64):
 
 
 @given(call=calls())
-def test_pairs_of_any_call(call):
+def test_pairs_of_any_call(call, each_isa):
     named = {n: x for n, x in call.options.items() if not n.startswith("return")}
     named.pop("bias", None)  # a plan does not look at numbers
-    plan = attnfast.plan(call.query, call.key, call.value, **named)
     query, key, _ = same_batch(call.query, call.key, call.value)
     options = {n: x for n, x in named.items() if n in SCORE_OPTIONS}
     biased = reference.attention_weights(query * 0, key * 0, stage="biased", **options)
     visible = int((biased != -np.inf).sum())
-    assert plan.visible_pairs == visible
-    assert visible <= plan.visited_pairs <= biased.size
-    assert plan.flops == 2 * visible * (call.query.shape[-1] + call.value.shape[-1])
-    assert plan.threads >= 1 and plan.tasks >= (visible > 0)
+
+    def compare() -> None:
+        plan = attnfast.plan(call.query, call.key, call.value, **named)
+        assert plan.visible_pairs == visible
+        assert visible <= plan.visited_pairs <= biased.size
+        assert plan.flops == 2 * visible * (call.query.shape[-1] + call.value.shape[-1])
+        assert plan.threads >= 1 and plan.tasks >= (visible > 0)
+
+    each_isa(compare)
 
 
 def test_fields(isa):
@@ -64,6 +69,7 @@ def test_kernels(dtype, isa, rng):
     assert plan.kernel == "decode" and plan.isa == isa
 
 
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("empty", ["B", "H", "Lq", "Lk"])
 def test_nothing_to_do(empty):
     n = {"B": 2, "H": 2, "Lq": 3, "Lk": 4, empty: 0}
@@ -72,6 +78,7 @@ def test_nothing_to_do(empty):
     assert (plan.visible_pairs, plan.visited_pairs, plan.flops) == (0, 0, 0)
 
 
+@pytest.mark.usefixtures("isa")
 def test_the_plan_does_not_touch_the_arrays():
     """Not even their pages: these would take 512 GB."""
     x = np.lib.stride_tricks.as_strided(zeros(64), (1, 1, 2**31, 64), (0, 0, 0, 4))
@@ -80,24 +87,28 @@ def test_the_plan_does_not_touch_the_arrays():
     assert plan.visible_pairs == 2**31 and plan.flops == 4 * 64 * 2**31
 
 
+@pytest.mark.usefixtures("isa")
 def test_causal_visits_half():
     full, causal = attnfast.plan(*square(8192)), attnfast.plan(*square(8192), is_causal=True)
     assert causal.visible_pairs == 8192 * 8193 // 2
     assert causal.visited_pairs <= 0.53 * full.visited_pairs
 
 
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("window", [256, (256, 0), (0, 256), (100, -1)])
 def test_a_window_visits_little_more_than_it_shows(window):
     plan = attnfast.plan(*square(16384), window_size=window)
     assert plan.visited_pairs <= 1.5 * plan.visible_pairs
 
 
+@pytest.mark.usefixtures("isa")
 def test_a_window_costs_in_proportion_to_the_length():
     short, long = (attnfast.plan(*square(n), window_size=256) for n in (16384, 65536))
     assert long.visited_pairs <= 4.1 * short.visited_pairs
     assert long.visible_pairs <= 4.1 * short.visible_pairs
 
 
+@pytest.mark.usefixtures("isa")
 def test_lengths_visit_what_they_hold():
     x = zeros(4, 2, 1024, 64)
     lengths = [1024, 100, 0, 513]
@@ -109,6 +120,7 @@ def test_lengths_visit_what_they_hold():
     assert both.visited_pairs <= 1.2 * both.visible_pairs
 
 
+@pytest.mark.usefixtures("isa")
 def test_padding_masks_skip_blocks():
     x = zeros(2, 4, 2048, 64)
     mask = np.zeros((2, 1, 1, 2048), bool)
@@ -118,6 +130,7 @@ def test_padding_masks_skip_blocks():
     assert plan.visited_pairs <= 1.25 * plan.visible_pairs
 
 
+@pytest.mark.usefixtures("isa")
 def test_a_dense_mask_skips_blocks_of_128_keys():
     shown = np.random.default_rng(0).random((16, 16)) < 0.1
     mask = np.kron(shown, np.ones((128, 128), bool))
@@ -125,6 +138,7 @@ def test_a_dense_mask_skips_blocks_of_128_keys():
     assert 0 < plan.visited_pairs <= 1.6 * plan.visible_pairs
 
 
+@pytest.mark.usefixtures("isa")
 def test_masks_over_keys_cost_what_they_show():
     x = zeros(3, 4, 2048, 64)
     j = np.arange(2048)
@@ -136,6 +150,7 @@ def test_masks_over_keys_cost_what_they_show():
     assert one_query.visited_pairs == one_query.visible_pairs == 4 * mask.sum()
 
 
+@pytest.mark.usefixtures("isa")
 def test_a_block_diagonal_mask_skips_blocks():
     x = zeros(1, 1, 2048, 64)
     document = np.arange(2048) // 512
@@ -144,12 +159,14 @@ def test_a_block_diagonal_mask_skips_blocks():
     assert plan.visited_pairs <= 1.5 * plan.visible_pairs
 
 
+@pytest.mark.usefixtures("isa")
 def test_one_query_over_many_keys_is_many_tasks():
     q, k = zeros(1, 1, 1, 128), zeros(1, 1, 16384, 128)
     plan = attnfast.plan(q, k, k, num_threads=8)
     assert plan.tasks >= 8 and plan.threads == 8
 
 
+@pytest.mark.usefixtures("isa")
 def test_cutting_depends_on_neither_threads_nor_batch():
     q, k = zeros(1, 4, 1, 64), zeros(1, 2, 9000, 64)
     one = attnfast.plan(q, k, k, num_threads=1)
@@ -158,6 +175,7 @@ def test_cutting_depends_on_neither_threads_nor_batch():
         assert plan.tasks == batch * one.tasks
 
 
+@pytest.mark.usefixtures("isa")
 def test_tiny_calls_stay_on_one_thread():
     plan = attnfast.plan(
         zeros(1, 1, 1, 64), zeros(1, 1, 16, 64), zeros(1, 1, 16, 64), num_threads=8
@@ -165,5 +183,6 @@ def test_tiny_calls_stay_on_one_thread():
     assert plan.threads == 1
 
 
+@pytest.mark.usefixtures("isa")
 def test_a_plan_is_made_from_lists_too():
     assert attnfast.plan([[1.0]], [[1.0], [2.0]], [[1.0], [2.0]]).visible_pairs == 2

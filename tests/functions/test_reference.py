@@ -10,6 +10,9 @@ import pytest
 from attnfast import reference
 from support.arrays import BFLOAT16, qkv
 
+pytestmark = pytest.mark.quick
+
+
 E = math.e
 
 

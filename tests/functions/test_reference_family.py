@@ -8,6 +8,9 @@ import pytest
 from attnfast import AttentionResult, reference
 from support.arrays import qkv
 
+pytestmark = pytest.mark.quick
+
+
 FLAGS = {"return_lse": True, "return_weights": True}
 
 

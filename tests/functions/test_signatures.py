@@ -12,6 +12,9 @@ import attnfast.plot
 from attnfast import _keywords
 from support.legal import FUNCTIONS, call
 
+pytestmark = pytest.mark.quick
+
+
 X = np.ones((2, 3, 8), np.float32)
 LONGEST = 400  # characters of a signature, which a screen shows in a few lines
 ATTENDING = [name for name, arguments in FUNCTIONS.items() if "query" in arguments]

@@ -34,6 +34,7 @@ def options(rng, lq, lk):
     }
 
 
+@pytest.mark.quick
 @EACH_DTYPE
 @LENGTHS
 @pytest.mark.parametrize("stage", STAGES)

@@ -9,7 +9,7 @@ import pytest
 
 import attnfast
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = [pytest.mark.quick, pytest.mark.usefixtures("isa")]
 
 
 def seen(lq, lk, heads=2, **options):

@@ -5,7 +5,7 @@ import pytest
 
 from attnfast import _core
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = [pytest.mark.quick, pytest.mark.usefixtures("isa")]
 WIDE = {"float32": np.float64, "float64": np.longdouble}
 
 

@@ -8,7 +8,7 @@ import pytest
 import attnfast
 from attnfast import reference
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = [pytest.mark.quick, pytest.mark.usefixtures("isa")]
 
 
 def qkv(lq, lk=40, heads=2, dtype=np.float32):

@@ -5,7 +5,7 @@ import pytest
 
 from attnfast import _core
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = [pytest.mark.quick, pytest.mark.usefixtures("isa")]
 TOLERANCE = {"float32": 1e-5, "float64": 1e-13}
 
 

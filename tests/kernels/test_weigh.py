@@ -5,9 +5,9 @@ import pytest
 
 import attnfast
 from support.arrays import DTYPE_IDS, DTYPES, randn
-from support.criterion import check
+from support.criterion import Criterion, check
 
-pytestmark = pytest.mark.usefixtures("isa")
+FLAGS = {"return_lse": True, "return_weights": True}
 
 ORDERS = {
     "rising": lambda n, step: step * np.arange(n),
@@ -21,7 +21,7 @@ ORDERS = {
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 @pytest.mark.parametrize("step", [0.25, 6.0, 100.0])
 @pytest.mark.parametrize("order", ORDERS)
-def test_scores_that_rise(order, step, dtype, rng):
+def test_scores_that_rise(order, step, dtype, rng, each_isa):
     """By less and by more than what a maximum waits for, in whole tiles and rests of them."""
     for lq, lk in [(9, 1), (9, 7), (17, 8), (48, 9), (40, 130), (60, 300)]:
         heights = ORDERS[order](lk, step)
@@ -30,12 +30,17 @@ def test_scores_that_rise(order, step, dtype, rng):
         v = randn(rng, (lk, 5), dtype)
         mask = rng.random((lq, lk)) < 0.8
         for options in [{}, {"mask": mask}, {"window_size": (40, 3), "q_offset": "end"}]:
-            result = attnfast.attention(
-                q, k, v, scale=1.0, return_lse=True, return_weights=True, **options
-            )
-            check(result, q, k, v, scale=1.0, **options)
+            options = {"scale": 1.0, **FLAGS, **options}
+            criterion = Criterion(q, k, v, **options)
+
+            def weigh(arrays=(q, k, v), options=options, criterion=criterion) -> None:
+                criterion.check(attnfast.attention(*arrays, **options))
+
+            each_isa(weigh)
 
 
+@pytest.mark.quick
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_lowest_number_is_a_score(dtype):
     """A maximum before any key looks the same: what came with the score is behind it."""
@@ -48,6 +53,8 @@ def test_the_lowest_number_is_a_score(dtype):
     assert np.allclose(result.lse, np.log(24), rtol=1e-6)
 
 
+@pytest.mark.quick
+@pytest.mark.usefixtures("isa")
 def test_a_growing_maximum_of_one_row_leaves_the_others_alone(rng):
     """Row 20 meets ever larger scores, the others small ones: their bits are those of a call in
     which row 20 is quiet."""
@@ -63,6 +70,8 @@ def test_a_growing_maximum_of_one_row_leaves_the_others_alone(rng):
     assert loud.lse[20] > 1000 * abs(quiet.lse[20])
 
 
+@pytest.mark.quick
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("lq", [1, 16, 60])
 @pytest.mark.parametrize("order", ORDERS)
 def test_large_values_whatever_the_order(order, lq, rng):

@@ -5,6 +5,9 @@ import pytest
 
 from attnfast.layers import BahdanauAttention
 
+pytestmark = pytest.mark.quick
+
+
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
 
 

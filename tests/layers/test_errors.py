@@ -5,6 +5,9 @@ import pytest
 
 from attnfast.layers import Linear, MultiHeadAttention, Projections
 
+pytestmark = pytest.mark.quick
+
+
 X = np.zeros((2, 5, 32), np.float32)
 
 

@@ -11,6 +11,9 @@ import pytest
 
 from attnfast.layers import AdditiveAttention, Attention, MultiHeadAttention
 
+pytestmark = pytest.mark.quick
+
+
 KERNELS = [(6, 2, 3), (2, 3), (4, 2, 3), (2, 3), (4, 2, 2), (2, 2), (2, 2, 5), (5,)]
 
 

@@ -6,6 +6,9 @@ import pytest
 from attnfast import plan
 from attnfast.layers import LuongAttention
 
+pytestmark = pytest.mark.quick
+
+
 SCORES = ["dot", "general", "concat"]
 ALIGNMENTS = ["global", "local-m", "local-p"]
 TOLERANCE = {"float32": 3e-5, "float64": 1e-12}

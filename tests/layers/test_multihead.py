@@ -7,6 +7,9 @@ import attnfast
 from attnfast import BlockMask
 from attnfast.layers import Linear, MultiHeadAttention, Projections, forward
 
+pytestmark = pytest.mark.quick
+
+
 TOLERANCE = {"float32": 2e-5, "float64": 1e-13}
 
 # B, H, Hk, Lq, Lk, D, Dv, widths of query, key, value and output

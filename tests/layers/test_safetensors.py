@@ -10,6 +10,9 @@ import pytest
 
 from attnfast.layers import MultiHeadAttention, read_safetensors
 
+pytestmark = pytest.mark.quick
+
+
 DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,

@@ -8,6 +8,9 @@ import pytest
 
 from attnfast.layers import MultiHeadAttention
 
+pytestmark = pytest.mark.quick
+
+
 WIDTHS = [(32, 4, None, None), (48, 6, 20, 30), (24, 1, 24, 10)]  # embed, heads, kdim, vdim
 
 

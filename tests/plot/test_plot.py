@@ -46,6 +46,7 @@ def written(axis):
 # ---- weights ----
 
 
+@pytest.mark.quick
 def test_weights_have_a_panel_for_each_head(rng):
     values = some_weights(rng, 5, 9, 9)
     figure = plot.weights(values, WORDS, WORDS)
@@ -133,6 +134,7 @@ def test_dollars_are_no_formula(rng, tmp_path):
     plot.topk([[0], [1], [1]], np.ones((3, 1)), tokens, path=tmp_path / "t.png")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

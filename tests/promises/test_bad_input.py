@@ -17,6 +17,9 @@ from support.arrays import same_bits
 from support.bad_cases import OPERANDS, cases
 from support.legal import FUNCTIONS, K, Q, V, call, named
 
+pytestmark = pytest.mark.quick
+
+
 EACH_CASE = [(function, case) for function in FUNCTIONS for case in cases(function)]
 
 

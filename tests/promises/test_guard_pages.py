@@ -4,6 +4,7 @@ Each array lies in its own mapping between two pages without any permission, flu
 the other. One byte too far kills the process, so that these tests cannot pass by luck.
 """
 
+import functools
 import itertools
 import mmap
 
@@ -13,8 +14,10 @@ from numpy.lib.stride_tricks import as_strided
 
 import attnfast
 from support.arrays import BFLOAT16, DTYPE_IDS, DTYPES, assert_same, randn
+from support.calls import CALLS
 from support.criterion import check
 from support.fences import fenced
+from support.layouts import AROUND, paired
 from support.paths import TESTS
 from support.scripts import run_python_raw
 
@@ -22,9 +25,6 @@ pytestmark = [
     pytest.mark.usefixtures("isa"),
     pytest.mark.skipif(not hasattr(mmap, "MAP_ANONYMOUS"), reason="needs mmap and mprotect"),
 ]
-
-# What is left over after vectors and tiles of 8, 16, 48: one less, none, one more.
-AROUND = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 95, 96, 97]
 
 
 def attend(at_end, dtype, lq, lk, d, dv, rng, heads=2, kv_heads=1, **options):
@@ -55,6 +55,7 @@ def attend(at_end, dtype, lq, lk, d, dv, rng, heads=2, kv_heads=1, **options):
 EDGES = pytest.mark.parametrize("at_end", [True, False], ids=["end", "start"])
 
 
+@pytest.mark.quick
 def test_a_fence_kills(tmp_path):
     """The method itself: reading one byte too far does not go unnoticed."""
     code = f"""
@@ -76,17 +77,16 @@ as_strided(a if {{at_end}} else a[::-1], (6,)).sum()
 @EDGES
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 def test_tails_of_queries_and_keys(dtype, at_end, rng):
-    for lq, lk in itertools.product(AROUND, AROUND):
+    for lq, lk in paired(AROUND, AROUND, times=4):
         attend(at_end, dtype, lq, lk, 16, 16, rng)
 
 
 @EDGES
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 def test_tails_of_head_sizes(dtype, at_end, rng):
-    for d, dv in itertools.product(range(1, 35), (1, 7, 8, 16, 17, 33)):
-        attend(at_end, dtype, 5, 19, d, dv, rng)
-    for d, dv in itertools.product((1, 8, 15, 40), range(1, 70)):
-        attend(at_end, dtype, 50, 19, d, dv, rng)
+    for lq in (5, 50):
+        for d, dv in paired(range(1, 70), range(1, 70), times=1):
+            attend(at_end, dtype, lq, 19, d, dv, rng)
     for d in (63, 64, 65, 127, 128, 129, 255, 257):
         attend(at_end, dtype, 3, 9, d, d, rng)
         attend(at_end, dtype, 49, 9, d, d, rng)
@@ -104,19 +104,18 @@ def test_decoding(dtype, at_end, rng):
 @pytest.mark.parametrize("bias_dtype", [np.float32, np.float64, np.float16, BFLOAT16], ids=str)
 @pytest.mark.parametrize("lq", [1, 7, 48, 50])
 def test_masks_and_biases(lq, bias_dtype, at_end, rng):
-    for lk in AROUND:
-        full = (2, lq, lk)
-        for thin in itertools.product([False, True], repeat=3):
-            shape = tuple(1 if t else n for t, n in zip(thin, full, strict=True))
-            mask, bias = rng.random(shape) < 0.7, randn(rng, shape, bias_dtype)
-            attend(at_end, np.float32, lq, lk, 8, 8, rng, mask=mask, bias=bias)
+    forms = list(itertools.product([False, True], repeat=3))
+    for lk, *thin in paired(AROUND, forms, forms, times=2):
+        of_mask, of_bias = (np.where(t, 1, (2, lq, lk)) for t in thin)
+        mask, bias = rng.random(of_mask) < 0.7, randn(rng, of_bias, bias_dtype)
+        attend(at_end, np.float32, lq, lk, 8, 8, rng, mask=mask, bias=bias)
 
 
 @EDGES
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 def test_strided_arrays(dtype, at_end, rng):
     """The last row of a view ends where its array does, not a whole stride later."""
-    for lq, lk, d in itertools.product((1, 9, 49), (1, 17, 65), (1, 7, 16, 19)):
+    for lq, lk, d in paired((1, 9, 13, 25, 49), (1, 17, 65), (1, 7, 16, 19), times=3):
         whole = [randn(rng, (n, 3, d), dtype) for n in (lq, lk, lk)]
         q, k, v = (fenced(a, at_end).swapaxes(0, 1) for a in whole)
         out = fenced(np.zeros((lq, 3, d), dtype), at_end).swapaxes(0, 1)
@@ -159,7 +158,7 @@ def test_keys_that_nobody_sees_are_not_read(hidden, lq, rng):
 
 @EDGES
 def test_reading_for_weights_and_lse_stays_within_the_arrays(at_end, rng):
-    for lq, lk in itertools.product((1, 7, 17, 49), AROUND):
+    for lq, lk in paired((1, 7, 13, 17, 25, 49), AROUND, times=2):
         q, k, v = (fenced(randn(rng, (2, n, 12)), at_end) for n in (lq, lk, lk))
         result = attnfast.attention(q, k, v, return_lse=True, return_weights=True)
         check(result, q, k, v)
@@ -188,73 +187,20 @@ class Fences:
         return made
 
 
-ALL = {"return_lse": True, "return_weights": True}
-# Results and what becomes of options, also of those that are fenced as they are given.
-MADE = {
-    "rows": lambda q, k, v, place: attnfast.attention(
-        *(q, k, v),
-        kv_lengths=[k.shape[-2] // 2],
-        q_lengths=[q.shape[-2]],
-        q_offset=[k.shape[-2] - q.shape[-2]],
-        alibi_slopes=place(np.array([0.5, 0.25])),
-        sink_logits=place(np.array([1.0, 0.0])),
-        is_causal=True,
-        **ALL,
-    ),
-    "blocks": lambda q, k, v, place: attnfast.attention(
-        q, k, v, mask=block_mask(q.shape[-2], k.shape[-2], place), **ALL
-    ),
-    "dilation": lambda q, k, v, place: attnfast.local_attention(
-        q, k, v, 3, dilation=[2, 3], q_offset=1, mask=key_mask(k, place), return_lse=True
-    ),
-    "global": lambda q, k, v, place: attnfast.local_attention(
-        q, k, v, 1, global_tokens=[0, k.shape[-2] - 1], q_offset=0, return_lse=True
-    ),
-    "centers": lambda q, k, v, place: attnfast.local_attention(
-        *(q, k, v, 2),
-        centers=place(np.linspace(k.shape[-2], 0, q.shape[-2])),
-        sigma=1.0,
-        return_lse=True,
-    ),
-    "additive": lambda q, k, v, place: attnfast.additive_attention(
-        *(q, k, v, place(np.ones(q.shape[-1], np.float32))), bias=key_bias(k, place), **ALL
-    ),
-    "top": lambda q, k, v, place: attnfast.attention_topk(
-        q, k, min(3, k.shape[-2]), mask=key_mask(k, place), bias=key_bias(k, place)
-    ),
-    "importance": lambda q, k, v, place: attnfast.key_importance(
-        q, k, mask=key_mask(k, place), bias=key_bias(k, place)
-    ),
-    "weights": lambda q, k, v, place: attnfast.attention_weights(
-        q, k, stage="biased", mask=key_mask(k, place), bias=key_bias(k, place)
-    ),
-}
-
-
-def block_mask(lq, lk, place):
-    blocks = np.arange(-(-lq // 5))[:, None] % 2 == np.arange(-(-lk // 7)) % 2
-    mask = attnfast.BlockMask(blocks, (5, 7))
-    mask._blocks = place(blocks)
-    return mask
-
-
-def key_mask(k, place):
-    return place(np.arange(k.shape[-2]) % 3 > 0)
-
-
-def key_bias(k, place):
-    return place(np.arange(k.shape[-2], dtype=np.float32) / 50)
-
-
+@pytest.mark.quick
 @EDGES
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
-@pytest.mark.parametrize("name", MADE)
-def test_what_the_library_allocates(name, dtype, at_end, rng, monkeypatch):
-    """Results (lse, indices, sums; output and weights where NumPy makes them) and options."""
-    for lq, lk in itertools.product((1, 9, 17, 49, 65), (1, 17, 64, 130)):
-        arrays = [randn(rng, (n, 2, 9), dtype).swapaxes(0, 1) for n in (lq, lk, lk)]
-        expected = MADE[name](*arrays, np.array)
-        with monkeypatch.context() as patch:
-            patch.setattr(attnfast._core, "np", Fences(at_end))
-            result = MADE[name](*arrays, lambda a: fenced(a, at_end))
-        assert_same(expected, result)
+@pytest.mark.parametrize("name", CALLS)
+def test_every_function(name, dtype, at_end, rng, monkeypatch):
+    """Inputs, options, out, and what the library allocates: results (lse, indices, sums; output
+    and weights where NumPy makes them) and what becomes of options."""
+    monkeypatch.setattr(attnfast._core, "np", Fences(at_end))
+    place = functools.partial(fenced, at_end=at_end)
+    sizes = (1, 3, 17, 33, 49, 65), (1, 15, 17, 33, 49, 64, 97, 130)
+    dims = (1, 7, 8, 9, 16, 31, 33, 65), (1, 3, 9, 16, 47)
+    for n, (lq, lk, d, dv) in enumerate(paired(*sizes, *dims, times=1)):
+        arrays = [randn(rng, s, dtype) for s in [(2, lq, d), (1, lk, d), (1, lk, dv)]]
+        expected = CALLS[name](*arrays, np.array, num_threads=1)
+        out = {"out": fenced(np.zeros((2, lq, dv), dtype), at_end)} if n % 2 else {}
+        near = [fenced(a, at_end) for a in arrays]
+        assert_same(expected, CALLS[name](*near, place, num_threads=1, **out))

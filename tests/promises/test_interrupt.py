@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 import attnfast
+from support.calls import blocks
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
+pytestmark = [
+    pytest.mark.quick,
+    pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer"),
+]
 
 
 class Rang(Exception):
@@ -24,7 +28,7 @@ def ring(number, frame):
 def ended_by_an_alarm():
     before = signal.signal(signal.SIGALRM, ring)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        signal.setitimer(signal.ITIMER_REAL, 0.06)
         start = time.perf_counter()
         with pytest.raises(Rang):
             yield
@@ -43,6 +47,33 @@ def test_an_alarm_in_a_long_call(lq):
     k = np.broadcast_to(np.zeros((1, 1, 16384, 64), np.float32), (rows, 1, 16384, 64))
     with ended_by_an_alarm():
         attnfast.attention(q, k, k)
+
+
+X = np.broadcast_to(np.zeros(64, np.float32), (1000, 1, 8192, 64))
+LONG = {
+    "dilation": lambda: attnfast.local_attention(X, X, X, 1000, dilation=3),
+    "global tokens": lambda: attnfast.local_attention(X, X, X, 1000, global_tokens=np.arange(999)),
+    "local-m": lambda: attnfast.local_attention(X, X, X, 1000, centers=np.arange(8192)[::-1]),
+    "local-p": lambda: attnfast.local_attention(
+        X, X, X, 1000, centers=np.arange(8192.0)[::-1], sigma=500.0
+    ),
+    "blocks": lambda: attnfast.attention(
+        X, X, X, mask=attnfast.BlockMask(blocks(8192, 8192, 64), 64)
+    ),
+    "additive": lambda: attnfast.additive_attention(X, X, X),
+    "top": lambda: attnfast.attention_topk(X, X, 20),
+    "importance": lambda: attnfast.key_importance(X, X),
+    "varlen": lambda: attnfast.attention_varlen(
+        *(np.broadcast_to(X[0, :, :1], (8192 * 500, 1, 64)),) * 3,
+        *(np.arange(501) * 8192,) * 2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_an_alarm_in_every_function(name):
+    with ended_by_an_alarm():
+        LONG[name]()
 
 
 @pytest.mark.parametrize(

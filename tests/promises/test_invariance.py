@@ -1,19 +1,20 @@
 """The same inputs give the same bits: threads, runs, batches, memory layouts, flags."""
 
+import itertools
 import threading
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 
 import attnfast
-from support.arrays import DTYPE_IDS, DTYPES, assert_same, qkv, randn, same_batch, same_bits
+from attnfast import _core
+from support.arrays import DTYPES, assert_same, qkv, randn, row_of, same_bits
 from support.calls import CALLS
-from support.draws import calls
-from support.layouts import LAYOUTS, lay_out
+from support.draws import DRAWN, any_call
+from support.layouts import LAYOUTS, lay_out, paired
 
-pytestmark = pytest.mark.usefixtures("isa")
-
+EXAMPLES = settings.default.max_examples
 EVERYTHING = {"return_lse": True, "return_weights": True}
 SHAPES = {
     "tiny": {"lq": 3, "lk": 5, "d": 8},
@@ -22,6 +23,7 @@ SHAPES = {
     "decode one head": {"lq": 1, "lk": 16384, "d": 16, "heads": 1, "batch": ()},
     "speculative": {"lq": 7, "lk": 2500, "d": 33, "heads": 6, "kv_heads": 1},
     "long": {"lq": 600, "lk": 1400, "d": 16, "heads": 1, "batch": (1,)},
+    "five blocks": {"blocks": 5, "lk": 300, "d": 24},  # of query lanes, whatever their number
 }
 OPTIONS = {
     "plain": {},
@@ -37,7 +39,10 @@ OPTIONS = {
 
 def case(shape, options, dtype=np.float32, seed=0):
     rng = np.random.default_rng(seed)
-    q, k, v = qkv(rng, **SHAPES[shape], dtype=dtype)
+    sizes = dict(SHAPES[shape])
+    if "blocks" in sizes:
+        sizes["lq"] = sizes.pop("blocks") * _core.query_lanes(np.dtype(dtype).name)
+    q, k, v = qkv(rng, **sizes, dtype=dtype)
     options = dict(OPTIONS[options])
     full = (*q.shape[:-1], k.shape[-2])
     if "mask" in options:
@@ -53,35 +58,50 @@ def case(shape, options, dtype=np.float32, seed=0):
     return (q, k, v), options
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("shape", SHAPES)
+# Every shape under every option in float32; in the other types each of both.
+CASES = [
+    *itertools.product(SHAPES, OPTIONS, DTYPES[:1]),
+    *paired(list(SHAPES), list(OPTIONS), DTYPES[1:], times=3),
+]
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize(("shape", "options", "dtype"), CASES)
 def test_threads_and_runs(shape, options, dtype):
     arrays, options = case(shape, options, dtype)
     first = attnfast.attention(*arrays, num_threads=1, return_lse=True, **options)
     for n in (1, 2, 3, 5, 8):
         again = attnfast.attention(*arrays, num_threads=n, return_lse=True, **options)
-        assert same_bits(first.output, again.output), n
-        assert same_bits(first.lse, again.lse), n
+        assert_same(first, again, f"{n} threads")
 
 
-@pytest.mark.parametrize(("lq", "lk"), [(3, 6000), (300, 700)], ids=["few", "many"])
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("name", CALLS)
-def test_threads_and_runs_of_the_family(name, lq, lk, rng):
+def test_threads_and_runs_of_every_function(name, rng):
     """More than one thread's work each, so that threads do share it."""
-    arrays = [randn(rng, (2, n, 64)) for n in (lq, lk, lk)]
-    first = CALLS[name](*arrays, np.array, num_threads=1)
-    for n in (1, 2, 3, 5, 8):
-        assert_same(first, CALLS[name](*arrays, np.array, num_threads=n))
+    for (lq, lk), dtype in paired([(3, 6000), (300, 700), (1500, 40)], DTYPES, times=1):
+        arrays = [randn(rng, (2, n, 33), dtype) for n in (lq, lk, lk)]
+        first = CALLS[name](*arrays, np.array, num_threads=1)
+        for n in (2, 3, 5):
+            assert_same(first, CALLS[name](*arrays, np.array, num_threads=n), f"{n} threads")
 
 
-@given(call=calls())
-def test_threads_and_runs_of_any_call(call):
-    first = call.run(**EVERYTHING, num_threads=1)
-    for n in (2, 3, 5, 8):
-        assert_same(first, call.run(**EVERYTHING, num_threads=n))
+@pytest.mark.quick
+@pytest.mark.parametrize("name", DRAWN)
+def test_threads_and_runs_of_any_call(name, each_isa):
+    @any_call(name, EXAMPLES)
+    def run(call):
+        def compare() -> None:
+            first = call.run_for_all(num_threads=1)
+            for n in (1, 2, 3, 5, 8):
+                assert_same(first, call.run_for_all(num_threads=n), f"{n} threads")
+
+        each_isa(compare)
+
+    run()
 
 
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("shape", [name for name in SHAPES if SHAPES[name].get("batch") != ()])
 def test_a_batch_row_alone_and_in_a_batch(shape, options):
@@ -97,27 +117,24 @@ def test_a_batch_row_alone_and_in_a_batch(shape, options):
         assert_same(type(whole)(*(a[one] for a in whole)), single)
 
 
-@settings(max_examples=settings.default.max_examples // 2)
-@given(call=calls())
-def test_a_row_of_any_call_alone_and_in_a_batch(call):
-    query, key, value = same_batch(call.query, call.key, call.value)
-    whole = call.run(**EVERYTHING)
-    batch = query.shape[:-3]
-    for row in np.ndindex(*batch):
-        alone = dict(call.options)
-        for name in ("q_lengths", "kv_lengths", "q_offset"):
-            if np.ndim(alone.get(name)):
-                alone[name] = np.reshape(alone[name], batch)[row]
-        if np.ndim(alone.get("alibi_slopes")) > 1:
-            alone["alibi_slopes"] = alone["alibi_slopes"][row]
-        for name in ("mask", "bias"):
-            if name in alone and query.ndim > 2:
-                full = (*query.shape[:-1], key.shape[-2])
-                alone[name] = np.broadcast_to(alone[name], full)[row]
-        single = attnfast.attention(query[row], key[row], value[row], **{**alone, **EVERYTHING})
-        assert_same(type(whole)(*(a[row] for a in whole)), single)
+@pytest.mark.quick
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_row_of_any_call_alone_and_in_a_batch(name, each_isa):
+    @any_call(name, EXAMPLES // 2)
+    def run(call):
+        rows = list(call.alone())
+
+        def compare() -> None:
+            whole = call.run_for_all()
+            for row, alone in rows:
+                assert_same(row_of(whole, row), alone.run_for_all(), str(row))
+
+        each_isa(compare)
+
+    run()
 
 
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("shape", [n for n in SHAPES if SHAPES[n].get("heads", 2) > 1])
 def test_a_group_of_heads_alone(shape, options):
@@ -144,7 +161,8 @@ def test_a_group_of_heads_alone(shape, options):
         assert same_bits(part.lse, whole.lse[..., heads, :])
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("shape", ["prefill", "decode", "speculative"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_memory_layouts(layout, shape):
     (q, k, v), options = case(shape, "mask")
@@ -154,6 +172,7 @@ def test_memory_layouts(layout, shape):
     assert_same(first, attnfast.attention(*arrays, **EVERYTHING, **options))
 
 
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_flags_do_not_change_the_output(shape, options):
@@ -165,21 +184,25 @@ def test_flags_do_not_change_the_output(shape, options):
     assert same_bits(with_lse.lse, both.lse)
 
 
-def test_many_python_threads_at_once():
+@pytest.mark.quick
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("name", CALLS)
+def test_many_python_threads_at_once(name, rng):
     """Each with its own problem, all repeated, none disturbed by the others."""
-    problems = [case(s, o) for s in ("tiny", "prefill", "decode") for o in ("plain", "causal")]
-    expected = [attnfast.attention(*arrays, **options) for arrays, options in problems]
-    wrong, start = [], threading.Barrier(len(problems) * 2)
+    arrays = [qkv(rng, *n, 24, kv_heads=1, batch=()) for n in [(1, 3000), (30, 70), (100, 140)]]
+    expected = [CALLS[name](*a, np.array) for a in arrays]
+    wrong, start = [], threading.Barrier(6)
 
     def work(i):
-        (arrays, options), want = problems[i % len(problems)], expected[i % len(problems)]
         start.wait()
-        for n in range(12):
-            got = attnfast.attention(*arrays, num_threads=1 + (n + i) % 3, **options)
-            if not same_bits(got, want):
-                wrong.append((i, n))
+        for n in range(8):
+            result = CALLS[name](*arrays[i % 3], np.array, num_threads=1 + (n + i) % 3)
+            try:
+                assert_same(expected[i % 3], result)
+            except AssertionError as error:
+                wrong.append(error)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(problems) * 2)]
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
     for t in threads:
         t.start()
     for t in threads:

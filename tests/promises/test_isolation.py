@@ -1,144 +1,134 @@
 """What a query may not see has no influence, whatever is stored there; what it sees, has."""
 
+import operator
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 import attnfast
 from attnfast import reference
-from support.arrays import DTYPE_IDS, DTYPES, qkv, same_batch, same_bits
-from support.criterion import SCORE_OPTIONS
-from support.draws import Call, calls
+from support.arrays import DTYPE_IDS, DTYPES, POISON, assert_same, poisoned, qkv, same_bits
+from support.draws import DRAWN, Call, any_call, calls
 
-pytestmark = pytest.mark.usefixtures("isa")
-
-POISON = (np.nan, np.inf, -np.inf, 1e38, -1e38)
-
-
-def poisoned(a, where, poison):
-    """A copy of `a` in the same layout, with poison in the rows (..., L) that `where` selects."""
-    copy = np.copy(a, order="K")
-    with np.errstate(over="ignore"):
-        copy[np.broadcast_to(where, a.shape[:-1])] = np.array(poison).astype(a.dtype)
-    return copy
+EXAMPLES = settings.default.max_examples
+FLAGS = {"return_lse": True, "return_weights": True}
+NAME = operator.attrgetter("__name__")
 
 
-def reduce_to(flags, shape):
-    """Combine flags over the axes along which an array of this shape was broadcast."""
-    extra = flags.ndim - len(shape)
-    flags = flags.all(axis=tuple(range(extra)))
-    axes = tuple(i for i, n in enumerate(shape) if n == 1)
-    return flags.all(axis=axes, keepdims=True)
+@pytest.mark.quick
+@pytest.mark.parametrize("name", DRAWN)
+def test_poison_in_keys_that_nobody_sees_changes_no_bit(name, each_isa):
+    @any_call(name, EXAMPLES)
+    def run(call: Call) -> None:
+        dirty = call.poisoned(POISON)
 
+        def compare() -> None:
+            before = call.run_for_all()
+            for poison, after in zip(POISON, dirty, strict=True):
+                assert_same(before, after.run_for_all(), str(poison))
 
-def unseen_keys(call: Call, array):
-    """The rows of `array` (key or value) that no query sees, shaped like its axes without D."""
-    options = {n: x for n, x in call.options.items() if n in SCORE_OPTIONS}
-    query, key, _ = same_batch(call.query, call.key, call.value)
-    biased = reference.attention_weights(query * 0, key * 0, stage="biased", **options)
-    unseen = (biased == -np.inf).all(axis=-2)  # (batch..., H, Lk)
-    if unseen.ndim > 1:
-        kv_heads = key.shape[-3]
-        *batch, heads, lk = unseen.shape
-        unseen = unseen.reshape((*batch, kv_heads, heads // kv_heads, lk)).all(axis=-2)
-    return reduce_to(unseen, array.shape[:-1])
+        each_isa(compare)
+
+    run()
 
 
 @given(call=calls())
-def test_poison_in_excluded_keys_changes_no_bit(call):
-    flags = {"return_lse": True, "return_weights": True}
-    before = call.run(**flags)
-    for poison in POISON:
-        key = poisoned(call.key, unseen_keys(call, call.key), poison)
-        value = poisoned(call.value, unseen_keys(call, call.value), poison)
-        after = Call(call.query, key, value, call.options).run(**flags)
-        for name, x, y in zip(before._fields, before, after, strict=True):
-            assert same_bits(x, y), (name, poison)
-
-
-@given(call=calls())
-def test_poison_in_excluded_pairs_changes_no_bit(call):
+def test_poison_in_excluded_pairs_changes_no_bit(call, each_isa):
     """Bias that lies under a mask, and queries that are padding."""
     if "bias" not in call.options or "mask" not in call.options:
         call.options["mask"] = np.arange(call.key.shape[-2]) % 3 != 1
         call.options["bias"] = np.zeros(call.key.shape[-2], np.float32)
-    before = call.run(return_lse=True)
     mask, bias = np.broadcast_arrays(call.options["mask"], call.options["bias"])
     q_lengths = call.options.get("q_lengths")
     query = call.query
     if q_lengths is not None:
         padding = np.arange(query.shape[-2]) >= np.max(q_lengths)
         query = poisoned(query, padding, np.nan)
+    dirty = []
     for poison in (np.nan, np.inf):
         options = {**call.options, "bias": np.where(mask, bias, bias.dtype.type(poison))}
-        after = Call(query, call.key, call.value, options).run(return_lse=True)
-        assert same_bits(before.output, after.output)
-        assert same_bits(before.lse, after.lse)
+        dirty.append(Call(query, call.key, call.value, options))
+
+    def compare() -> None:
+        before = call.run_for_all()
+        for after in dirty:
+            assert_same(before, after.run_for_all())
+
+    each_isa(compare)
 
 
 CUTS = {
-    "mask per key": {"mask": np.arange(200) != 77},
-    "mask per pair": {"mask": np.arange(200) != np.full((100, 1), 77)},
-    "bias": {"bias": np.where(np.arange(200) == 77, -np.inf, 0.5).astype(np.float32)},
-    "causal": {"is_causal": True, "q_offset": -23},
-    "window": {"window_size": (10, 5), "q_offset": 60},
+    "mask per key": {"mask": np.arange(120) != 77},
+    "mask per pair": {"mask": np.arange(120) != np.full((60, 1), 77)},
+    "bias": {"bias": np.where(np.arange(120) == 77, -np.inf, 0.5).astype(np.float32)},
+    "causal": {"is_causal": True, "q_offset": 40},
+    "window": {"window_size": (10, 5), "q_offset": 40},
     "window left": {"window_size": (3, -1), "q_offset": 40},
     "length": {"kv_lengths": [77, 77]},
 }
 
 
-@pytest.mark.parametrize("lq", [1, 5, 100])
-@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("lq", [1, 5, 60])
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
-def test_only_those_who_see_a_key_feel_it(dtype, cut, poison, lq, rng):
-    """Row by row, also inside a block where other queries see the key."""
-    q, k, v = qkv(rng, lq, 200, 24, dtype=dtype)
+@pytest.mark.parametrize("function", [attnfast.attention, attnfast.additive_attention], ids=NAME)
+def test_only_those_who_see_a_key_feel_it(function, dtype, cut, lq, rng):
+    """Row by row, also inside a block where other queries see the key.
+
+    A large key is computed another way in additive attention, its neighbours are not.
+    """
+    q, k, v = qkv(rng, lq, 120, 10, dtype=dtype)
     options = dict(CUTS[cut])
     if "mask" in options:
-        options["mask"] = np.broadcast_to(options["mask"], (100, 200))[:lq].copy()
+        options["mask"] = np.broadcast_to(options["mask"], (60, 120))[:lq].copy()
         options["mask"][lq // 2 + 1 :, 77] = True
-    clean = attnfast.attention(q, k, v, **options)
-    v[..., 77, 3] = poison
-    dirty = attnfast.attention(q, k, v, **options)
+    clean = function(q, k, v, return_lse=True, **options)
     zeros = np.zeros_like(q), np.zeros_like(k)
     sees = reference.attention_weights(*zeros, **options)[..., 77] > 0
-    assert lq < 100 or (~sees).any()
-    assert same_bits(dirty[~sees], clean[~sees])
+    assert lq < 60 or (~sees).any()
+    for poison in (np.nan, -np.inf, 1e38, 30.0):
+        both = [poisoned(a, np.arange(120) == 77, poison) for a in (k, v)]
+        dirty = function(q, *both, return_lse=True, **options)
+        assert same_bits(dirty.output[~sees], clean.output[~sees])
+        assert same_bits(dirty.lse[~sees], clean.lse[~sees])
+        if np.isnan(poison):
+            assert np.isnan(dirty.output[sees].astype(np.float32)).all()
+            assert np.isnan(dirty.lse[sees]).all()
+    v[..., 77, 3] = np.inf
+    dirty, others = function(q, k, v, **options), np.arange(10) != 3
     assert not np.isfinite(dirty[sees][:, 3].astype(np.float32)).any()
-    others = np.arange(24) != 3
-    assert same_bits(dirty[sees][:, others], clean[sees][:, others])
-
-    k[..., 77, 5] = np.nan
-    dirty = attnfast.attention(q, k, v, **options)
-    assert same_bits(dirty[~sees], clean[~sees])
-    assert np.isnan(dirty[sees].astype(np.float32)).all()
+    assert same_bits(dirty[sees][:, others], clean.output[sees][:, others])
 
 
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("lq", [1, 4, 60])
 @pytest.mark.parametrize("lk", [1, 7, 64, 500])
 @pytest.mark.parametrize("options", [{}, {"softcap": 5.0}, {"sink_logits": [1.0, 2.0]}], ids=str)
-def test_visible_nan_reaches_output_lse_and_weights(options, lk, lq, rng):
+@pytest.mark.parametrize("function", [attnfast.attention, attnfast.additive_attention], ids=NAME)
+def test_visible_nan_reaches_output_lse_and_weights(function, options, lk, lq, rng):
     """At every place where a maximum taken the wrong way round would drop it."""
+    options = {**FLAGS, **options}
     for place in {0, lk // 2, lk - 1}:
         q, k, v = qkv(rng, lq, lk, 20)
         k[0, 1, place, 7] = np.nan
-        result = attnfast.attention(q, k, v, return_lse=True, return_weights=True, **options)
-        for a in result:
+        for a in function(q, k, v, **options):
             assert np.isnan(a[0, 1]).all()
             assert np.isfinite(a[0, 0]).all() and np.isfinite(a[1]).all()
         q, k, v = qkv(rng, lq, lk, 20)
         q[1, 0, lq - 1, 19] = np.nan
-        result = attnfast.attention(q, k, v, return_lse=True, return_weights=True, **options)
-        for a in result:
+        for a in function(q, k, v, **options):
             assert np.isnan(a[1, 0, lq - 1]).all()
             assert np.isnan(a).sum() == a[1, 0, lq - 1].size
     bias = np.zeros((lq, lk), np.float32)
     bias[lq - 1, lk - 1] = np.nan
-    output = attnfast.attention(*qkv(rng, lq, lk, 20), bias=bias, **options)
+    output = function(*qkv(rng, lq, lk, 20), bias=bias, **options).output
     assert np.isnan(output[..., lq - 1, :]).all() and np.isfinite(output[..., : lq - 1, :]).all()
 
 
+@pytest.mark.quick
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("lq", [2, 7, 60])
 @pytest.mark.parametrize("large", [50.0, 1e30, np.inf, np.nan])
 @pytest.mark.parametrize("function", ["attention", "additive_attention"])
@@ -155,6 +145,7 @@ def test_one_query_changes_no_bit_of_its_neighbours(function, large, lq, rng):
         assert same_bits(a[others], b[others]) and not same_bits(a, b)
 
 
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("lq", [1, 50])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_overflow_to_plus_infinity_gives_nan(dtype, lq, rng):
@@ -167,6 +158,7 @@ def test_overflow_to_plus_infinity_gives_nan(dtype, lq, rng):
     assert not np.isfinite(lse[..., 0]).any()
 
 
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("lq", [1, 50])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_overflow_to_minus_infinity_is_no_weight(dtype, lq, rng):
@@ -185,6 +177,8 @@ def test_overflow_to_minus_infinity_is_no_weight(dtype, lq, rng):
     assert np.isneginf(lse[..., 0]).all()
 
 
+@pytest.mark.quick
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("lq", [1, 60])
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 @pytest.mark.parametrize(
@@ -201,15 +195,22 @@ def test_overflow_to_minus_infinity_is_no_weight(dtype, lq, rng):
 def test_a_query_that_sees_nothing(nothing, dtype, lq, rng):
     q, k, v = qkv(rng, lq, 130, 24, dtype=dtype)
     k[:], v[:] = np.nan, np.inf
-    flags = {"return_lse": True, "return_weights": True, **nothing}
     if "mask" in nothing:
-        flags["mask"] = np.zeros((lq, 130), bool)
-    output, lse, weights = attnfast.attention(q, k, v, **flags)
-    assert not output.any() and not weights.any() and np.isneginf(lse).all()
-    sinks = np.array([-3.0, 2.5], np.float32)
-    output, lse, weights = attnfast.attention(q, k, v, sink_logits=sinks, **flags)
-    assert not output.any() and not weights.any()
-    np.testing.assert_allclose(lse, np.broadcast_to(sinks[:, None], lse.shape), rtol=1e-6)
-    lengths = [lq, lq - 1]
-    output, lse, _ = attnfast.attention(q, k, v, sink_logits=sinks, q_lengths=lengths, **flags)
-    assert not output.any() and np.isneginf(lse[1, :, -1]).all() and np.isfinite(lse[0]).all()
+        nothing = {"mask": np.zeros((lq, 130), bool)}
+    with_sinks = {**nothing, "sink_logits": np.array([-3.0, 2.5], np.float32)}
+    expected = np.broadcast_to(with_sinks["sink_logits"][:, None], (2, 2, lq))
+    for function in (attnfast.attention, attnfast.additive_attention):
+        output, lse, weights = function(q, k, v, **FLAGS, **nothing)
+        assert not output.any() and not weights.any() and np.isneginf(lse).all()
+        output, lse, weights = function(q, k, v, **FLAGS, **with_sinks)
+        assert not output.any() and not weights.any()
+        np.testing.assert_allclose(lse, expected, rtol=1e-6)
+        lengths = [lq, lq - 1]
+        output, lse, _ = function(q, k, v, q_lengths=lengths, **FLAGS, **with_sinks)
+        assert not output.any() and np.isneginf(lse[1, :, -1]).all() and np.isfinite(lse[0]).all()
+    for options in (nothing, with_sinks, {"q_lengths": [0, 0]}):
+        indices, weights = attnfast.attention_topk(q, k, 7, **options)
+        assert (indices == -1).all() and not weights.any()
+        assert not attnfast.attention_weights(q, k, **options).any()
+        for per_kv_head in (False, True):
+            assert not attnfast.key_importance(q, k, per_kv_head=per_kv_head, **options).any()

@@ -1,5 +1,6 @@
 """Shapes that broadcast, memory of every form, and where results go."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -18,8 +19,9 @@ from support.arrays import (
     randn,
     same_bits,
 )
+from support.calls import CALLS, WITH_OUT
 from support.criterion import check
-from support.layouts import LAYOUTS, lay_out
+from support.layouts import LAYOUTS, lay_out, paired
 
 pytestmark = pytest.mark.usefixtures("isa")
 
@@ -27,10 +29,9 @@ LENGTHS = pytest.mark.parametrize("lq", [1, 37])
 
 
 @LENGTHS
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["query", "key", "value", "mask", "bias"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
-def test_each_argument_in_each_layout(dtype, name, layout, lq, rng):
+def test_each_argument_in_each_layout(dtype, name, lq, rng):
     q, k, v = qkv(rng, lq, 70, 20, 12, dtype=dtype)
     arguments = {
         "query": q,
@@ -40,57 +41,36 @@ def test_each_argument_in_each_layout(dtype, name, layout, lq, rng):
         "bias": randn(rng, (2, 2, lq, 70), dtype),
     }
     expected = attnfast.attention(**arguments)
-    arguments[name] = lay_out(arguments[name], layout)
-    before = arguments[name].copy()
-    assert same_bits(attnfast.attention(**arguments), expected)
-    assert same_bits(arguments[name], before), "an input was written"
+    for layout in LAYOUTS:
+        given = lay_out(arguments[name], layout)
+        before = given.copy()
+        assert same_bits(attnfast.attention(**{**arguments, name: given}), expected), layout
+        assert same_bits(given, before), f"an input was written, {layout}"
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_strides_of_zero_in_every_function(name, rng):
+    shape = (2, 70, 16) if name == "varlen" else (2, 2, 70, 16)
+    for n, axis in itertools.product(range(3), range(len(shape))):
+        arrays = [randn(rng, shape, DTYPES[(n + axis) % 4]) for _ in range(3)]
+        arrays[n] = np.broadcast_to(np.take(arrays[n], [0], axis=axis), shape)
+        result = CALLS[name](*arrays, np.array)
+        arrays[n] = arrays[n].copy()
+        assert_same(result, CALLS[name](*arrays, np.array), f"array {n}, axis {axis}")
+
+
+@pytest.mark.quick
 @LENGTHS
-@pytest.mark.parametrize("name", ["query", "key", "value", "mask", "bias"])
-@pytest.mark.parametrize("axis", range(4))
-def test_strides_of_zero(axis, name, lq, rng):
-    q, k, v = qkv(rng, lq, 70)
-    arguments = {
-        "query": q,
-        "key": k,
-        "value": v,
-        "mask": rng.random((2, 2, lq, 70)) < 0.7,
-        "bias": randn(rng, (2, 2, lq, 70)),
-    }
-    a = arguments[name]
-    arguments[name] = np.broadcast_to(np.take(a, [0], axis=axis), a.shape)
-    result = attnfast.attention(**arguments)
-    arguments[name] = arguments[name].copy()
-    assert same_bits(result, attnfast.attention(**arguments))
-
-
-FAMILY = {
-    "local": lambda q, k, v: attnfast.local_attention(q, k, v, 5),
-    "dilated": lambda q, k, v: attnfast.local_attention(q, k, v, 5, dilation=2),
-    "global": lambda q, k, v: attnfast.local_attention(q, k, v, 5, global_tokens=[0, 40]),
-    "centers": lambda q, k, v: attnfast.local_attention(
-        q, k, v, 5, centers=np.linspace(0, 69, q.shape[-2]), sigma=2.5
-    ),
-    "additive": lambda q, k, v: attnfast.additive_attention(q, k, v),
-    "topk": lambda q, k, v: attnfast.attention_topk(q, k, 7),
-    "topk of rows": lambda q, k, v: attnfast.attention_topk(q, k, 65),
-    "importance": lambda q, k, v: attnfast.key_importance(q, k),
-    "scores": lambda q, k, v: attnfast.attention_weights(q, k, stage="scores"),
-}
-
-
-@pytest.mark.parametrize("name", ["query", "key", "value"])
-@pytest.mark.parametrize("axis", range(4))
-@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
-@pytest.mark.parametrize("function", FAMILY)
-def test_strides_of_zero_in_the_family(function, dtype, axis, name, rng):
-    arrays = dict(zip("qkv", qkv(rng, 70, 70, dtype=dtype), strict=True))
-    a = arrays[name[0]]
-    arrays[name[0]] = np.broadcast_to(np.take(a, [0], axis=axis), a.shape)
-    result = FAMILY[function](**arrays)
-    arrays[name[0]] = arrays[name[0]].copy()
-    assert_same(result, FAMILY[function](**arrays))
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "merge"])
+def test_every_function_in_each_layout(name, lq, rng):
+    for layout, dtype in paired(LAYOUTS, DTYPES, times=1):
+        arrays = [randn(rng, (2, n, 20), dtype) for n in (lq, 70, 70)]
+        expected = CALLS[name](*arrays, np.array)
+        place = functools.partial(lay_out, layout=layout)
+        given = [lay_out(a, layout) for a in arrays]
+        assert_same(expected, CALLS[name](*given, place), layout)
+        for a, b in zip(given, arrays, strict=True):
+            assert same_bits(a.astype(dtype), b), "an input was written"
 
 
 @LENGTHS
@@ -240,6 +220,7 @@ def test_a_big_endian_query_gives_native_results(rng):
     assert same_bits(output, attnfast.attention(q, k, v))
 
 
+@pytest.mark.quick
 class TestOutput:
     def test_memory_follows_the_axis_order_of_the_query(self, rng):
         q, k, v = (randn(rng, (2, 30, 4, 8)) for _ in range(3))
@@ -287,15 +268,30 @@ class TestOutput:
         assert attnfast.attention(**arrays, out=arrays[name]) is arrays[name]
         assert same_bits(arrays[name], expected)
 
-    @pytest.mark.parametrize("shift", [-3, 1, 50])
-    def test_out_may_overlap_an_input(self, shift, rng):
-        memory = randn(rng, 2 * 2 * 60 * 8 + 200)
-        q = memory[100:-100].reshape(2, 2, 60, 8)
-        out = memory[100 + shift : len(memory) - 100 + shift].reshape(2, 2, 60, 8)
-        k, v = randn(rng, (2, 2, 60, 8)), randn(rng, (2, 2, 60, 8))
-        expected = attnfast.attention(q, k, v)
-        attnfast.attention(q, k, v, out=out)
-        assert same_bits(out, expected)
+    @pytest.mark.parametrize("name", WITH_OUT)
+    def test_out_may_overlap_an_input(self, name, rng):
+        for shift in (-3, 1, 50):
+            memory = randn(rng, 2 * 60 * 8 + 200)
+            q = memory[100:-100].reshape(2, 60, 8)
+            out = memory[100 + shift : len(memory) - 100 + shift].reshape(2, 60, 8)
+            k, v = randn(rng, (2, 60, 8)), randn(rng, (2, 60, 8))
+            expected = CALLS[name](q, k, v, np.array)
+            assert_same(expected, CALLS[name](q, k, v, np.array, out=out), f"shift {shift}")
+
+    @pytest.mark.parametrize("name", WITH_OUT)
+    def test_out_of_any_layout_in_every_function(self, name, rng):
+        for layout, dtype in paired([x for x in LAYOUTS if x != "read-only"], DTYPES, times=1):
+            q, k, v = (randn(rng, (2, 37, 12), dtype) for _ in range(3))
+            expected = CALLS[name](q, k, v, np.array)
+            out = lay_out(np.zeros((2, 37, 12), dtype), layout)
+            around = out if out.base is None else out.base
+            untouched = around.copy()
+            result = CALLS[name](q, k, v, np.array, out=out)
+            output, wanted = (r[0] if isinstance(r, tuple) else r for r in (result, expected))
+            assert np.shares_memory(output, out)
+            assert same_bits(output.astype(dtype), wanted), layout
+            out[...] = 0
+            assert same_bits(around, untouched), "something between the elements was written"
 
     def test_results_do_not_share_memory(self, rng):
         q, k, v = qkv(rng, 5, 5)

@@ -23,6 +23,9 @@ from attnfast.layers import (
 from support.arrays import qkv, same_bits
 from support.criterion import Criterion, check
 
+pytestmark = pytest.mark.quick
+
+
 INF = float("inf")
 FUNCTIONS = {
     "attention": {},

@@ -288,6 +288,7 @@ def beside(order, expected, tmp_path):
     run_python("".join(script), tmp_path)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "order", list(itertools.permutations(["torch", "sklearn", "attnfast"])), ids="-".join
 )

@@ -10,6 +10,9 @@ import attnfast
 from attnfast import layers
 from support.arrays import assert_same, qkv, randn, same_bits
 
+pytestmark = pytest.mark.quick
+
+
 COPIES = {
     **{f"pickle {n}": lambda x, n=n: pickle.loads(pickle.dumps(x, n)) for n in range(2, 6)},
     "deepcopy": copy.deepcopy,

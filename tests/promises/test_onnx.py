@@ -184,6 +184,7 @@ def test_all_93_cases_are_run():
     assert sorted(NAMES) == sorted(collect_cases())
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("name", NAMES)
 def test_case(name):
@@ -203,6 +204,7 @@ def test_case(name):
             compare(results[slot], reference, case.rtol, case.atol)
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("isa")
 def test_packed_heads_are_not_copied():
     packed = np.random.default_rng(0).standard_normal((2, 5, 3 * 8), dtype=np.float32)

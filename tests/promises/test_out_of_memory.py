@@ -18,6 +18,7 @@ LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs l
 WRAPPED = ("malloc", "calloc", "realloc", "aligned_alloc", "posix_memalign", "free")
 
 
+@pytest.mark.quick
 @LINUX
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
 def test_every_allocation_of_the_c_library(tmp_path, monkeypatch):

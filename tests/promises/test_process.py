@@ -1,4 +1,4 @@
-"""Life in a process: fork, Ctrl-C, the GIL, the host's settings, small stacks.
+"""Life in a process: fork, Ctrl-C, the GIL, the host's settings.
 
 Every script runs in an interpreter of its own, so that nothing here disturbs pytest or is hidden by
 it.
@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import attnfast
+from support.paths import TESTS
 from support.scripts import START, run_python
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -43,8 +44,26 @@ def child(depth):
 """
     )
 
+    @pytest.mark.quick
     def test_after_a_call(self, tmp_path):
         run = "expected = results(2)\nassert child(1) == 0\nassert results(2) == expected"
+        run_python(self.SCRIPT + run, tmp_path)
+
+    @pytest.mark.quick
+    def test_every_function_after_a_call(self, tmp_path):
+        run = f"""
+sys.path.insert(0, {str(TESTS)!r})
+from support.calls import CALLS
+q, k, v = qkv(2, 300, 32)
+
+def results(n):
+    found = [CALLS[name](q, k, v, np.array, num_threads=n) for name in CALLS]
+    return [[np.asarray(a).tobytes() for a in x] for x in found]
+
+expected = results(2)
+assert child(1) == 0
+assert results(2) == expected
+"""
         run_python(self.SCRIPT + run, tmp_path)
 
     def test_nested(self, tmp_path):
@@ -95,102 +114,89 @@ for a, b in zip(results, expected):
         run_python(self.SCRIPT + run, tmp_path)
 
 
-# Seconds of work on any machine. Where keys are many, all of them lie at the same place.
-LONG_CALLS = {
-    "prefill": """
-x = qkv(16, 16384, 64)
-call = lambda: attnfast.attention(*x)
-""",
-    "one thread": """
-x = qkv(16, 16384, 64)
-call = lambda: attnfast.attention(*x, num_threads=1)
-""",
-    "float64": """
-x = qkv(8, 16384, 64, dtype=float)
-call = lambda: attnfast.attention(*x)
-""",
-    "float16": """
-x = qkv(16, 16384, 64, dtype="e")
-call = lambda: attnfast.attention(*x)
-""",
-    "modifiers": """
-x = qkv(8, 16384, 64)
+# Calls that take seconds on any machine, of arrays of which most lie at the same place.
+LONG_CALLS = """
+def heads(n, *shape, dtype=np.float32):
+    return [np.broadcast_to(a, (n, *shape)) for a in qkv(1, *shape, dtype=dtype)]
+
+x, doubles, halves = (heads(16, 16384, 64, dtype=dtype) for dtype in (np.float32, float, "e"))
+few, (key, _, _) = qkv(64, 40, 64)[0], qkv(1, 1, 64)
+many, one = np.broadcast_to(key, (64, 2**20, 64)), qkv(4096, 1, 64)[0]
+most = np.broadcast_to(key, (4096, 2**17, 64))
+wide = heads(16, 8192, 512)[:2]
 bias = np.zeros((1, 16384), np.float32)
-call = lambda: attnfast.attention(*x, bias=bias, mask=bias == 0, softcap=5.0)
-""",
-    "few queries": """
-q, k, v = qkv(64, 40, 64)
-k = np.broadcast_to(k[:, :1], (64, 2**20, 64))
-call = lambda: attnfast.attention(q, k, k)
-""",
-    "decode": """
-q, k, v = qkv(4096, 1, 64)
-k = np.broadcast_to(k, (4096, 2**17, 64))
-call = lambda: attnfast.attention(q, k, k)
-""",
-    "weights": """
-q, k, v = qkv(1, 8192, 512)
-q, k = np.broadcast_to(q, (16, 8192, 512)), np.broadcast_to(k, (16, 8192, 512))
-call = lambda: attnfast.attention_weights(q, k)
-""",
+calls = {
+    "prefill": lambda: attnfast.attention(*x),
+    "one thread": lambda: attnfast.attention(*x, num_threads=1),
+    "float64": lambda: attnfast.attention(*doubles),
+    "float16": lambda: attnfast.attention(*halves),
+    "modifiers": lambda: attnfast.attention(*x, bias=bias, mask=bias == 0, softcap=5.0),
+    "few queries": lambda: attnfast.attention(few, many, many),
+    "decode": lambda: attnfast.attention(one, most, most),
+    "weights": lambda: attnfast.attention_weights(*wide),
 }
+"""
 
 
 @POSIX
 class TestSignals:
     @EACH_ISA
-    @pytest.mark.parametrize("kind", LONG_CALLS)
-    def test_ctrl_c(self, kind, isa, tmp_path):
+    def test_ctrl_c(self, isa, tmp_path):
+        """Two of three times within 0.3 s: a busy machine may be late once."""
         script = """
 small = qkv(2, 100, 32)
 expected = attnfast.attention(*small).tobytes()
-sent, latencies = [], []
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start us with it ignored
+sent = []
 
 def press():
     sent.append(time.perf_counter())
     os.kill(os.getpid(), signal.SIGINT)
 
-for attempt in range(3):
-    threading.Timer(0.15, press).start()
-    start = time.perf_counter()
+def latency(name):
+    threading.Timer(0.06, press).start()
     try:
-        call()
-        raise SystemExit(f"not interrupted in {time.perf_counter() - start:.2f} s")
+        calls[name]()
     except KeyboardInterrupt:
-        latencies.append(time.perf_counter() - sent[-1])
+        return time.perf_counter() - sent[-1]
+    raise SystemExit(f"{name} was not interrupted")
+
+for name in calls:
+    latencies = []
+    while sum(x < 0.3 for x in latencies) < 2:
+        latencies.append(latency(name))
+        assert sum(x >= 0.3 for x in latencies) < 2, (name, latencies)
     assert attnfast.attention(*small).tobytes() == expected
-print(sorted(latencies)[1])
 """
-        printed = run_python(START + LONG_CALLS[kind] + script, tmp_path, ATTNFAST_ISA=isa)
-        assert float(printed) < 0.3
+        run_python(START + LONG_CALLS + script, tmp_path, timeout=120, ATTNFAST_ISA=isa)
 
     def test_handlers_run_while_a_call_lasts(self, tmp_path):
         script = """
-x = qkv(8, 8192, 64)
+x = [np.broadcast_to(a, (8, 6144, 64)) for a in qkv(1, 6144, 64)]
 expected = attnfast.attention(*x).tobytes()
 times = []
 signal.signal(signal.SIGALRM, lambda *_: times.append(time.perf_counter()))
-signal.setitimer(signal.ITIMER_REAL, 0.05, 0.1)
+signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
 start = time.perf_counter()
 result = attnfast.attention(*x, num_threads=1)
 end = time.perf_counter()
 signal.setitimer(signal.ITIMER_REAL, 0)
 assert result.tobytes() == expected
-assert end - start > 0.5, "too short a call to show anything"
+assert end - start > 0.2, "too short a call to show anything"
 during = [t for t in times if t < end]
-assert len(during) > (end - start) / 0.1 / 2, (len(during), end - start)
+assert len(during) > (end - start) / 0.05 / 3, (len(during), end - start)
 """
         run_python(START + script, tmp_path)
 
+    @pytest.mark.quick
     def test_an_exception_of_a_handler_comes_through(self, tmp_path):
         script = """
 class Stop(Exception): pass
 def handler(*_): raise Stop
-x = qkv(16, 16384, 64)
-out = np.empty_like(x[0])
+x = [np.broadcast_to(a, (16, 16384, 64)) for a in qkv(1, 16384, 64)]
+out = np.empty((16, 16384, 64), np.float32)
 signal.signal(signal.SIGALRM, handler)
-signal.setitimer(signal.ITIMER_REAL, 0.1)
+signal.setitimer(signal.ITIMER_REAL, 0.06)
 try:
     attnfast.attention(*x, out=out)
 except Stop:
@@ -199,9 +205,10 @@ except Stop:
         assert run_python(START + script, tmp_path) == "stopped\n"
 
 
+@pytest.mark.quick
 def test_other_python_threads_run_while_a_call_lasts(tmp_path):
     script = """
-x = qkv(16, 8192, 64)
+x = [np.broadcast_to(a, (8, 8192, 64)) for a in qkv(1, 8192, 64)]
 thread = threading.Thread(target=lambda: attnfast.attention(*x, num_threads=1))
 ticks = [time.perf_counter()]
 thread.start()
@@ -215,6 +222,7 @@ assert gaps[gaps < 0.03].sum() > gaps.sum() / 2  # on a busy machine not all of 
     run_python(START + script, tmp_path)
 
 
+@pytest.mark.quick
 @LINUX
 def test_affinity_counts_when_it_changes(tmp_path):
     """OpenMP looks at it once, when it is loaded."""
@@ -228,6 +236,7 @@ assert attnfast.get_num_threads() == default
     run_python(START + script, tmp_path, ATTNFAST_NUM_THREADS="")
 
 
+@pytest.mark.quick
 @LINUX
 def test_the_host_process_is_left_as_it_was(tmp_path):
     script = """
@@ -283,31 +292,3 @@ for isa in attnfast.available_isas():
     assert (attnfast.attention(x[:, :, :1], x, x, num_threads=2) != 0).all(), isa
 """
     run_python(script, tmp_path)
-
-
-@EACH_ISA
-def test_small_stacks(isa, tmp_path):
-    """Of OpenMP's threads and of Python's own."""
-    script = """
-cases = [
-    (qkv(2, 4, 300, 64), {}),
-    (qkv(2, 4, 300, 64), {"is_causal": True, "softcap": 3.0, "mask": np.ones((300, 300), bool)}),
-    (qkv(2, 4, 300, 64), {"bias": np.ones((300, 300), np.float32), "return_weights": True}),
-    (qkv(2, 4, 200, 256), {}),
-    (qkv(2, 4, 300, 64, dtype=float), {"window_size": 50}),
-    (qkv(2, 4, 300, 64, dtype="e"), {"return_lse": True}),
-    (decode_case(), {}),
-    (decode_case(), {"return_weights": True}),
-]
-def results(n):
-    return [np.asarray(attnfast.attention(*a, num_threads=n, **o)[0]).tobytes() for a, o in cases]
-expected = results(1)
-assert results(2) == expected and results(4) == expected
-threading.stack_size(256 * 1024)
-got = []
-thread = threading.Thread(target=lambda: got.append((results(1), results(3))))
-thread.start()
-thread.join()
-assert got == [(expected, expected)]
-"""
-    run_python(START + script, tmp_path, OMP_STACKSIZE="128k", ATTNFAST_ISA=isa)

@@ -215,6 +215,7 @@ def test_quota(name, many_cpus, tmp_path):
     assert default_threads(tmp_path, many_cpus) == threads
 
 
+@pytest.mark.quick
 def test_quota_that_could_not_be_read_at_first(many_cpus, tmp_path):
     make_up(tmp_path, {"a/cpu.max": "300000 100000\n"}, "0::/a\n")
     assert default_threads(tmp_path, many_cpus, NO_FILES_AT_FIRST) == 3

@@ -26,19 +26,6 @@ pytestmark = [
 FLAGS = {"return_lse": True, "return_weights": True}
 
 
-def masked(q, k, v, place, **more):
-    i, j = np.ogrid[: q.shape[-2], : k.shape[-2]]
-    mask, bias = (i + j) % 3 > 0, np.sin(i - j).astype(np.float32)
-    return attnfast.attention(q, k, v, mask=place(mask), bias=place(bias), **FLAGS, **more)
-
-
-def scores(q, k, v, place, out=None, **more):
-    return attnfast.attention_weights(q, k, stage="biased", **more)
-
-
-FAR_CALLS = {**CALLS, "masked": masked, "scores": scores}
-
-
 def zeros(shape, dtype):
     """Memory that is not there until it is written."""
     n = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
@@ -59,27 +46,28 @@ def far(a, axis):
     return view
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("axis", [0, 1], ids=["heads", "rows"])
 @pytest.mark.parametrize("lq", [2, 60])
-@pytest.mark.parametrize("name", FAR_CALLS)
+@pytest.mark.parametrize("name", CALLS)
 def test_strides(name, lq, axis, rng):
     """Every array that the caller passes reaches beyond 2**31 elements; no bit changes."""
     arrays = [randn(rng, (2, n, 8)) for n in (lq, 70, 70)]
-    expected = FAR_CALLS[name](*arrays, np.array)
+    expected = CALLS[name](*arrays, np.array)
     out = far(np.zeros((2, lq, 8), np.float32), axis)
     place = lambda a: far(np.asarray(a), axis) if np.ndim(a) == 2 else np.asarray(a)  # noqa: E731
-    result = FAR_CALLS[name](*(far(a, axis) for a in arrays), place, out=out)
+    result = CALLS[name](*(far(a, axis) for a in arrays), place, out=out)
     assert_same(expected, result)
 
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("lq", [3, 60])
-@pytest.mark.parametrize("name", [name for name in FAR_CALLS if name != "varlen"])
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "varlen"])
 def test_batch_strides(name, lq, rng):
     arrays = [randn(rng, (2, 2, n, 8)) for n in (lq, 70, 70)]
-    expected = FAR_CALLS[name](*arrays, np.array)
-    assert_same(expected, FAR_CALLS[name](*(far(a, 0) for a in arrays), np.array))
+    expected = CALLS[name](*arrays, np.array)
+    assert_same(expected, CALLS[name](*(far(a, 0) for a in arrays), np.array))
 
 
 def repeated(n):
@@ -249,6 +237,7 @@ refused("merge_attention", lambda: attnfast.merge_attention(*parts))
 """
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("script", [ONE_BY_ONE, TOGETHER], ids=["one by one", "together"])
 def test_absurd_shapes(script, tmp_path):
     """Views of one number may claim any shape: an error each, no overflow and no crash."""

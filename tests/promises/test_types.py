@@ -22,14 +22,21 @@ OVERLOADED = [
 ]
 
 
-def run_mypy(folder, module, *arguments):
+@pytest.fixture
+def cache(pytestconfig, tmp_path):
+    """What mypy knows of NumPy and others, kept for the next run where pytest keeps anything."""
+    kept = getattr(pytestconfig, "cache", None)
+    return kept.mkdir("mypy") if kept else tmp_path / "cache"
+
+
+def run_mypy(folder, cache, module, *arguments):
     """Run mypy, or a tool of it, against the installed package."""
     pytest.importorskip("mypy", reason='needs ".[lint]"')
     pytest.importorskip("matplotlib")
     return subprocess.run(
         [sys.executable, "-P", "-m", module, *map(str, arguments)],
         cwd=folder,
-        env={**os.environ, "MYPY_CACHE_DIR": str(folder / "cache")},
+        env={**os.environ, "MYPY_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
         timeout=600,
@@ -37,16 +44,18 @@ def run_mypy(folder, module, *arguments):
     )
 
 
-def test_code_of_a_user(tmp_path):
-    done = run_mypy(tmp_path, "mypy", "--strict", "--config-file", "", HERE / "typing/sample.py")
+@pytest.mark.quick
+def test_code_of_a_user(tmp_path, cache):
+    user = "--strict", "--config-file", "", HERE / "typing/sample.py"
+    done = run_mypy(tmp_path, cache, "mypy", *user)
     assert done.stdout == "Success: no issues found in 1 source file\n", done.stdout + done.stderr
 
 
-def test_stub_of_the_compiled_module(tmp_path):
+def test_stub_of_the_compiled_module(tmp_path, cache):
     """And that the sources say what they are at run time."""
     known = "--allowlist", HERE / "typing/stubtest.txt", "--ignore-unused-allowlist"
     config = "--mypy-config-file", ROOT / "pyproject.toml"
-    done = run_mypy(tmp_path, "mypy.stubtest", "attnfast", "--concise", *config, *known)
+    done = run_mypy(tmp_path, cache, "mypy.stubtest", "attnfast", "--concise", *config, *known)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -59,6 +68,7 @@ def keywords(function):
     return types if packed is None else types | typing.get_type_hints(*typing.get_args(packed))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("function", OVERLOADED, ids=lambda f: f.__qualname__)
 def test_overloads_have_the_keywords_of_the_function(function):
     own = keywords(function)

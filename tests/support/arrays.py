@@ -53,13 +53,13 @@ def same_bits(a: Any, b: Any) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
-def assert_same(a: Any, b: Any) -> None:
+def assert_same(a: Any, b: Any, what: str = "") -> None:
     """Assert that two results hold the same bits, field by field."""
     if not isinstance(a, tuple):
         a, b = (a,), (b,)
     names = getattr(a, "_fields", range(len(a)))
     for name, x, y in zip(names, a, b, strict=True):
-        assert (x is None and y is None) or same_bits(x, y), name
+        assert (x is None and y is None) or same_bits(x, y), (name, what)
 
 
 def poisoned(a: np.ndarray, where: Any, poison: float) -> np.ndarray:
@@ -68,6 +68,11 @@ def poisoned(a: np.ndarray, where: Any, poison: float) -> np.ndarray:
     with np.errstate(over="ignore"):
         copy[np.broadcast_to(where, a.shape[:-1])] = np.array(poison).astype(a.dtype)
     return copy
+
+
+def row_of(result: Any, row: Any) -> Any:
+    """One batch row of a result, in the same form."""
+    return type(result)(*(a[row] for a in result)) if isinstance(result, tuple) else result[row]
 
 
 def same_batch(*arrays: Any) -> list[np.ndarray]:

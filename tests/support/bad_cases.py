@@ -353,7 +353,9 @@ OWN = {
     "BlockMask": [
         *SIZES,
         (TypeError, "blocks", np.ones((2, 2)), "blocks.*float64"),
+        (TypeError, "blocks", np.ones((2, 2), int), "blocks.*int64"),
         (TypeError, "blocks", None, "blocks.*NoneType"),
+        (ValueError, "blocks", True, r"blocks.*\(\)"),
         (TypeError, "blocks", np.ma.masked_array(np.ones((2, 2), bool)), "blocks.*masked"),
         (ValueError, "blocks", np.ones(2, bool), r"blocks.*\(2,\)"),
         (ValueError, "blocks", [[True], [True, False]], "blocks"),
@@ -373,6 +375,7 @@ OWN = {
     "BlockMask.bigbird": [
         *SIZES,
         (ValueError, "window_blocks", 2, "window_blocks.*odd"),
+        (ValueError, "heads", 0, "heads.*0"),
         *(
             (kind, name, bad, name)
             for name in ("window_blocks", "global_blocks", "random_blocks", "heads", "seed")

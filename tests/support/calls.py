@@ -1,30 +1,107 @@
-"""One call of every function of the family and of each of its algorithms."""
+"""One call of every function that attends, in each of its forms.
+
+A call takes query, key and value of rank 3, `place`, which makes the arrays that an option takes,
+and what else to pass on (`num_threads`, or `out`, which functions without that argument drop).
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 import attnfast
+from support.arrays import compute_dtype
 
 FLAGS = {"return_lse": True, "return_weights": True}
 
 
-def blocks(lq, lk, size=16):
+def blocks(lq: int, lk: int, size: int = 16) -> Any:
     return np.arange(-(-lq // size))[:, None] % 2 == np.arange(-(-lk // size)) % 2
 
 
-def varlen(q, k, v, out=None, **more):
+def pairs(q: Any, k: Any, place: Any) -> dict[str, Any]:
+    """A mask and a bias with a number for each pair of query and key."""
+    i, j = np.arange(q.shape[-2])[:, None], np.arange(k.shape[-2])
+    shape = (*(1 for _ in q.shape[:-3]), 2, q.shape[-2], k.shape[-2])
+    bias = np.broadcast_to((j - i) / 50, shape)
+    return {"mask": place((i + j) % 3 > 0), "bias": place(bias.astype(np.float32))}
+
+
+def keys(k: Any, place: Any) -> dict[str, Any]:
+    """The same for each key, for all queries."""
+    j = np.arange(k.shape[-2])
+    return {"mask": place(j % 3 > 0), "bias": place((j / 50).astype(np.float32))}
+
+
+def rows(q: Any, k: Any, place: Any) -> dict[str, Any]:
+    """What there is one of for each batch row, or for each head."""
+    lq, lk, batch = q.shape[-2], k.shape[-2], q.shape[:-3] or (1,)
+    return {
+        "kv_lengths": place(np.full(batch, lk // 2)),
+        "q_lengths": place(np.full(batch, lq)),
+        "q_offset": place(np.full(batch, lk - lq)),
+        "alibi_slopes": place(np.array([0.5, 0.25])),
+        "sink_logits": place(np.array([1.0, 0.0])),
+        "is_causal": True,
+    }
+
+
+def block_mask(q: Any, k: Any, place: Any) -> Any:
+    mask = attnfast.BlockMask(blocks(q.shape[-2], k.shape[-2]), 16)
+    placed = place(mask.blocks)
+    if placed.flags.c_contiguous:  # as what a BlockMask keeps always is
+        mask._blocks = placed
+    return mask
+
+
+def attend(q: Any, k: Any, v: Any, **options: Any) -> Any:
+    return attnfast.attention(q, k, v, **FLAGS, **options)
+
+
+def local(q: Any, k: Any, v: Any, window: Any, **options: Any) -> Any:
+    return attnfast.local_attention(q, k, v, window, **FLAGS, **options)
+
+
+def top(q: Any, k: Any, most: int, out: Any = None, **options: Any) -> Any:
+    return attnfast.attention_topk(q, k, min(most, k.shape[-2]), **options)
+
+
+def importance(q: Any, k: Any, out: Any = None, **options: Any) -> Any:
+    return attnfast.key_importance(q, k, **options)
+
+
+def stage(q: Any, k: Any, name: str, out: Any = None, **options: Any) -> Any:
+    return attnfast.attention_weights(q, k, stage=name, **options)
+
+
+def varlen(q: Any, k: Any, v: Any, place: Any, out: Any = None, **more: Any) -> Any:
     packed = (a.swapaxes(0, 1) for a in (q, k, v))
-    ends = ([0, a.shape[1] // 3, a.shape[1]] for a in (q, k))
+    ends = (place(np.array([0, a.shape[-2] // 3, a.shape[-2]])) for a in (q, k))
     out = None if out is None else out.swapaxes(0, 1)
     return attnfast.attention_varlen(*packed, *ends, return_lse=True, out=out, **more)
 
 
-# Calls of (query, key, value) and whatever arrays an option takes, made by `place`.
-CALLS = {
-    "dilation": lambda q, k, v, place, **more: attnfast.local_attention(
-        q, k, v, 3, dilation=place([2, 3]), q_offset=5, **FLAGS, **more
+def merge(q: Any, place: Any) -> Any:
+    outputs = np.stack([q, -q, q * 2])
+    lses = np.stack([q[..., 0], q[..., -1], q[..., 0] * 2]).astype(compute_dtype(q.dtype))
+    return attnfast.merge_attention(place(outputs), place(lses))
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "plain": lambda q, k, v, place, **more: attend(q, k, v, **more),
+    "per row": lambda q, k, v, place, **more: attend(q, k, v, **rows(q, k, place), **more),
+    "per pair": lambda q, k, v, place, **more: attend(
+        q, k, v, softcap=5.0, **pairs(q, k, place), **more
     ),
-    "global tokens": lambda q, k, v, place, **more: attnfast.local_attention(
-        q, k, v, 3, global_tokens=place([0, k.shape[-2] - 1]), q_offset=0, **FLAGS, **more
+    "window": lambda q, k, v, place, **more: attend(
+        q, k, v, window_size=(20, 3), q_offset="end", **more
+    ),
+    "blocks": lambda q, k, v, place, **more: attend(q, k, v, mask=block_mask(q, k, place), **more),
+    "dilation": lambda q, k, v, place, **more: local(
+        q, k, v, 3, dilation=place(np.array([2, 3])), q_offset=5, **keys(k, place), **more
+    ),
+    "global tokens": lambda q, k, v, place, **more: local(
+        q, k, v, 3, global_tokens=place(np.array([0, k.shape[-2] - 1])), q_offset=0, **more
     ),
     "global bools": lambda q, k, v, place, **more: attnfast.local_attention(
         q, k, v, 3, global_tokens=place(np.arange(k.shape[-2]) % 9 == 4), q_offset=0, **more
@@ -32,28 +109,27 @@ CALLS = {
     "local-m": lambda q, k, v, place, **more: attnfast.local_attention(
         q, k, v, 5, centers=place(np.arange(q.shape[-2])[::-1] * 7 % k.shape[-2]), **more
     ),
-    "local-p": lambda q, k, v, place, **more: attnfast.local_attention(
-        *(q, k, v, 5),
-        centers=place(np.linspace(k.shape[-2], 0, q.shape[-2])),
-        sigma=2.5,
-        **FLAGS,
-        **more,
-    ),
-    "blocks": lambda q, k, v, place, **more: attnfast.attention(
-        q, k, v, mask=attnfast.BlockMask(blocks(q.shape[-2], k.shape[-2]), 16), **FLAGS, **more
+    "local-p": lambda q, k, v, place, **more: local(
+        q, k, v, 5, centers=place(np.linspace(k.shape[-2], 0, q.shape[-2])), sigma=2.5, **more
     ),
     "additive": lambda q, k, v, place, **more: attnfast.additive_attention(
         *(q, k, v, place(np.ones(q.shape[-1], np.float32))),
         score_bias=place(np.ones((2, q.shape[-1]), np.float32)),
+        **keys(k, place),
         **FLAGS,
         **more,
     ),
-    "top": lambda q, k, v, place, out=None, **more: attnfast.attention_topk(
-        q, k, min(7, k.shape[-2]), **more
-    ),
-    "importance": lambda q, k, v, place, out=None, **more: attnfast.key_importance(q, k, **more),
-    "grouped": lambda q, k, v, place, out=None, **more: attnfast.key_importance(
-        q, k, per_kv_head=True, **more
-    ),
-    "varlen": lambda q, k, v, place, **more: varlen(q, k, v, **more),
+    "top": lambda q, k, v, place, **more: top(q, k, 7, **keys(k, place), **more),
+    "top of rows": lambda q, k, v, place, **more: top(q, k, 65, **more),
+    "importance": lambda q, k, v, place, **more: importance(q, k, **keys(k, place), **more),
+    "grouped": lambda q, k, v, place, **more: importance(q, k, per_kv_head=True, **more),
+    "scores": lambda q, k, v, place, **more: stage(q, k, "scores", **more),
+    "biased": lambda q, k, v, place, **more: stage(q, k, "biased", **pairs(q, k, place), **more),
+    "varlen": lambda q, k, v, place, **more: varlen(q, k, v, place, **more),
+    "merge": lambda q, k, v, place, **more: merge(q, place),
 }
+# Those that write `out`.
+WITH_OUT = (
+    *("plain", "per row", "per pair", "window", "blocks", "dilation", "global tokens"),
+    *("global bools", "local-m", "local-p", "additive", "varlen"),
+)

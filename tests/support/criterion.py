@@ -18,6 +18,7 @@ A Gaussian exp(-t) of a distance d that multiplies a weight adds an error of (4 
 d / (2 sigma^2) eps for the rounding of the center's fraction.
 """
 
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
@@ -43,7 +44,7 @@ class Criterion:
     """The exact result of one call and how far a result may be from it.
 
     `function` is ``"attention"``, ``"local_attention"`` or ``"additive_attention"``; the options
-    are those of that function.
+    are those of that function. Bounds are worked out once, in float64, for all results judged.
     """
 
     def __init__(
@@ -62,8 +63,8 @@ class Criterion:
         self.plain = compute(
             query, key, value, compute_dtype=compute_dtype(self.dtype), **everything
         )
-        w = self.exact.weights
-        self.value = _like_weights(value.astype(self.truth), w)
+        w = self.weights = self.exact.weights.astype(np.float64)
+        self.value = _like_weights(value.astype(np.float64), w)
         terms = self._additive if function == "additive_attention" else self._product
         self.score_error, self.biased = self._score_error(query, key, terms, options)
         self.excluded = self.biased == -np.inf
@@ -77,10 +78,10 @@ class Criterion:
         self.weighted_error = w * (self.score_error + self._gaussian_error(options))
         if options.get("sigma") is not None:
             del everything["return_lse"], everything["return_weights"], everything["sigma"]
-            w = reference.attention_weights(query, key, compute_dtype=self.truth, **everything)
+            w = reference.attention_weights(query, key, **everything)
         self.row_error = (w * self.score_error).sum(axis=-1)
         if options.get("sink_logits") is not None:
-            sink = np.abs(np.asarray(options["sink_logits"], dtype=self.truth))
+            sink = np.abs(np.asarray(options["sink_logits"], dtype=np.float64))
             share = np.clip(1 - w.sum(axis=-1), 0, 1)
             sink = sink[:, None] if w.ndim > 2 else sink
             self.row_error = self.row_error + 4 * self.eps * share * sink
@@ -118,7 +119,7 @@ class Criterion:
     def _additive(self, query: Any, key: Any, options: dict[str, Any]) -> tuple[Any, Any]:
         """The error of sum_d w_d tanh(q_d + k_d + b_d), and the scores themselves."""
         q = query.astype(np.float64).reshape((*self.exact.lse.shape, 1, query.shape[-1]))
-        k = _like_weights(key.astype(np.float64), self.exact.weights)[..., None, :, :]
+        k = _like_weights(key.astype(np.float64), self.weights)[..., None, :, :]
         parameters = options.get("score_weight"), options.get("score_bias")
         w, b = (
             np.asarray(default if a is None else a).astype(np.float64)[..., None, None, :]
@@ -138,7 +139,7 @@ class Criterion:
         if options.get("sigma") is None:
             return 0
         centers, sigma = np.asarray(options["centers"]), options["sigma"]
-        j = np.arange(self.exact.weights.shape[-1])
+        j = np.arange(self.weights.shape[-1])
         distance = np.abs(j - centers.astype(np.float64)[..., None])
         t = (distance / sigma) ** 2 / 2
         return self.eps * (4 + 4 * t + distance / (2 * sigma**2))
@@ -151,7 +152,7 @@ class Criterion:
     def _plain_error(self, plain: Any, exact: Any) -> Any:
         """The largest error of plain NumPy in each row."""
         rounded = plain.astype(self.dtype).astype(self.truth)
-        return np.abs(rounded - exact).max(axis=-1, keepdims=True, initial=0)
+        return np.abs(rounded - exact).max(axis=-1, keepdims=True, initial=0).astype(np.float64)
 
     def check(self, result: Any) -> None:
         """Judge an output or an AttentionResult."""
@@ -174,21 +175,24 @@ class Criterion:
         assert ((low <= biased) & (biased <= high))[~self.excluded].all()
 
     def check_output(self, output: Any) -> None:
-        output, exact = np.asarray(output).astype(self.truth), self.exact.output
-        size = np.abs(self.value)
+        output = np.asarray(output).astype(self.truth)
+        assert_within(output, self.exact.output, self.output_allowed, "output")
+
+    @cached_property
+    def output_allowed(self) -> Any:
+        exact, size = self.exact.output.astype(np.float64), np.abs(self.value)
         rounding = 1.2 * (
-            self.weighted_error @ size
+            (self.weighted_error + self.sum_error * self.weights) @ size
             + self.row_error[..., None] * np.abs(exact)
-            + self.sum_error * (self.exact.weights @ size)
             + 4 * self.tiny * size.sum(axis=-2, keepdims=True)
         )
-        allowed = 2 * self._plain_error(self.plain.output, exact) + rounding + self._ulp(exact)
+        plain = self._plain_error(self.plain.output, self.exact.output)
+        allowed = 2 * plain + rounding + self._ulp(exact)
         for row in map(tuple, np.argwhere(self.unresolved)):
             values = self.value[row[:-1]][self.relevant[row]]
             reach = np.abs(np.concatenate([values, 0 * values[:1]]) - exact[row]).max(axis=0)
             allowed[row] = np.maximum(allowed[row], reach)
-        allowed = np.where(self.excluded.all(axis=-1)[..., None], 0, allowed)
-        assert_within(output, exact, allowed, "output")
+        return np.where(self.excluded.all(axis=-1)[..., None], 0, allowed)
 
     def check_lse(self, lse: Any) -> None:
         lse, exact = np.asarray(lse).astype(self.truth), self.exact.lse
@@ -201,14 +205,15 @@ class Criterion:
 
     def check_weights(self, weights: Any) -> None:
         weights = np.asarray(weights).astype(self.truth)
-        assert_within(weights, self.exact.weights, self.weights_allowed(), "weights")
+        assert_within(weights, self.exact.weights, self.weights_allowed, "weights")
 
+    @cached_property
     def weights_allowed(self) -> Any:
         """How far each weight may be from the exact one."""
-        exact = self.exact.weights
         row_error = self.row_error[..., None] + self.sum_error
-        rounding = 1.2 * (self.weighted_error + exact * row_error) + 4 * self.tiny
-        allowed = 2 * self._plain_error(self.plain.weights, exact) + rounding + self._ulp(exact)
+        rounding = 1.2 * (self.weighted_error + self.weights * row_error) + 4 * self.tiny
+        plain = self._plain_error(self.plain.weights, self.exact.weights)
+        allowed = 2 * plain + rounding + self._ulp(self.weights)
         allowed = np.where(self.unresolved[..., None], 1.0, allowed)
         return np.where(self.excluded, 0, allowed)
 

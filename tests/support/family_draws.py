@@ -1,4 +1,4 @@
-"""Hypothesis strategies for calls of every function, with block masks, `out` and bad arguments."""
+"""Hypothesis strategies for calls of every function, with `out`, NaN and bad arguments."""
 
 from typing import Any
 
@@ -6,49 +6,20 @@ import numpy as np
 from hypothesis import strategies as st
 
 import attnfast
-from attnfast import BlockMask
 from support.arrays import DTYPES, POISON, poisoned, randn, same_batch
 from support.bad_cases import cases
 from support.criterion import SCORE_OPTIONS
-from support.draws import Call, additive_calls, calls, local_calls
+from support.draws import (
+    DICE,
+    MOST_PAIRS,
+    additive_calls,
+    block_mask_of,
+    calls,
+    local_calls,
+)
 from support.layouts import EDGES, LAYOUTS, lay_out
 
-SIZES = [1, 3, 16, 64, 100, (1, 64), (48, 7), (130, 1), (64, 128), (1000, 1000)]
 STAGES = ("scores", "capped", "biased", "weights")
-MOST_PAIRS = 40_000
-
-
-def count(length: int, size: int) -> int:
-    """How many blocks of `size` a length has."""
-    return -(-length // size)
-
-
-def block_mask(
-    rng: np.random.Generator, lq: int, lk: int, size: Any, *leading: int, density: float = 0.5
-) -> BlockMask:
-    """Blocks at random."""
-    bq, bk = np.broadcast_to(size, 2)
-    return BlockMask(rng.random((*leading, count(lq, bq), count(lk, bk))) < density, size)
-
-
-@st.composite
-def _block_masks(draw: Any, call: Call) -> BlockMask:
-    """Block masks that fit a call."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    query, key, _ = same_batch(call.query, call.key, call.value)
-    leading = tuple(1 if draw(st.integers(0, 2)) == 0 else n for n in query.shape[:-2])
-    leading = leading[draw(st.integers(0, len(leading))) :]
-    size = draw(st.sampled_from(SIZES))
-    density = draw(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
-    return block_mask(rng, query.shape[-2], key.shape[-2], size, *leading, density=density)
-
-
-@st.composite
-def block_masked_calls(draw: Any, dtypes: Any = tuple(DTYPES)) -> Call:
-    """Any legal call, with a block mask."""
-    call = draw(calls(dtypes, most_pairs=MOST_PAIRS))
-    call.options["mask"] = draw(_block_masks(call))
-    return call
 
 
 def packed(
@@ -135,7 +106,7 @@ def _attention(draw: Any, strategy: Any = None) -> AnyCall:
     """`attention`, or another function of the same form."""
     call = draw(calls() if strategy is None else strategy)
     if draw(st.integers(0, 5)) == 5:
-        call.options["mask"] = draw(_block_masks(call))
+        call.options["mask"] = draw(DICE.map(lambda dice: block_mask_of(dice, call)))
     operands = {"query": call.query, "key": call.key, "value": call.value}
     drawn = AnyCall(call.function, operands, **call.options)
     if draw(st.integers(0, 7)) == 7:
@@ -157,7 +128,7 @@ def _without_value(draw: Any, function: str, own: dict[str, Any]) -> AnyCall:
     """A function of query and key with options of its own, which may be functions of Lk."""
     call = draw(calls(most_pairs=MOST_PAIRS))
     if draw(st.integers(0, 5)) == 5:
-        call.options["mask"] = draw(_block_masks(call))
+        call.options["mask"] = draw(DICE.map(lambda dice: block_mask_of(dice, call)))
     query, _, _ = same_batch(call.query, call.key, call.value)
     lk = call.key.shape[-2]
     names = (*SCORE_OPTIONS, "num_threads")

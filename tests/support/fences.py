@@ -1,6 +1,7 @@
 """Arrays that end, or begin, next to a page that the process may not touch."""
 
 import ctypes
+import functools
 import mmap
 
 import numpy as np
@@ -8,10 +9,14 @@ import numpy as np
 PAGE = mmap.PAGESIZE
 
 
+@functools.cache
+def libc():
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def fence(address):
     """Take all permissions from the page at `address`."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(PAGE), 0) != 0:
+    if libc().mprotect(ctypes.c_void_p(address), ctypes.c_size_t(PAGE), 0) != 0:
         raise OSError(ctypes.get_errno(), "mprotect")
 
 

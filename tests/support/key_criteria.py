@@ -29,7 +29,7 @@ def check_topk(result, criterion, k):
         return np.where(named, np.take_along_axis(a, np.maximum(indices, 0), axis=-1), 0)
 
     assert not of_named(excluded).any(), "a hidden key is named"
-    assert_within(weights, of_named(exact), of_named(criterion.weights_allowed()), "weights")
+    assert_within(weights, of_named(exact), of_named(criterion.weights_allowed), "weights")
     # The r-th key is as heavy as the exact r-th, up to the errors of the scores that compete.
     order = np.argsort(-biased, axis=-1)[..., :k]
     best, error = (np.take_along_axis(a, order, axis=-1) for a in (biased, criterion.score_error))
@@ -50,7 +50,7 @@ class Importance:
         self.truth, self.shape = criterion.truth, key.shape
         total = criterion.exact.weights.sum(axis=-2)
         summing = criterion.eps * (8 + np.sqrt(query.shape[-2])) * total
-        self.total, self.allowed = total, criterion.weights_allowed().sum(axis=-2) + summing
+        self.total, self.allowed = total, criterion.weights_allowed.sum(axis=-2) + summing
 
     def check(self, actual, per_kv_head=False):
         assert actual.dtype == self.dtype

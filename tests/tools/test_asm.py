@@ -6,6 +6,9 @@ import pytest
 
 from support.paths import ROOT
 
+pytestmark = pytest.mark.quick
+
+
 SCRIPT = ROOT / "tools" / "check" / "asm.py"
 spec = importlib.util.spec_from_file_location("check_asm", SCRIPT)
 asm = importlib.util.module_from_spec(spec)

@@ -7,6 +7,9 @@ import pytest
 
 from support.paths import ROOT
 
+pytestmark = pytest.mark.quick
+
+
 HOOKS = ROOT / ".pre-commit-config.yaml"
 NO_HOOK = {"numpydoc"}  # needs the built package: tests/docs/test_docstrings.py
 NO_EXTRA = {"pre-commit-hooks"}  # of use to commits only

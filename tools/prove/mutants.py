@@ -1,6 +1,6 @@
 """Break attnfast on purpose, one promise at a time, and see that its tests turn red.
 
-    python tools/prove/mutants.py [name ...] [--work DIR] [--list]
+    python tools/prove/mutants.py [name ...] [--isa ISA] [--work DIR] [--list]
 
 Every entry of `mutants.toml` says what to break in which file and which tests must notice. They
 first run on the unbroken package, where they must pass. Then, for each entry, in a copy of the
@@ -11,7 +11,9 @@ cannot be collected catch nothing. Ends non-zero if a mutant survives.
 
 Needs what the build needs (scikit-build-core, cython, cython-cmake, hatch-fancy-pypi-readme, ninja,
 a C compiler) and the extra `test`. With `--work DIR` the first build is kept there and used again
-while the tree stays as it is. All of them take half an hour or so on 2 cores.
+while the tree stays as it is. With `--isa avx2` the library is built without the instruction sets
+that are better than AVX2, as for a processor that lacks them: tests must notice whatever the width
+of a vector. All of them take half an hour or so on 2 cores.
 """
 
 import argparse
@@ -81,10 +83,19 @@ def load(names: list[str]) -> list[Mutant]:
     return [mutants[name] for name in names or mutants]
 
 
+def better_than(isa: str) -> list[str]:
+    """The instruction sets that the build lists before this one."""
+    text = (ROOT / "cmake" / "isa.cmake").read_text()
+    listed = re.findall(r"^attnfast_isa\((\w+)", text, re.MULTILINE)
+    if isa not in listed:
+        sys.exit(f"--isa is {isa}, must be one of {', '.join(listed)}")
+    return listed[: listed.index(isa)]
+
+
 class Tree:
     """A copy of the tree, its build and its installation; `kept` is the build as it was first."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, isa: str | None) -> None:
         self.source, self.build = work / "source", work / "build"
         self.site, self.kept = work / "site", work / "kept"
         self.run = work / "run"  # the tests, away from the sources of the package
@@ -92,6 +103,7 @@ class Tree:
         self.environment = {**os.environ, **path, "OPENBLAS_NUM_THREADS": "1"}
         for name in ("ATTNFAST_ISA", "ATTNFAST_NUM_THREADS"):
             self.environment.pop(name, None)
+        self.left_out = better_than(isa) if isa else []
 
     def prepare(self) -> None:
         """Copy, build and install, unless that was done for the same sources."""
@@ -103,6 +115,8 @@ class Tree:
                 (self.source / name).write_bytes(content)
             install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation"]
             install += ["--no-deps", "--target", str(self.site), f"-Cbuild-dir={self.build}"]
+            without = (f"ATTNFAST_COMPILER_HAS_{name}=OFF" for name in self.left_out)
+            install += [f"-Ccmake.define.{setting}" for setting in without]
             check([*install, str(self.source)], self.environment)
             shutil.copytree(self.build, self.kept)
         shutil.rmtree(self.run, ignore_errors=True)
@@ -247,6 +261,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="name", help="of mutants; default: all")
+    parser.add_argument("--isa", help="the best instruction set to build for")
     parser.add_argument("--work", type=Path, help="folder to keep the build in")
     parser.add_argument("--list", action="store_true", help="only list the mutants")
     options = parser.parse_args()
@@ -257,7 +272,8 @@ def main() -> int:
             print(f"{mutant.name:<20} {mutant.promise:<16} {mutant.file}: {mutant.why}")
         return 0
     with tempfile.TemporaryDirectory() as scratch:
-        tree = Tree((options.work or Path(scratch) / "work").resolve())
+        work = options.work or Path(scratch) / "work"
+        tree = Tree((work / (options.isa or "best")).resolve(), options.isa)
         tree.prepare()
         here = ["", "best", *tree.isas()]
         for mutant in mutants:

@@ -30,9 +30,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMPYS = ("1.26", "2.0", "2.1", "2.2", "2.3", "2.4", "2.5")  # oldest first
-TESTS = (  # quick; the last two call from many threads
+TESTS = (  # quick; the last calls from many threads
     *(f"kernels/test_{name}.py" for name in ("tile", "math", "mask")),
-    *("functions/test_config.py", "promises/test_layout.py", "promises/test_family_safety.py"),
+    *("functions/test_config.py", "promises/test_layout.py", "promises/test_interrupt.py"),
+    "promises/test_process.py::TestFork::test_every_function_after_a_call",
     "promises/test_invariance.py::test_many_python_threads_at_once",
 )
 BINARY = ("install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:")
