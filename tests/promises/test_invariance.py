@@ -9,7 +9,7 @@ from hypothesis import settings
 
 import attnfast
 from attnfast import _core
-from support.arrays import DTYPES, assert_same, qkv, randn, row_of, same_bits
+from support.arrays import DTYPES, assert_same, compute_dtype, qkv, randn, row_of, same_bits
 from support.calls import CALLS
 from support.draws import DRAWN, any_call
 from support.layouts import LAYOUTS, lay_out, paired
@@ -41,7 +41,7 @@ def case(shape, options, dtype=np.float32, seed=0):
     rng = np.random.default_rng(seed)
     sizes = dict(SHAPES[shape])
     if "blocks" in sizes:
-        sizes["lq"] = sizes.pop("blocks") * _core.query_lanes(np.dtype(dtype).name)
+        sizes["lq"] = sizes.pop("blocks") * _core.query_lanes(compute_dtype(dtype).name)
     q, k, v = qkv(rng, **sizes, dtype=dtype)
     options = dict(OPTIONS[options])
     full = (*q.shape[:-1], k.shape[-2])
