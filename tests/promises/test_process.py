@@ -140,6 +140,7 @@ calls = {
 
 @POSIX
 class TestSignals:
+    @pytest.mark.quick
     @EACH_ISA
     def test_ctrl_c(self, isa, tmp_path):
         """Two of three times within 0.3 s: a busy machine may be late once."""
