@@ -18,7 +18,8 @@ from support.arrays import (
     same_bits,
 )
 from support.criterion import Criterion
-from support.draws import Call, additive_calls
+from support.drawn_call import Call
+from support.draws import additive_calls
 from support.layouts import LAYOUTS, lay_out, paired
 
 EXAMPLES = settings.default.max_examples

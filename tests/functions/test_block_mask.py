@@ -16,7 +16,8 @@ from support.arrays import (
     same_bits,
 )
 from support.criterion import SCORE_OPTIONS, Criterion
-from support.draws import SIZES, Call, block_mask, block_masked_calls
+from support.drawn_call import Call
+from support.draws import SIZES, block_mask, block_masked_calls
 from support.layouts import paired
 
 EXAMPLES = settings.default.max_examples

@@ -18,7 +18,8 @@ from support.arrays import (
     same_bits,
 )
 from support.criterion import Criterion
-from support.draws import Call, local_calls
+from support.drawn_call import Call
+from support.draws import local_calls
 from support.scripts import START, run_python
 
 EXAMPLES = settings.default.max_examples

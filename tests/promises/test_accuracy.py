@@ -9,7 +9,8 @@ import attnfast
 from attnfast import AttentionResult, reference
 from support.arrays import DTYPE_IDS, DTYPES, compute_dtype, qkv, same_batch, truth_dtype
 from support.criterion import SCORE_OPTIONS, Criterion, check
-from support.draws import Call, calls
+from support.drawn_call import Call
+from support.draws import calls
 
 EXAMPLES = settings.default.max_examples
 

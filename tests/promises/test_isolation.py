@@ -9,7 +9,8 @@ from hypothesis import given, settings
 import attnfast
 from attnfast import reference
 from support.arrays import DTYPE_IDS, DTYPES, POISON, assert_same, poisoned, qkv, same_bits
-from support.draws import DRAWN, Call, any_call, calls
+from support.drawn_call import Call
+from support.draws import DRAWN, any_call, calls
 
 EXAMPLES = settings.default.max_examples
 FLAGS = {"return_lse": True, "return_weights": True}

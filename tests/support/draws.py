@@ -1,7 +1,7 @@
 """Hypothesis strategies for whole calls: shapes, dtypes, memory layouts and every option."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -9,125 +9,15 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import attnfast
-from attnfast import BlockMask, reference
-from support.arrays import DTYPES, compute_dtype, poisoned, randn, same_batch
-from support.criterion import LOCAL_OPTIONS, SCORE_OPTIONS, Criterion
+from attnfast import BlockMask
+from support.arrays import DTYPES, compute_dtype, randn, same_batch
+from support.criterion import SCORE_OPTIONS
+from support.dice import DICE, Dice
+from support.drawn_call import Call
 from support.layouts import EDGES, LAYOUTS, lay_out
 
-OF_KEYS = ("attention_weights", "attention_topk", "key_importance")  # they take no value
-FLAGS = {"return_lse": True, "return_weights": True}
 MOST_PAIRS = 40_000  # of queries and keys, for what takes longer than `attention`
 SIZES = [1, 3, 16, 64, 100, (1, 64), (48, 7), (130, 1), (64, 128), (1000, 1000)]  # of blocks
-
-
-class Call:
-    """The arguments of one call of `attention` or another function of the same form."""
-
-    def __init__(
-        self, query: Any, key: Any, value: Any, options: dict[str, Any], function: str = "attention"
-    ) -> None:
-        self.query, self.key, self.value, self.options = query, key, value, options
-        self.function = function
-
-    def run(self, **more: Any) -> Any:
-        function = getattr(attnfast, self.function)
-        arrays = (self.query, self.key, self.value)[: 2 if self.function in OF_KEYS else 3]
-        return function(*arrays, **{**self.options, **more})
-
-    def run_for_all(self, **more: Any) -> Any:
-        """Everything that the function can return."""
-        return self.run(**({} if self.function in OF_KEYS else FLAGS), **more)
-
-    def poisoned(self, poisons: Sequence[float]) -> list["Call"]:
-        """The same call with each poison in the keys and values that no query sees."""
-        arrays = [(a, self.unseen(a)) for a in (self.key, self.value)]
-        return [
-            Call(self.query, *(poisoned(*a, poison) for a in arrays), self.options, self.function)
-            for poison in poisons
-        ]
-
-    def criterion(self) -> Criterion:
-        return Criterion(self.query, self.key, self.value, function=self.function, **self.options)
-
-    def unseen(self, array: np.ndarray) -> np.ndarray:
-        """The rows (..., L) of `array`, key or value, that no query sees."""
-        named = (*SCORE_OPTIONS, *LOCAL_OPTIONS)
-        options = {n: x for n, x in self.options.items() if n in named}
-        query, key, _ = same_batch(self.query, self.key, self.value)
-        biased = reference.attention_weights(query * 0, key * 0, stage="biased", **options)
-        unseen = (biased == -np.inf).all(axis=-2)
-        if unseen.ndim > 1:
-            *batch, heads, lk = unseen.shape
-            kv_heads = key.shape[-3]
-            unseen = unseen.reshape((*batch, kv_heads, heads // kv_heads, lk)).all(axis=-2)
-        # What is broadcast must be unseen in every batch row.
-        unseen = unseen.all(axis=tuple(range(unseen.ndim - array.ndim + 1)))
-        thin = tuple(axis for axis, n in enumerate(array.shape[:-1]) if n == 1)
-        return unseen.all(axis=thin, keepdims=True)
-
-    def alone(self) -> Iterator[tuple[tuple[int, ...], "Call"]]:
-        """The index of each batch row and the call of this row alone."""
-        arrays = same_batch(self.query, self.key, self.value)
-        query, key, _ = arrays
-        batch, full = query.shape[:-3], (*query.shape[:-1], key.shape[-2])
-        for row in np.ndindex(*batch):
-            options = dict(self.options)
-            for name in ("q_lengths", "kv_lengths", "q_offset"):
-                if np.ndim(options.get(name)):
-                    options[name] = np.reshape(options[name], batch)[row]
-            for name in ("alibi_slopes", "global_tokens"):
-                if np.ndim(options.get(name)) > 1:
-                    shape = (*batch, options[name].shape[-1])
-                    options[name] = np.reshape(options[name], shape)[row]
-            for name, shape in [("mask", full), ("bias", full), ("centers", full[:-1])]:
-                if isinstance(options.get(name), BlockMask):
-                    blocks = options[name].blocks
-                    blocks = np.broadcast_to(blocks, full[:-2] + blocks.shape[-2:])[row]
-                    options[name] = BlockMask(blocks, options[name].block_size)
-                elif name in options and query.ndim > 2:
-                    options[name] = np.broadcast_to(options[name], shape)[row]
-            yield row, Call(*(a[row] for a in arrays), options, self.function)
-
-    def __repr__(self) -> str:
-        def show(x: Any) -> str:
-            if isinstance(x, np.ndarray) and x.size > 8:
-                return f"<{x.dtype} {x.shape} strides {x.strides}>"
-            return repr(x)
-
-        named = [f"{n}={show(getattr(self, n))}" for n in ("query", "key", "value")]
-        named += [f"{n}={show(x)}" for n, x in self.options.items()]
-        return f"Call({', '.join(named)})"
-
-
-class Dice:
-    """Choices out of one string of bytes, one or two for each, zeros when they run out.
-
-    Hypothesis draws, varies and shrinks the string as a whole: 0 is the first option everywhere. A
-    call makes some 60 choices, and to draw each by itself would take longer than the call.
-    """
-
-    def __init__(self, content: bytes) -> None:
-        self.content, self.at = content, 0
-
-    def number(self, low: int, high: int) -> int:
-        count = high - low + 1
-        end = self.at + (1 if count <= 16 else 2 if count < 2**16 else 4)
-        number = int.from_bytes(self.content[self.at : end], "big")
-        self.at = end
-        return low + number % count
-
-    def pick(self, options: Sequence[Any]) -> Any:
-        return options[self.number(0, len(options) - 1)]
-
-    def one_in(self, n: int) -> bool:
-        return self.number(0, n - 1) == n - 1
-
-    def random(self) -> np.random.Generator:
-        return np.random.default_rng(self.number(0, 2**32 - 1))
-
-
-DICE = st.binary(min_size=128, max_size=128).map(Dice)
 
 
 def _size(dice: Dice, limit: int) -> int:

@@ -9,8 +9,8 @@ import attnfast
 from support.arrays import DTYPES, POISON, poisoned, randn, same_batch
 from support.bad_cases import cases
 from support.criterion import SCORE_OPTIONS
+from support.dice import DICE
 from support.draws import (
-    DICE,
     MOST_PAIRS,
     additive_calls,
     block_mask_of,
