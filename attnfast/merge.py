@@ -85,7 +85,7 @@ def _parts(arrays: Sequence[ArrayLike] | Array, name: str) -> list[Array]:
         raise TypeError(
             f"{name} must be a sequence of arrays, got {type(arrays).__name__}"
         ) from None
-    parts = [as_array(part, f"{name}[{n}]") for n, part in enumerate(given)]
+    parts = [_native(as_array(part, f"{name}[{n}]")) for n, part in enumerate(given)]
     if not parts:
         raise ValueError(f"{name} is empty: there is nothing to merge")
     for n, part in enumerate(parts):
@@ -98,6 +98,11 @@ def _parts(arrays: Sequence[ArrayLike] | Array, name: str) -> list[Array]:
         if part.shape != parts[0].shape:
             raise ValueError(f"{name} must have one shape, got {parts[0].shape} and {part.shape}")
     return parts
+
+
+def _native(a: Array) -> Array:
+    """The same numbers in the byte order of this machine."""
+    return a.astype(a.dtype.newbyteorder("="), copy=False)
 
 
 def _check(outputs: list[Array], lses: list[Array]) -> None:

@@ -61,7 +61,7 @@ def test_strides_of_zero_in_every_function(name, rng):
 
 @pytest.mark.quick
 @LENGTHS
-@pytest.mark.parametrize("name", [name for name in CALLS if name != "merge"])
+@pytest.mark.parametrize("name", CALLS)
 def test_every_function_in_each_layout(name, lq, rng):
     for layout, dtype in paired(LAYOUTS, DTYPES, times=1):
         arrays = [randn(rng, (2, n, 20), dtype) for n in (lq, 70, 70)]
