@@ -6,10 +6,10 @@ cdef class AdditiveCall(Call):
     cdef int set_additive(self, object score_weight, object score_bias) except -1:
         if score_weight is None:
             score_weight = np.ones(self.p.D)
-        self.set_vectors(&self.p.score_weight, score_weight, "score_weight")
+        self.set_vectors(&self.score.score_weight, score_weight, "score_weight")
         if score_bias is not None:
-            self.set_vectors(&self.p.score_bias, score_bias, "score_bias")
-        self.p.additive = True
+            self.set_vectors(&self.score.score_bias, score_bias, "score_bias")
+        self.score.additive = True
         return 0
 
     cdef int set_vectors(self, af_tensor *t, object x, str name) except -1:

@@ -74,10 +74,7 @@ cdef int run_problem(const af_problem *p, int threads) except -1:
 cdef class Call(Operands):
     """One call's problem with its options."""
 
-    cdef cnp.ndarray mask, output
     cdef bint positioned  # is something relative to the query's position on the key axis?
-    cdef bint causal
-    cdef int64_t window_right  # the right bound before causality
 
     cdef int set_options(
         self, object mask, object bias, object is_causal, object window_size, object q_offset, object q_lengths,
@@ -130,16 +127,16 @@ cdef class Call(Operands):
 
     cdef int set_blocks(self, object mask) except -1:
         cdef int64_t rows, columns
-        self.p.block_q = min(mask.block_size[0], max(self.p.Lq, 1))
-        self.p.block_k = min(mask.block_size[1], max(self.p.Lk, 1))
-        rows = (self.p.Lq + self.p.block_q - 1) // self.p.block_q
-        columns = (self.p.Lk + self.p.block_k - 1) // self.p.block_k
+        self.visible.block_q = min(mask.block_size[0], max(self.p.Lq, 1))
+        self.visible.block_k = min(mask.block_size[1], max(self.p.Lk, 1))
+        rows = (self.p.Lq + self.visible.block_q - 1) // self.visible.block_q
+        columns = (self.p.Lk + self.visible.block_k - 1) // self.visible.block_k
         if mask.blocks.shape[-2:] != (rows, columns):
             raise ValueError(
                 f"mask has {mask.blocks.shape[-2:]} blocks of {mask.block_size} queries and keys; "
                 f"Lq = {self.p.Lq} and Lk = {self.p.Lk} make {(rows, columns)}"
             )
-        return self.set_pairs(&self.p.blocks, self.grid(mask.blocks, "mask", rows, columns, True))
+        return self.set_pairs(&self.visible.blocks, self.grid(mask.blocks, "mask", rows, columns, True))
 
     cdef int set_mask(self, object mask) except -1:
         if isinstance(mask, BlockMask) and mask.block_size != (1, 1):
@@ -148,8 +145,7 @@ cdef class Call(Operands):
         cdef cnp.ndarray a = mask.blocks if blocks else as_array(mask, "mask")
         if cnp.PyArray_TYPE(a) != cnp.NPY_BOOL:
             raise wrong_mask(a, mask, "mask")
-        self.mask = self.grid(a, "mask", self.p.Lq, self.p.Lk, blocks)
-        return self.set_pairs(&self.p.mask, self.mask)
+        return self.set_pairs(&self.visible.mask, self.grid(a, "mask", self.p.Lq, self.p.Lk, blocks))
 
     cdef int set_bias(self, object bias) except -1:
         cdef cnp.ndarray a = as_array(bias, "bias")
@@ -161,20 +157,17 @@ cdef class Call(Operands):
             a = narrow(a)
         elif dtype != wanted:
             a = a.astype(np.float64 if wanted == AF_F64 else np.float32)
-        return self.set_pairs(&self.p.bias, a)
+        return self.set_pairs(&self.score.bias, a)
 
     cdef int set_window(self, object is_causal, object window_size) except -1:
         cdef bint causal = flag(is_causal, "is_causal")
-        self.p.left = self.p.right = AF_FAR
+        self.visible.left = self.visible.right = AF_FAR
         if window_size is not None:
             left, right = window_sides(window_size)
-            self.p.left = window_bound(left)
-            self.p.right = window_bound(right)
-        self.positioned = causal or self.p.left < AF_FAR or self.p.right < AF_FAR
-        self.causal = causal
-        self.window_right = self.p.right
-        if causal:
-            self.p.right = min(self.p.right, 0)
+            self.visible.left = window_bound(left)
+            self.visible.right = window_bound(right)
+        self.positioned = causal or self.visible.left < AF_FAR or self.visible.right < AF_FAR
+        self.visible.causal = causal
         return 0
 
     cdef int set_places(self) except -1:
@@ -187,9 +180,9 @@ cdef class Call(Operands):
         if shape_of(a) != heads and shape_of(a) != full and shape_of(a) != (self.p.B, self.p.H):
             raise ValueError(f"alibi_slopes must have shape {heads} or {full}, got {shape_of(a)}")
         a = self.within_reals(a)
-        self.p.alibi_b = self.p.H if cnp.PyArray_NDIM(a) > 1 else 0
+        self.score.alibi_b = self.p.H if cnp.PyArray_NDIM(a) > 1 else 0
         self.keep.append(a)
-        self.p.alibi = <const double *>cnp.PyArray_DATA(a)
+        self.score.alibi = <const double *>cnp.PyArray_DATA(a)
         self.positioned = True
         return 0
 
@@ -206,7 +199,7 @@ cdef class Call(Operands):
             raise ValueError(f"sink_logits must have shape {(self.p.H,)}, got {shape_of(a)}")
         a = self.within_reals(a)
         self.keep.append(a)
-        self.p.sink = <const double *>cnp.PyArray_DATA(a)
+        self.score.sink = <const double *>cnp.PyArray_DATA(a)
         return 0
 
     cdef cnp.ndarray whole_rows(self, object x, str name, bint one_for_all):
@@ -243,10 +236,10 @@ cdef class Call(Operands):
         cdef cnp.ndarray a
         if q_lengths is not None:
             a = self.length_rows(q_lengths, "q_lengths", self.p.Lq)
-            self.p.q_length = <const int64_t *>cnp.PyArray_DATA(a)
+            self.visible.q_length = <const int64_t *>cnp.PyArray_DATA(a)
         if kv_lengths is not None:
             a = self.length_rows(kv_lengths, "kv_lengths", self.p.Lk)
-            self.p.kv_length = <const int64_t *>cnp.PyArray_DATA(a)
+            self.visible.kv_length = <const int64_t *>cnp.PyArray_DATA(a)
         if q_offset is None:
             if self.positioned and self.p.Lq != self.p.Lk:
                 raise ValueError(
@@ -264,23 +257,23 @@ cdef class Call(Operands):
         else:
             a = self.whole_rows(q_offset, "q_offset", True)
         self.keep.append(a)
-        self.p.q_offset = <const int64_t *>cnp.PyArray_DATA(a)
+        self.visible.q_offset = <const int64_t *>cnp.PyArray_DATA(a)
         return 0
 
     cdef int set_scale(self, object scale, object softcap) except -1:
         if scale is None:
-            self.p.scale = 1 / sqrt(<double>self.p.D) if self.p.D else 1
+            self.score.scale = 1 / sqrt(<double>self.p.D) if self.p.D else 1
         else:
-            self.p.scale = real_number(scale, "scale")
-            if not isfinite(self.p.scale):
-                raise ValueError(f"scale must be finite, got {self.p.scale}")
-        self.p.softcap = 0
+            self.score.scale = real_number(scale, "scale")
+            if not isfinite(self.score.scale):
+                raise ValueError(f"scale must be finite, got {self.score.scale}")
+        self.score.softcap = 0
         if softcap is not None:
-            self.p.softcap = real_number(softcap, "softcap")
-            if not (isfinite(self.p.softcap) and self.p.softcap > 0):
-                raise ValueError(f"softcap must be finite and above 0, got {self.p.softcap}")
+            self.score.softcap = real_number(softcap, "softcap")
+            if not (isfinite(self.score.softcap) and self.score.softcap > 0):
+                raise ValueError(f"softcap must be finite and above 0, got {self.score.softcap}")
             limit = 1e300 if self.p.dtype == AF_F64 else 1e30  # its inverse has to be a real too
-            self.p.softcap = max(1 / limit, min(limit, self.p.softcap))
+            self.score.softcap = max(1 / limit, min(limit, self.score.softcap))
         return 0
 
     # ---- results ----
@@ -323,13 +316,12 @@ cdef class Call(Operands):
         if out is not None:
             result = self.checked_out(out)
         target = result if result is not None and self.can_write(result) else self.new_output(query)
-        self.set_strides(&self.p.output, target)
-        self.output = target
+        self.set_strides(&self.results.output, target)
         if want_lse:
             lse = self.new_lse()
         if want_weights:
             weights = self.new_array(self.p.Lk)
-            self.set_strides(&self.p.weights, weights)
+            self.set_strides(&self.results.weights, weights)
         self.run(threads)
         if result is not None and target is not result:
             np.copyto(result, target)

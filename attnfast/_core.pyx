@@ -37,38 +37,44 @@ cdef extern from "attnfast.h" nogil:
         void *data
         const int64_t *batch
         int64_t b, h, i, j
-    ctypedef struct af_problem:
-        af_dtype dtype
-        int64_t B, H, Hk, Lq, Lk, D, Dv
-        af_tensor query, key, value, output, lse, weights
-        af_stage stage
-        int64_t topk
-        af_tensor top_index, top_weight
-        void *importance
-        bint resume
+    ctypedef struct af_operands:
+        size_t size
+        af_tensor query, key, value
+    ctypedef struct af_visible:
+        size_t size
+        int64_t left, right
+        bint causal
+        const int64_t *q_offset
+        const int64_t *q_length
+        const int64_t *kv_length
+        const int64_t *dilation
+        const uint8_t *global_tokens "global"
+        af_tensor center, mask, blocks
+        int64_t block_q, block_k
+    ctypedef struct af_score:
+        size_t size
         double scale, softcap
         bint additive
         af_tensor score_weight, score_bias, bias
         const double *alibi
         int64_t alibi_b
         const double *sink
-        int64_t left, right
-        bint causal
-        const int64_t *q_offset
-        const int64_t *q_length
-        const int64_t *kv_length
-        af_tensor center
-        double fading
-        af_tensor order, mask, blocks
-        int64_t block_q, block_k, block_step
-        const int64_t *block_first_query
-        const int64_t *block_first_key
-        const uint8_t *global_tokens "global"
-        const int64_t *global_places
-        const int64_t *global_starts
-        const int64_t *dilation
-        int64_t hole_left, hole_right
-        const int64_t *place
+        double gaussian
+    ctypedef struct af_results:
+        size_t size
+        af_tensor output, lse, weights
+        af_stage stage
+        int64_t topk
+        af_tensor top_index, top_weight
+        void *importance
+    ctypedef struct af_problem:
+        size_t size
+        af_dtype dtype
+        int64_t B, H, Hk, Lq, Lk, D, Dv
+        const af_operands *operands
+        const af_visible *visible
+        const af_score *score
+        const af_results *results
     ctypedef struct af_run:
         int threads
         int (*interrupted)() noexcept nogil
@@ -102,7 +108,6 @@ cdef int bfloat16_number = -1  # NumPy's number for ml_dtypes.bfloat16, once it 
 include "_arrays.pxi"
 include "_operands.pxi"
 include "_call.pxi"
-include "_places.pxi"
 include "_local.pxi"
 include "_additive.pxi"
 include "_explain.pxi"
@@ -132,12 +137,12 @@ def attention_weights(
     call.set_operands(query, key, None, False)
     call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
                      alibi_slopes, sink_logits)
-    call.p.stage = <af_stage><int>STAGES.index(stage)
-    if call.p.stage == AF_SCORES:
-        call.p.softcap = 0
+    call.results.stage = <af_stage><int>STAGES.index(stage)
+    if call.results.stage == AF_SCORES:
+        call.score.softcap = 0
     threads = thread_count(num_threads)
     weights = call.new_array(call.p.Lk)
-    call.set_strides(&call.p.weights, weights)
+    call.set_strides(&call.results.weights, weights)
     call.run(threads)
     return weights
 
@@ -161,7 +166,7 @@ def describe(
     if out is not None:
         call.checked_out(out)
     if want_weights:
-        call.p.weights.data = &call.p  # wanted; not touched
+        call.results.weights.data = &call.p  # wanted; not touched
     how = run_with(thread_count(num_threads))
     want_blocks = flag(return_blocks, "return_blocks")
     if <double>call.p.B * call.p.H * call.p.Lq * max(call.p.Lk, 1) > 2.0 ** 62:

@@ -6,6 +6,10 @@ cdef class Operands:
     """A problem whose operands are known, with everything it points to kept alive."""
 
     cdef af_problem p
+    cdef af_operands operands
+    cdef af_visible visible
+    cdef af_score score
+    cdef af_results results
     cdef list keep
     cdef cnp.ndarray query, key, value
     cdef int batch_ndim, ndim
@@ -14,6 +18,10 @@ cdef class Operands:
     cdef int set_operands(self, object query, object key, object value, bint has_value) except -1:
         cdef int dq, dk, dv
         self.keep = []
+        self.p.size, self.operands.size, self.visible.size = sizeof(af_problem), sizeof(af_operands), sizeof(af_visible)
+        self.score.size, self.results.size = sizeof(af_score), sizeof(af_results)
+        self.p.operands, self.p.visible = &self.operands, &self.visible
+        self.p.score, self.p.results = &self.score, &self.results
         self.query = operand(query, "query", &dq)
         self.key = operand(key, "key", &dk)
         self.value = operand(value, "value", &dv) if has_value else None
@@ -21,7 +29,7 @@ cdef class Operands:
         if has_value:
             self.check_dtype("value", value, self.value, dq, dv)
         self.p.dtype = <af_dtype>dq
-        self.p.stage = AF_WEIGHTS
+        self.results.stage = AF_WEIGHTS
         self.set_shape()
         return 0
 
@@ -61,10 +69,10 @@ cdef class Operands:
             raise ValueError(f"query, key and value may have at most {MAX_DIMS} axes")
         self.batch_ndim = max(0, self.ndim - 3)
         self.set_batch()
-        self.set_strides(&p.query, self.query)
-        self.set_strides(&p.key, self.key)
+        self.set_strides(&self.operands.query, self.query)
+        self.set_strides(&self.operands.key, self.key)
         if self.value is not None:
-            self.set_strides(&p.value, self.value)
+            self.set_strides(&self.operands.value, self.value)
         return 0
 
     cdef int join_batch(self, str name, cnp.ndarray a) except -1:
@@ -182,21 +190,5 @@ cdef class Operands:
 
     cdef cnp.ndarray new_lse(self):
         cdef cnp.ndarray lse = np.empty(self.outer_shape(), np.float64 if self.p.dtype == AF_F64 else np.float32)
-        self.set_strides(&self.p.lse, lse[..., None])
+        self.set_strides(&self.results.lse, lse[..., None])
         return lse
-
-
-cdef int64_t real_bytes(af_dtype dtype):
-    return 8 if dtype == AF_F64 else 4
-
-
-cdef int64_t elem_bytes(af_dtype dtype):
-    return 2 if dtype in (AF_F16, AF_BF16) else real_bytes(dtype)
-
-
-cdef int start(af_tensor *t, int64_t b, int64_t h, int64_t i, int64_t size) except -1:
-    """The tensor from one row of one head on."""
-    if t.data != NULL:
-        t.data = <char *>t.data + ((t.batch[b] if t.batch != NULL else b * t.b) + h * t.h + i * t.i) * size
-        t.batch = NULL
-    return 0

@@ -18,7 +18,7 @@ cdef extern from "kernels.h" nogil:
         int vl, nr
         const af_probe *probe
 
-cdef extern from "dispatch.h" nogil:
+cdef extern from "runtime/dispatch.h" nogil:
     const af_kernels *af_kernels_for(af_dtype)
 
 

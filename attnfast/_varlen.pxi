@@ -73,7 +73,7 @@ cdef class PackedCall(Call):
         else:
             a = self.whole_rows(q_offset, "q_offset", True)
         self.keep.append(a)
-        self.p.q_offset = <const int64_t *>cnp.PyArray_DATA(a)
+        self.visible.q_offset = <const int64_t *>cnp.PyArray_DATA(a)
         return 0
 
     cdef int run(self, int threads) except -1:

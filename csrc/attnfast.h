@@ -1,7 +1,11 @@
-/* attnfast: the C API. A problem says what to compute; it is legal by the time it gets here (the binding checks it).
+/* attnfast: the C API. A problem says what to compute, in parts: the operands, who sees whom, what the scores are, and
+ * which results are wanted. It must be legal; the binding checks it.
  *
  *   B batch rows, H query heads, Hk key/value heads (H % Hk == 0), Lq queries, Lk keys, D and Dv head sizes.
- *   Strides and offsets count elements, never bytes. The last axis of query, key, value, output has stride 1. */
+ *   b h i j count batch rows, heads, queries and keys. Strides and offsets count elements, never bytes.
+ *
+ * Each struct of a problem begins with its size, sizeof of the struct as the caller knows it. Fields that a caller with
+ * an older header does not know are taken as zero, which is always "none" or the default. */
 #ifndef ATTNFAST_H
 #define ATTNFAST_H
 
@@ -27,61 +31,71 @@ typedef struct af_tensor {
     int64_t b, h, i, j;
 } af_tensor;
 
-typedef struct af_problem {
-    af_dtype dtype; /* of query, key, value, output, weights; `real` is double for AF_F64 and float otherwise */
-    int64_t B, H, Hk, Lq, Lk, D, Dv;
-    af_tensor query, key, value; /* value absent: no output is computed, only what else is asked for */
+/* Rows of D, D and Dv elements, whose stride j is 1. */
+typedef struct af_operands {
+    size_t size;
+    af_tensor query, key;
+    af_tensor value; /* absent: no output is computed, only what else is wanted */
+} af_operands;
 
-    /* Results; absent: not wanted. */
-    af_tensor output;
+/* Who sees whom. Query i is at position p = i + q_offset[b] of the key axis. It sees the keys of its window,
+ * j = c + t * dilation[h] with -left <= t <= right, where the window's center c is p or center[b, h, i]; the global
+ * tokens; and every key if it is at the position of a global token itself. Of these it does not see keys that causality
+ * (j > p), a length, a mask or a block mask hides. Centers go with neither dilation nor global tokens. With these two,
+ * scores are not additive, and results are output, lse and weights of the stage AF_WEIGHTS only. */
+typedef struct af_visible {
+    size_t size;
+    int64_t left, right; /* at least 0; AF_FAR: unbounded */
+    bool causal;
+    const int64_t *q_offset;  /* [B], or NULL: 0 */
+    const int64_t *q_length;  /* [B]: queries from here on are padding, or NULL: Lq */
+    const int64_t *kv_length; /* [B]: keys from here on are padding, or NULL: Lk */
+    const int64_t *dilation;  /* [H], from 1 to AF_FAR, or NULL: 1 */
+    const uint8_t *global;    /* [B][Lk], non-zero: a global token, or NULL */
+    af_tensor center;         /* double, no j */
+    af_tensor mask;           /* one byte each, non-zero: may attend; j stride 0 or 1 */
+    af_tensor blocks;         /* one byte for each block of block_q queries and block_k keys, non-zero: may attend */
+    int64_t block_q, block_k;
+} af_visible;
+
+/* Scores: scale * q . k, or of the additive kind sum_d weight_d tanh(q_d + k_d + bias_d); then the softcap; then bias
+ * and ALiBi. `real` is double for AF_F64 and float for the other dtypes. */
+typedef struct af_score {
+    size_t size;
+    double scale, softcap; /* softcap 0: none */
+    bool additive;
+    af_tensor score_weight, score_bias; /* real; over (h, j) */
+    af_tensor bias;                     /* real; j stride 0 or 1; -inf hides a key */
+    const double *alibi;                /* slopes, [b * alibi_b + h], or NULL */
+    int64_t alibi_b;
+    const double *sink; /* [H], or NULL */
+    double gaussian;    /* above 0: weights are multiplied by 2^-(gaussian (j - center))^2 after the softmax */
+} af_score;
+
+/* Where results go; those that are absent are not wanted. */
+typedef struct af_results {
+    size_t size;
+    af_tensor output;  /* rows of Dv elements, j stride 1 */
     af_tensor lse;     /* real; no j */
     af_tensor weights; /* [B][H][Lq][Lk], what `stage` says */
     af_stage stage;
     int64_t topk;                    /* entries of a row of these two: */
     af_tensor top_index, top_weight; /* int64_t, -1 past the visible keys; and elements as in query */
     void *importance;                /* real [B][H][Lk]: total weight of each key */
-    bool resume; /* output and lse hold the result over other keys, to which this call adds its own */
+} af_results;
 
-    /* Scores: scale * q . k, or of the additive kind sum_d weight_d tanh(q_d + k_d + bias_d). */
-    double scale, softcap; /* softcap 0: none */
-    bool additive;
-    af_tensor score_weight, score_bias; /* real; over (h, j) */
-    af_tensor bias;                     /* real; j stride 0 or 1 */
-    const double *alibi;                /* slopes, [b * alibi_b + h], or NULL */
-    int64_t alibi_b;
-    const double *sink; /* [H] or NULL */
-
-    /* What a query sees. Key j is inside the window of a place p iff p - left <= j <= p + right. */
-    int64_t left, right;
-    bool causal; /* nor any key past its position: beside `right` only where windows have centers of their own */
-    const int64_t *q_offset;  /* [B]: position of query 0 on the key axis, or NULL: 0 */
-    const int64_t *q_length;  /* [B] or NULL: Lq */
-    const int64_t *kv_length; /* [B] or NULL: Lk */
-    af_tensor center;         /* double, no j: the places of windows, where they are not the queries' positions */
-    double fading;            /* above 0: weights are multiplied by 2^-(fading (j - center))^2 after the softmax */
-    af_tensor order;          /* int64_t, no j: queries in the order in which blocks take them, if not that of memory */
-    af_tensor mask;           /* one byte each, non-zero = may attend; j stride 0 or 1 */
-    af_tensor blocks;         /* one byte each block of block_q queries and block_k keys, non-zero = may attend */
-    int64_t block_q, block_k;
-    int64_t block_step; /* which count query i as first + i * block_step, key j likewise; 0: as they are */
-    const int64_t *block_first_query, *block_first_key; /* [B] */
-
-    /* With global tokens a query sees only those keys that are global, or every key if it is itself at the position
-     * of one; less the keys j = position + t * dilation[h], -hole_left <= t <= hole_right, which are seen to elsewhere.
-     */
-    const uint8_t *global;        /* [B][Lk] or NULL */
-    const int64_t *global_places; /* the same as sorted keys, one batch row after the other, then Lk */
-    const int64_t *global_starts; /* [B + 1]: where those of a batch row begin */
-    const int64_t *dilation;      /* [H] */
-    int64_t hole_left, hole_right;
-
-    /* Keys that were gathered: key j counts as key place[j] for positions, lengths (which must be given) and the hole,
-     * and nothing else may depend on it. [Lk] of rising places, B = 1; or NULL. */
-    const int64_t *place;
+typedef struct af_problem {
+    size_t size;
+    af_dtype dtype; /* of query, key, value, output, weights */
+    int64_t B, H, Hk, Lq, Lk, D, Dv;
+    const af_operands *operands;
+    const af_visible *visible;
+    const af_score *score;
+    const af_results *results;
 } af_problem;
 
-/* How to run: at most `threads` threads, 0: af_threads(); `interrupted` (or NULL) is asked between stretches of about
- * 50 ms and a non-zero answer ends the call with AF_INTERRUPTED. */
+/* How to run: at most `threads` threads, 0: af_threads(); `interrupted` (or NULL) is asked about every 50 ms, and a
+ * non-zero answer ends the call with AF_INTERRUPTED. */
 typedef struct af_run {
     int threads;
     int (*interrupted)(void);
@@ -102,8 +116,8 @@ typedef struct af_rectangle {
     int64_t b, hk, first_query, end_query, first_key, end_key;
 } af_rectangle;
 
-/* Writes nothing before it returns AF_NO_MEMORY. Without rows (B, H or Lq is 0) results stay as they are, importance
- * too. */
+/* Writes nothing before it returns AF_NO_MEMORY, unless there are dilations or global tokens, or topk is above 64: then
+ * results may be there in part. Without rows (B, H or Lq is 0) results stay as they are, importance too. */
 af_status af_attention(const af_problem *problem, const af_run *run);
 
 /* Several sequences packed one after the other: sequence s has the rows first_query[s] .. first_query[s + 1] of query
@@ -118,7 +132,7 @@ af_status af_attention_packed(const af_problem *whole, int64_t sequences, const 
 af_status af_describe(const af_problem *problem, const af_run *run, af_report *report, af_rectangle *rectangles,
                       int64_t room);
 
-/* Threads that a call from this thread uses unless told otherwise: what was set for the calling thread, else for the
+/* Number of threads that a call from this thread uses by default: what was set for the calling thread, else for the
  * process, else the least of what OpenMP allows the calling thread, the CPUs the process may run on and the CPU quota
  * of its control group. Setting 0 takes a setting back; the one for the calling thread returns what it was. */
 int af_threads(void);

@@ -3,8 +3,7 @@
 #ifndef AF_KERNELS_H
 #define AF_KERNELS_H
 
-#include "attnfast.h"
-#include "plan.h"
+#include "plan/plan.h"
 
 #define AF_PASTE_(a, b, c) a##_##b##_##c
 #define AF_PASTE(a, b, c) AF_PASTE_(a, b, c)
@@ -20,16 +19,19 @@ struct af_kernels {
     unsigned needs;
     int real_size, vl, nr; /* bytes of a real; reals in a vector; query rows in a block */
     int decode_rows;       /* the most rows that `decode` takes */
-    size_t (*scratch_bytes)(const af_problem *, const af_plan *);
-    /* Attention of one unit. Without splits the result is final, else it goes to `partial`. */
-    void (*forward)(const af_problem *, const af_plan *, af_unit, void *scratch, void *partial);
-    void (*decode)(const af_problem *, const af_plan *, af_unit, void *scratch, void *partial);
-    /* Joins the partial results of all splits of a block, which lie one after the other. */
-    void (*merge)(const af_problem *, const af_plan *, af_unit, void *scratch, const void *partials);
-    /* Writes the scores or weights of one block of rows against one stretch of all keys. */
-    void (*weights)(const af_problem *, const af_plan *, af_unit, void *scratch);
-    /* Adds up the weights of one stretch of keys, which is the unit's split, over all queries of one head. */
-    void (*importance)(const af_problem *, const af_plan *, af_unit, void *scratch);
+    size_t (*scratch_bytes)(const af_call *, const af_plan *);
+    /* Attention of one unit. Without splits the result is final, else it is stored in `partial`. */
+    void (*forward)(const af_call *, const af_plan *, af_unit, void *scratch, void *partial);
+    void (*decode)(const af_call *, const af_plan *, af_unit, void *scratch, void *partial);
+    /* Merges the partial results of all splits of a block, stored one after the other. */
+    void (*merge)(const af_call *, const af_plan *, af_unit, void *scratch, const void *partials);
+    /* Writes the scores or weights of one block of rows against one chunk of all keys. */
+    void (*weights)(const af_call *, const af_plan *, af_unit, void *scratch);
+    /* Adds up the weights of one chunk of keys, which is the unit's split, over some queries of one head. */
+    void (*importance)(const af_call *, const af_plan *, af_unit, void *scratch);
+    /* n elements as reals, and reals rounded to elements. */
+    void (*widen)(const void *elems, void *reals, int64_t n);
+    void (*narrow)(const void *reals, void *elems, int64_t n);
     const struct af_probe *probe;
 };
 

@@ -3,72 +3,76 @@
  *   tanh(x + y) = 1 - 2 / t,  t = 1 + e^2x e^2y
  *   w / t + w' / t' = (w t' + w' t) / (t t')
  *
- * so with the exponentials of queries (in the lanes, as in tile.h) and of a block of keys taken once, two elements of
- * the sum cost one reciprocal and six other operations. The sum of the w / t of DEPTH elements starts at minus half the
- * sum of their w, which is where all t are 2: what is added up stays as small as the sum of w tanh itself. The error of
- * a tanh is some 3 eps, whatever its size. Where a query or key has an element beyond AF_TAME in size, the product t t'
- * could overflow: there, tanh is taken of the sum x + y. Who takes which way depends on that query and that key alone,
- * and on the weights: beyond AF_TAME_WEIGHT nobody takes the short one. */
+ * The exponentials of queries (in the lanes, as in tile.h) and of a block of keys are computed once; then two elements
+ * of the sum cost one reciprocal and six other operations. The sum of the w / t of DEPTH elements starts at minus half
+ * the sum of their w, its value where all t are 2: the terms stay as small as those of sum w tanh. The error of a tanh
+ * is some 3 eps, whatever its size. Where a query or key has an element beyond AF_TANH_RANGE, the product t t' could
+ * overflow; there tanh is computed from the sum x + y. Which way a pair takes depends on that query and that key alone,
+ * and on the weights: beyond AF_WEIGHT_RANGE every pair takes tanh itself. */
 #ifndef AF_ADDITIVE_H
 #define AF_ADDITIVE_H
 
-#define AF_TAME ((real)(AF_DOUBLE ? 85 : 10))
-#define AF_TAME_WEIGHT ((real)(AF_DOUBLE ? 1e150 : 1e20))
+#include "kernel/block.h"
+#include "kernel/mask.h"
+#include "kernel/pack.h"
+
+#define AF_TANH_RANGE ((real)(AF_DOUBLE ? 85 : 10))
+#define AF_WEIGHT_RANGE ((real)(AF_DOUBLE ? 1e150 : 1e20))
 
 enum { ADDITIVE_MR = AF_MR / 2, DEPTH = 8 };
 
 /* All rows of a block are of one head. */
-static const real *head_row(const af_tensor *t, const block *k)
+static const real *head_row(const af_tensor *t, const query_block *block)
 {
-    return t->data ? (const real *)t->data + k->view.head[0] * t->h : NULL;
+    return t->data ? (const real *)t->data + block->vis.head[0] * t->h : NULL;
 }
 
-/* Whether weights are so small that their products with t stay finite. */
-static bool tame_weights(const real *weight, int64_t D)
+/* Whether weights are so small that their products with t cannot overflow. */
+static bool weights_in_range(const real *weight, int64_t D)
 {
-    bool tame = true;
-    for (int64_t d = 0; d < D; d++) tame = tame && weight[d] < AF_TAME_WEIGHT && weight[d] > -AF_TAME_WEIGHT;
-    return tame;
+    bool in_range = true;
+    for (int64_t d = 0; d < D; d++) in_range = in_range && weight[d] < AF_WEIGHT_RANGE && weight[d] > -AF_WEIGHT_RANGE;
+    return in_range;
 }
 
-/* s->query[D][NR] = q + b, s->query_exp = exp(2 (q + b)), s->start the sums of w / 2 over each DEPTH elements, negated;
- * *s->wild has the lanes that are not tame. */
-static void pack_additive_query(const af_problem *p, const block *k, const scratch *s)
+/* s->query[D][NR] = q + b, s->query_exp = exp(2 (q + b)), s->start the sums of w / 2 over DEPTH elements each,
+ * negated; *s->overflow has the lanes that are out of range. */
+static void pack_additive_query(const af_call *call, const query_block *block, const scratch *s)
 {
     elem *rows[AF_NR] = {0};
-    const real *bias = head_row(&p->score_bias, k);
-    find_rows(&p->query, &k->view, rows);
-    rows_to_lanes(k->n, k->nv, p->D, rows, 1, s->query);
-    uint64_t tame = ~(uint64_t)0;
-    for (int64_t d = 0; d < p->D; d++)
-        for (int c = 0; c < k->nv; c++) {
+    const real *bias = head_row(&call->score.score_bias, block);
+    find_rows(&call->operands.query, &block->vis, rows);
+    rows_to_lanes(block->n, block->nv, call->D, rows, 1, s->query);
+    uint64_t in_range = ~(uint64_t)0;
+    for (int64_t d = 0; d < call->D; d++)
+        for (int c = 0; c < block->nv; c++) {
             real *x = s->query + d * AF_NR + c * VL;
             const v sum = bias ? v_add(v_load(x), v_set1(bias[d])) : v_load(x);
-            const uint64_t all = vm_word(vm_gt(v_set1(AF_TAME), v_abs(sum)));
-            tame &= ~((low_bits(VL) & ~all) << c * VL);
+            const uint64_t all = vm_word(vm_gt(v_set1(AF_TANH_RANGE), v_abs(sum)));
+            in_range &= ~((low_bits(VL) & ~all) << c * VL);
             v_store(x, sum);
             v_store(s->query_exp + d * AF_NR + c * VL, v_exp_twice(sum));
         }
-    const real *weight = head_row(&p->score_weight, k);
-    *s->wild = tame_weights(weight, p->D) ? ~tame : ~(uint64_t)0;
-    for (int64_t d = 0; d < p->D; d++) {
+    const real *weight = head_row(&call->score.score_weight, block);
+    *s->overflow = weights_in_range(weight, call->D) ? ~in_range : ~(uint64_t)0;
+    for (int64_t d = 0; d < call->D; d++) {
         if (d % DEPTH == 0) s->start[d / DEPTH] = 0;
         s->start[d / DEPTH] -= weight[d] / 2;
     }
 }
 
-/* s->key_exp[n][D] = exp(2 key); s->key_wild says which keys are not tame. */
+/* s->key_exp[n][D] = exp(2 key); s->key_overflow: which keys are out of range. */
 static void exp_keys(const scratch *s, int n, int64_t D, const real *key, int64_t ldk)
 {
     for (int j = 0; j < n; j++, key += ldk) {
-        uint64_t wild = 0;
+        uint64_t overflow = 0;
         for (int64_t d = 0; d < D; d += VL) {
             const int here = D - d < VL ? (int)(D - d) : VL;
             const v x = v_load_n(key + d, here);
-            wild |= ~vm_word(vm_gt(v_set1(AF_TAME), v_abs(x))) & low_bits(VL);
+            overflow |= ~vm_word(vm_gt(v_set1(AF_TANH_RANGE), v_abs(x))) & low_bits(VL);
             v_store_n(s->key_exp + j * D + d, v_exp_twice(x), here);
         }
-        s->key_wild[j] = wild != 0;
+        s->key_overflow[j] = overflow != 0;
     }
 }
 
@@ -133,9 +137,9 @@ AF_INLINE void additive_tiles(const int nv, int n, int64_t D, const scratch *s, 
     for (; j < n; j++) additive_tile(1, nv, D, s->key_exp + j * D, query, weight, s->start, out + j * AF_NR);
 }
 
-/* One key by the lanes of a word, the direct way. */
-static void additive_wild(int nv, int64_t D, const real *key, const real *query, const real *weight, uint64_t lanes,
-                          real *s)
+/* One key by the lanes of a word, with tanh itself. */
+static void additive_overflow(int nv, int64_t D, const real *key, const real *query, const real *weight, uint64_t lanes,
+                              real *s)
 {
     for (int c = 0; c < nv; c++) {
         v sum = v_zero(), part = v_zero();
@@ -151,49 +155,49 @@ static void additive_wild(int nv, int64_t D, const real *key, const real *query,
 }
 
 /* S[n][NR] of the lanes in use. */
-static void additive_product(const af_problem *p, const block *k, const scratch *s, int n, const real *key, int64_t ldk,
-                             real *out)
+static void additive_product(const af_call *call, const query_block *block, const scratch *s, int n, const real *key,
+                             int64_t ldk, real *out)
 {
-    const int nv = k->v1 - k->v0, at = k->v0 * VL;
-    const real *weight = head_row(&p->score_weight, k);
-    exp_keys(s, n, p->D, key, ldk);
-    if (nv == 1) additive_tiles(1, n, p->D, s, at, weight, out + at);
-    else if (nv == 2) additive_tiles(2, n, p->D, s, at, weight, out + at);
-    else additive_tiles(AF_NV, n, p->D, s, at, weight, out + at);
+    const int nv = block->v1 - block->v0, at = block->v0 * VL;
+    const real *weight = head_row(&call->score.score_weight, block);
+    exp_keys(s, n, call->D, key, ldk);
+    if (nv == 1) additive_tiles(1, n, call->D, s, at, weight, out + at);
+    else if (nv == 2) additive_tiles(2, n, call->D, s, at, weight, out + at);
+    else additive_tiles(AF_NV, n, call->D, s, at, weight, out + at);
     for (int j = 0; j < n; j++) {
-        const uint64_t lanes = (s->key_wild[j] ? ~(uint64_t)0 : *s->wild) >> at;
+        const uint64_t lanes = (s->key_overflow[j] ? ~(uint64_t)0 : *s->overflow) >> at;
         if (lanes & low_bits(nv * VL))
-            additive_wild(nv, p->D, key + j * ldk, s->query + at, weight, lanes, out + j * AF_NR + at);
+            additive_overflow(nv, call->D, key + j * ldk, s->query + at, weight, lanes, out + j * AF_NR + at);
     }
 }
 
 /* t = 1 + e^2x, as far as tanh x is not 1 or -1 in all its bits. */
 AF_INLINE v additive_term(v x)
 {
-    const v near = v_max(v_set1(-AF_TAME), v_min(v_set1(AF_TAME), x));
+    const v near = v_max(v_set1(-AF_TANH_RANGE), v_min(v_set1(AF_TANH_RANGE), x));
     return v_add(v_exp_twice_fast(near), v_set1(1));
 }
 
 /* Few queries, D in the lanes (decode.h): s[r][j]; query[r][D] is q + b. */
-static __attribute__((noinline)) void additive_rows(const af_problem *p, const block *k, int n, const real *query,
-                                                    const elem *key, real *s, int64_t lds)
+static __attribute__((noinline)) void additive_rows(const af_call *call, const query_block *block, int n,
+                                                    const real *query, const elem *key, real *s, int64_t lds)
 {
-    const real *weight = head_row(&p->score_weight, k);
-    const bool in_pairs = tame_weights(weight, p->D);
-    for (int j = 0; j < n; j++, key += p->key.i)
-        for (int r = 0; r < k->n; r++) {
-            const real *row = query + r * p->D;
+    const real *weight = head_row(&call->score.score_weight, block);
+    const bool in_pairs = weights_in_range(weight, call->D);
+    for (int j = 0; j < n; j++, key += call->operands.key.i)
+        for (int r = 0; r < block->n; r++) {
+            const real *row = query + r * call->D;
             v sum = v_zero();
             int64_t d = 0;
-            for (; in_pairs && d + 2 * VL <= p->D; d += 2 * VL) {
+            for (; in_pairs && d + 2 * VL <= call->D; d += 2 * VL) {
                 const v t0 = additive_term(v_add(v_load(row + d), e_load(key + d)));
                 const v t1 = additive_term(v_add(v_load(row + d + VL), e_load(key + d + VL)));
                 const v w0 = v_load(weight + d), w1 = v_load(weight + d + VL), both = v_reciprocal(v_mul(t0, t1));
                 const v halves = v_mul(v_add(w0, w1), v_set1((real)-0.5));
                 sum = v_add(sum, v_fma(v_fma(w0, t1, v_mul(w1, t0)), both, halves));
             }
-            for (; d < p->D; d += VL) {
-                const int here = p->D - d < VL ? (int)(p->D - d) : VL;
+            for (; d < call->D; d += VL) {
+                const int here = call->D - d < VL ? (int)(call->D - d) : VL;
                 const v t = additive_term(v_add(v_load_n(row + d, here), e_load_n(key + d, here)));
                 const v w = v_load_n(weight + d, here);
                 sum = v_add(sum, v_fma(w, v_reciprocal(t), v_mul(w, v_set1((real)-0.5))));

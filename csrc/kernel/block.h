@@ -1,61 +1,63 @@
-/* A block of query rows: who the lanes are, and the scratch memory of the kernels. What they see is view.h's. */
+/* A block of query rows: its rows, and the scratch memory of the kernels. What the rows see is in plan/visibility.h. */
 #ifndef AF_BLOCK_H
 #define AF_BLOCK_H
 
-#include "view.h"
+#include "kernel/types.h"
+#include "plan/visibility.h"
 
-typedef struct block {
-    af_view view;
+typedef struct query_block {
+    af_visibility vis;
     int n, nv;                   /* rows, and the vectors that hold them */
     bool hides;                  /* something in the span may be hidden from some row */
     int v0, v1;                  /* vectors of lanes in use, see take_keys */
     const real *bias_row[AF_NR]; /* where there is a bias or a mask, their rows */
     const uint8_t *mask_row[AF_NR];
-} block;
+} query_block;
 
-/* Where the rows of a view begin in a tensor that has one row for every query of every head. */
-static void row_offsets(const af_tensor *t, const af_view *w, int64_t offset[AF_NR])
+/* The offsets of the rows of a block in a tensor that has one row for every query of every head. */
+static void row_offsets(const af_tensor *t, const af_visibility *vis, int64_t offset[AF_NR])
 {
-    const int64_t base = af_offset(t, w->b, 0, 0);
-    if (w->successive) {
-        const int64_t first = base + w->head[0] * t->h + w->query[0] * t->i;
-        for (int lane = 0; lane < w->n; lane++) offset[lane] = first + lane * t->i;
+    const int64_t base = af_offset(t, vis->b, 0, 0);
+    if (vis->successive) {
+        const int64_t first = base + vis->head[0] * t->h + vis->query[0] * t->i;
+        for (int lane = 0; lane < vis->n; lane++) offset[lane] = first + lane * t->i;
     } else {
-        for (int lane = 0; lane < w->n; lane++) offset[lane] = base + w->head[lane] * t->h + w->query[lane] * t->i;
+        for (int lane = 0; lane < vis->n; lane++)
+            offset[lane] = base + vis->head[lane] * t->h + vis->query[lane] * t->i;
     }
 }
 
-static void find_rows(const af_tensor *t, const af_view *w, elem *rows[AF_NR])
+static void find_rows(const af_tensor *t, const af_visibility *vis, elem *rows[AF_NR])
 {
     int64_t offset[AF_NR];
-    row_offsets(t, w, offset);
-    for (int lane = 0; lane < w->n; lane++) rows[lane] = (elem *)t->data + offset[lane];
+    row_offsets(t, vis, offset);
+    for (int lane = 0; lane < vis->n; lane++) rows[lane] = (elem *)t->data + offset[lane];
 }
 
-static void make_block(block *k, const af_problem *p, const af_plan *plan, af_unit unit)
+static void make_block(query_block *block, const af_call *call, const af_plan *plan, af_unit unit)
 {
     int64_t offset[AF_NR];
-    af_view *w = &k->view;
-    af_look(w, p, plan, unit, plan->decode ? AF_MOST_ROWS : VL);
-    k->n = unit.rows;
-    k->v0 = 0;
-    k->v1 = k->nv = (unit.rows + VL - 1) / VL;
-    k->hides = p->mask.data || p->bias.data || af_has_pattern(p) || w->inner.begin > w->span.begin ||
-               w->inner.end < w->span.end;
-    if (p->bias.data) row_offsets(&p->bias, w, offset);
-    for (int lane = 0; p->bias.data && lane < k->n; lane++)
-        k->bias_row[lane] = (const real *)p->bias.data + offset[lane];
-    if (p->mask.data) row_offsets(&p->mask, w, offset);
-    for (int lane = 0; p->mask.data && lane < k->n; lane++)
-        k->mask_row[lane] = (const uint8_t *)p->mask.data + offset[lane];
+    af_visibility *vis = &block->vis;
+    af_find_visibility(vis, call, plan, unit, plan->decode ? AF_MAX_ROWS : VL);
+    block->n = unit.rows;
+    block->v0 = 0;
+    block->v1 = block->nv = (unit.rows + VL - 1) / VL;
+    block->hides = call->visible.mask.data || call->score.bias.data || af_has_pattern(call) ||
+                   vis->inner.begin > vis->span.begin || vis->inner.end < vis->span.end;
+    if (call->score.bias.data) row_offsets(&call->score.bias, vis, offset);
+    for (int lane = 0; call->score.bias.data && lane < block->n; lane++)
+        block->bias_row[lane] = (const real *)call->score.bias.data + offset[lane];
+    if (call->visible.mask.data) row_offsets(&call->visible.mask, vis, offset);
+    for (int lane = 0; call->visible.mask.data && lane < block->n; lane++)
+        block->mask_row[lane] = (const uint8_t *)call->visible.mask.data + offset[lane];
 }
 
-/* Puts the next keys, from j on, into use; returns how many. No vector is in use if no row sees them. */
-static int64_t take_keys(block *k, const af_problem *p, int64_t j, int64_t most)
+/* Takes the next piece of keys, from j on; returns its length. No vector is in use if no row sees any of these keys. */
+static int64_t take_keys(query_block *block, const af_call *call, int64_t j, int64_t most)
 {
-    const af_piece piece = af_next_piece(&k->view, p, k->view.span, j, most);
-    k->v0 = piece.first;
-    k->v1 = piece.last;
+    const af_piece piece = af_next_piece(&block->vis, call, block->vis.span, j, most);
+    block->v0 = piece.first;
+    block->v1 = piece.last;
     return piece.keys;
 }
 
@@ -66,22 +68,22 @@ typedef struct scratch {
     real *m, *l;       /* [NR] running maximum and sum */
     real *key, *value; /* widened 16-bit keys and values */
     uint64_t *words;   /* [key_block + 1], or [key_block / 64][DECODE_ROWS] in decode */
-    /* Additive scores: [D][NR], [key_block][D], [D / DEPTH]; the lanes and keys beyond AF_TAME. */
+    /* Additive scores: [D][NR], [key_block][D], [D / DEPTH]; the lanes and keys beyond AF_TANH_RANGE. */
     real *query_exp, *key_exp, *start;
-    uint64_t *wild;
-    uint8_t *key_wild;
+    uint64_t *overflow;
+    uint8_t *key_overflow;
     real *top, *top_key; /* [topk][NR] */
     real *sums, *totals; /* importance: [chunk_keys][VL] */
 } scratch;
 
 /* Elements of O. */
-static int64_t output_size(const af_problem *p, const af_plan *plan)
+static int64_t output_size(const af_call *call, const af_plan *plan)
 {
-    return p->Dv * (plan->decode ? plan->block_rows : AF_NR);
+    return call->Dv * (plan->decode ? plan->block_rows : AF_NR);
 }
 
-/* Lays the scratch memory out from `base`, unless that is NULL; returns its size. */
-static size_t carve(scratch *s, const af_problem *p, const af_plan *plan, char *base)
+/* Lays out the scratch memory from `base`, unless that is NULL; returns its size. */
+static size_t carve(scratch *s, const af_call *call, const af_plan *plan, char *base)
 {
     size_t size = 0;
 #define TAKE(field, count)                                                                                             \
@@ -90,32 +92,32 @@ static size_t carve(scratch *s, const af_problem *p, const af_plan *plan, char *
         size += ((size_t)(count) * sizeof *(s)->field + 63) & ~(size_t)63;                                             \
     } while (0)
     const int64_t keys = plan->key_block;
-    TAKE(query, p->D * AF_NR);
+    TAKE(query, call->D * AF_NR);
     TAKE(s, keys * (plan->decode ? plan->block_rows : AF_NR));
-    TAKE(o, output_size(p, plan));
+    TAKE(o, output_size(call, plan));
     TAKE(m, AF_NR);
     TAKE(l, AF_NR);
-    TAKE(key, AF_HALF && !plan->decode ? keys * p->D : 0);
-    TAKE(value, AF_HALF && !plan->decode ? keys * p->Dv : 0);
+    TAKE(key, AF_HALF && !plan->decode ? keys * call->D : 0);
+    TAKE(value, AF_HALF && !plan->decode ? keys * call->Dv : 0);
     TAKE(words, keys + 1);
-    const bool exps = p->additive && !plan->decode;
-    TAKE(query_exp, exps ? p->D * AF_NR : 0);
-    TAKE(key_exp, exps ? keys * p->D : 0);
-    TAKE(start, exps ? p->D : 0);
-    TAKE(wild, exps);
-    TAKE(key_wild, exps ? keys : 0);
-    TAKE(top, p->topk * AF_NR);
-    TAKE(top_key, p->topk * AF_NR);
-    TAKE(sums, p->importance ? plan->chunk_keys * VL : 0);
-    TAKE(totals, p->importance ? plan->chunk_keys * VL : 0);
+    const bool exps = call->score.additive && !plan->decode;
+    TAKE(query_exp, exps ? call->D * AF_NR : 0);
+    TAKE(key_exp, exps ? keys * call->D : 0);
+    TAKE(start, exps ? call->D : 0);
+    TAKE(overflow, exps);
+    TAKE(key_overflow, exps ? keys : 0);
+    TAKE(top, call->results.topk * AF_NR);
+    TAKE(top_key, call->results.topk * AF_NR);
+    TAKE(sums, call->results.importance ? plan->chunk_keys * VL : 0);
+    TAKE(totals, call->results.importance ? plan->chunk_keys * VL : 0);
 #undef TAKE
     return size;
 }
 
-static size_t scratch_bytes(const af_problem *p, const af_plan *plan)
+static size_t scratch_bytes(const af_call *call, const af_plan *plan)
 {
     scratch s;
-    return carve(&s, p, plan, NULL);
+    return carve(&s, call, plan, NULL);
 }
 
 /* The running state before any key: nothing seen. A finite maximum keeps -inf - m defined. */
@@ -127,9 +129,9 @@ static void reset_state(const scratch *s)
     }
 }
 
-static void zero_output(const af_problem *p, const af_plan *plan, const scratch *s)
+static void zero_output(const af_call *call, const af_plan *plan, const scratch *s)
 {
-    const int64_t size = output_size(p, plan);
+    const int64_t size = output_size(call, plan);
     for (int64_t i = 0; i < size; i++) s->o[i] = 0;
 }
 

@@ -1,28 +1,34 @@
-/* From the running state (m, l, O) of a block to its results, and joining the states of several stretches of keys.
+/* From the running state (m, l, O) of a block to its results, and merging the states of several splits of the keys.
  *
  *   with a sink: m' = max(m, sink), l' = l exp(m - m') + exp(sink - m')
- *   output = O exp(m - m') / l'     lse = m' + log l'     weight of a score = exp(score - m') / l'
+ *   output = O exp(m - m') / l'     lse = m' + log l'
  *
- * A row that saw no key has l = 0: zero output, lse -inf. The results over other keys that a call adds its own to are
- * like a sink with a value. */
+ * A row that saw no key has l = 0: its output is zero and its lse -inf. A call that accumulates treats the result over
+ * other keys like a sink with a value. */
 #ifndef AF_FINISH_H
 #define AF_FINISH_H
 
-/* What lies in a unit's partial result: m[NR], l[NR], O, and the lists of top.h. */
+#include "kernel/block.h"
+#include "kernel/pack.h"
+#include "kernel/recompute.h"
+#include "kernel/softmax.h"
+#include "kernel/topk.h"
+
+/* The layout of a partial result: m[NR], l[NR], O, and the lists of topk.h. */
 AF_INLINE real *partial_m(void *partial) { return partial; }
 AF_INLINE real *partial_l(void *partial) { return (real *)partial + AF_NR; }
 AF_INLINE real *partial_o(void *partial) { return (real *)partial + 2 * AF_NR; }
 
-AF_INLINE real *partial_top(const af_problem *p, const af_plan *plan, void *partial)
+AF_INLINE real *partial_top(const af_call *call, const af_plan *plan, void *partial)
 {
-    return partial_o(partial) + output_size(p, plan);
+    return partial_o(partial) + output_size(call, plan);
 }
-AF_INLINE real *partial_top_key(const af_problem *p, const af_plan *plan, void *partial)
+AF_INLINE real *partial_top_key(const af_call *call, const af_plan *plan, void *partial)
 {
-    return partial_top(p, plan, partial) + p->topk * AF_NR;
+    return partial_top(call, plan, partial) + call->results.topk * AF_NR;
 }
 
-/* Whether any row saw a key, by its sum of weights. What else lies in a partial result means nothing if none did. */
+/* Whether any row saw a key, by its sum of weights. If none did, the rest of a partial result is undefined. */
 static bool saw_keys(const real *l)
 {
     bool any = false;
@@ -30,23 +36,23 @@ static bool saw_keys(const real *l)
     return any;
 }
 
-static void save_partial(const af_problem *p, const af_plan *plan, const scratch *s, void *partial)
+static void save_partial(const af_call *call, const af_plan *plan, const scratch *s, void *partial)
 {
     for (int c = 0; c < AF_NR; c++) {
         partial_m(partial)[c] = s->m[c];
         partial_l(partial)[c] = s->l[c];
     }
     if (!saw_keys(s->l)) return;
-    for (int64_t i = 0; i < p->topk * AF_NR; i++) {
-        partial_top(p, plan, partial)[i] = s->top[i];
-        partial_top_key(p, plan, partial)[i] = s->top_key[i];
+    for (int64_t i = 0; i < call->results.topk * AF_NR; i++) {
+        partial_top(call, plan, partial)[i] = s->top[i];
+        partial_top_key(call, plan, partial)[i] = s->top_key[i];
     }
-    if (!p->value.data) return;
-    const int64_t size = output_size(p, plan);
+    if (!call->operands.value.data) return;
+    const int64_t size = output_size(call, plan);
     for (int64_t i = 0; i < size; i++) partial_o(partial)[i] = s->o[i];
 }
 
-/* One logit more for each lane: O is to be multiplied by factor, what the logit stands for by its weight. */
+/* Adds one logit to each lane: O is to be multiplied by `factor`, the value of the logit by `weight`. */
 static void add_logits(bool base2, int nv, const real *logit, const scratch *s, real *factor, real *weight)
 {
     for (int c = 0; c < nv; c++) {
@@ -59,38 +65,33 @@ static void add_logits(bool base2, int nv, const real *logit, const scratch *s, 
     }
 }
 
-static real *lse_of(const af_problem *p, const af_view *w, int lane)
+static real *lse_of(const af_call *call, const af_visibility *vis, int lane)
 {
-    return (real *)p->lse.data + af_offset(&p->lse, w->b, w->head[lane], w->query[lane]);
+    return (real *)call->results.lse.data + af_offset(&call->results.lse, vis->b, vis->head[lane], vis->query[lane]);
 }
 
-/* A row's place in what is kept for a second pass. */
-static int64_t row_number(const af_problem *p, const af_view *w, int lane)
-{
-    return (w->b * p->H + w->head[lane]) * p->Lq + w->query[lane];
-}
-
-static void add_sinks(const af_problem *p, const block *k, const scratch *s, real *factor)
+static void add_sinks(const af_call *call, const query_block *block, const scratch *s, real *factor)
 {
     real sink[AF_NR] = {0};
-    for (int lane = 0; lane < k->n; lane++) sink[lane] = (real)p->sink[k->view.head[lane]];
-    add_logits(false, k->nv, sink, s, factor, NULL);
+    for (int lane = 0; lane < block->n; lane++) sink[lane] = (real)call->score.sink[block->vis.head[lane]];
+    add_logits(false, block->nv, sink, s, factor, NULL);
 }
 
-/* The result over other keys is one key more: its score is their lse, its value their output. Returns the rows that saw
- * no key here, whose results stay as they are. */
-static uint64_t add_prior(const af_problem *p, const af_plan *plan, const block *k, const scratch *s, real *factor,
-                          real *keep)
+/* The result over other keys counts as one more key, whose score is its lse and whose value its output. Returns the
+ * rows that saw no key in this call: their results stay unchanged. */
+static uint64_t add_previous(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
+                             real *factor, real *keep)
 {
-    real prior[AF_NR] = {0};
+    real previous[AF_NR] = {0};
     uint64_t stay = 0;
-    for (int lane = 0; lane < k->n; lane++) stay |= (uint64_t)(s->l[lane] == 0) << lane;
-    for (int lane = 0; lane < k->n; lane++) prior[lane] = *lse_of(p, &k->view, lane) * (plan->base2 ? AF_LOG2E : 1);
-    add_logits(plan->base2, k->nv, prior, s, factor, keep);
+    for (int lane = 0; lane < block->n; lane++) stay |= (uint64_t)(s->l[lane] == 0) << lane;
+    for (int lane = 0; lane < block->n; lane++)
+        previous[lane] = *lse_of(call, &block->vis, lane) * (plan->base2 ? AF_LOG2E : 1);
+    add_logits(plan->base2, block->nv, previous, s, factor, keep);
     return stay;
 }
 
-/* to[row] = factor[row] * O[row]; with keep plus keep[row] times what is there. Rows that are NULL are left out. */
+/* to[row] = factor[row] * O[row]; with `keep`, plus keep[row] times the old to[row]. Rows that are NULL are skipped. */
 static void store_rows(int rows, int64_t Dv, const real *o, const real *factor, const real *keep, elem *const to[AF_NR])
 {
     for (int i = 0; i < rows; i++, o += Dv) {
@@ -107,45 +108,43 @@ static void store_rows(int rows, int64_t Dv, const real *o, const real *factor, 
     }
 }
 
-static void finish(const af_problem *p, const af_plan *plan, const block *k, const scratch *s)
+static void finish(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s)
 {
-    const af_view *w = &k->view;
+    const af_visibility *vis = &block->vis;
     real factor[AF_NR], inverse[AF_NR], lse[AF_NR], keep[AF_NR] = {0};
     for (int c = 0; c < AF_NR; c++) factor[c] = 1;
-    if (p->sink) add_sinks(p, k, s, factor);
-    const uint64_t stay = p->resume ? add_prior(p, plan, k, s, factor, keep) : 0;
-    for (int c = 0; c < k->nv; c++) {
+    if (call->score.sink) add_sinks(call, block, s, factor);
+    const uint64_t stay = call->subset.accumulate ? add_previous(call, plan, block, s, factor, keep) : 0;
+    for (int c = 0; c < block->nv; c++) {
         const v m = v_load(s->m + c * VL), l = v_load(s->l + c * VL);
         const vm seen = vm_ne(l, v_zero());
         const v one = v_select(seen, v_div(v_set1(1), l), v_zero());
         v_store(inverse + c * VL, one);
         v_store(factor + c * VL, v_mul(v_load(factor + c * VL), one));
         v_store(keep + c * VL, v_mul(v_load(keep + c * VL), one));
-        if (!p->lse.data) continue;
+        if (!call->results.lse.data) continue;
         const v log2_sum = v_add(plan->base2 ? m : v_mul(m, v_set1(AF_LOG2E)), v_log2(l));
         const v natural = plan->base2 ? v_mul(log2_sum, v_set1(AF_LN2)) : v_fma(v_log2(l), v_set1(AF_LN2), m);
         v_store(lse + c * VL, v_select(seen, natural, v_set1(-AF_INFINITY)));
     }
-    for (int lane = 0; lane < k->n; lane++) {
-        if (af_query_is_padding(p, w->b, w->query[lane])) {
+    for (int lane = 0; lane < block->n; lane++) {
+        if (af_query_is_padding(call, vis->b, vis->query[lane])) {
             factor[lane] = inverse[lane] = keep[lane] = 0;
             lse[lane] = -AF_INFINITY;
         }
-        if (p->lse.data && !(stay >> lane & 1)) *lse_of(p, w, lane) = lse[lane];
-        if (plan->row_max) {
-            const int64_t row = row_number(p, w, lane);
-            ((real *)plan->row_max)[row] = s->m[lane];
-            ((real *)plan->row_inverse)[row] = inverse[lane];
-        }
+        if (call->results.lse.data && !(stay >> lane & 1)) *lse_of(call, vis, lane) = lse[lane];
+        if (!call->subset.row_max) continue;
+        ((real *)call->subset.row_max)[row_number(call, vis, lane)] = s->m[lane];
+        ((real *)call->subset.row_inverse)[row_number(call, vis, lane)] = inverse[lane];
     }
-    if (p->topk) finish_top(p, k, s, inverse, plan->base2);
-    if (!p->value.data) return;
+    if (call->results.topk) finish_topk(call, block, s, inverse, plan->base2);
+    if (!call->operands.value.data) return;
     elem *rows[AF_NR] = {0};
-    find_rows(&p->output, w, rows);
-    for (int lane = 0; lane < k->n; lane++)
+    find_rows(&call->results.output, vis, rows);
+    for (int lane = 0; lane < block->n; lane++)
         if (stay >> lane & 1) rows[lane] = NULL;
-    if (plan->decode) store_rows(k->n, p->Dv, s->o, factor, p->resume ? keep : NULL, rows);
-    else lanes_to_rows(k->n, k->nv, p->Dv, s->o, factor, p->resume ? keep : NULL, rows);
+    if (plan->decode) store_rows(block->n, call->Dv, s->o, factor, call->subset.accumulate ? keep : NULL, rows);
+    else lanes_to_rows(block->n, block->nv, call->Dv, s->o, factor, call->subset.accumulate ? keep : NULL, rows);
 }
 
 /* O += weight * part */
@@ -167,15 +166,15 @@ static void add_rows(int rows, int64_t Dv, const real *part, const real *weight,
         }
 }
 
-static void merge(const af_problem *p, const af_plan *plan, af_unit unit, void *memory, const void *partials)
+static void merge(const af_call *call, const af_plan *plan, af_unit unit, void *memory, const void *partials)
 {
-    block k;
+    query_block block;
     scratch s;
-    make_block(&k, p, plan, unit);
-    carve(&s, p, plan, memory);
+    make_block(&block, call, plan, unit);
+    carve(&s, call, plan, memory);
     reset_state(&s);
-    if (p->topk) reset_top(p, &s);
-    if (p->value.data) zero_output(p, plan, &s);
+    if (call->results.topk) reset_topk(call, &s);
+    if (call->operands.value.data) zero_output(call, plan, &s);
     const char *partial = partials;
     for (int64_t i = 0; i < plan->splits; i++)
         for (int c = 0; c < AF_NR; c++) {
@@ -185,18 +184,19 @@ static void merge(const af_problem *p, const af_plan *plan, af_unit unit, void *
     for (int64_t i = 0; i < plan->splits; i++) {
         void *part = (void *)(partial + i * plan->partial_bytes);
         if (!saw_keys(partial_l(part))) continue;
-        if (p->topk) join_top(p, k.nv, &s, partial_top(p, plan, part), partial_top_key(p, plan, part));
+        if (call->results.topk)
+            join_topk(call, block.nv, &s, partial_top(call, plan, part), partial_top_key(call, plan, part));
         real weight[AF_NR];
-        for (int c = 0; c < k.nv; c++) {
+        for (int c = 0; c < block.nv; c++) {
             const v w = exp_difference(plan->base2, v_sub(v_load(partial_m(part) + c * VL), v_load(s.m + c * VL)));
             v_store(s.l + c * VL, v_fma(v_load(partial_l(part) + c * VL), w, v_load(s.l + c * VL)));
             v_store(weight + c * VL, w);
         }
-        if (!p->value.data) continue;
-        if (plan->decode) add_rows(k.n, p->Dv, partial_o(part), weight, s.o);
-        else add_lanes(k.nv, p->Dv, partial_o(part), weight, s.o);
+        if (!call->operands.value.data) continue;
+        if (plan->decode) add_rows(block.n, call->Dv, partial_o(part), weight, s.o);
+        else add_lanes(block.nv, call->Dv, partial_o(part), weight, s.o);
     }
-    finish(p, plan, &k, &s);
+    finish(call, plan, &block, &s);
 }
 
 #endif

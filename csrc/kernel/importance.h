@@ -1,61 +1,57 @@
-/* The total weight that each key receives: importance[j] = sum_i exp(S[j, i] - m_i) / l_i, with the m and 1 / l that
- * forward left for each row. A unit has one stretch of keys and goes through a long stretch of the queries of one head;
- * the next stretch comes when all units are done, so that sums are made in one order. Each key's is kept in a vector of
- * partial sums. Cost: 2 D flops and an exp a pair, on top of what
- * the first pass costs. */
+/* The total weight that each key receives: importance[j] = sum_i exp(S[j, i] - m_i) / l_i. A unit has one chunk of keys
+ * and goes through many queries of one head, in order; the next ones come when all units are done, so that sums are
+ * made in one order. Each key has a vector of partial sums. Cost: 2 D flops and an exp a pair, on top of what the first
+ * pass costs. */
 #ifndef AF_IMPORTANCE_H
 #define AF_IMPORTANCE_H
 
-/* Whether a block of rows, of one head, may see any of some keys, at a glance. */
-static bool may_see(const af_problem *p, af_unit unit, af_span keys)
+#include "kernel/forward.h"
+#include "kernel/recompute.h"
+
+/* Whether a block of rows of one head may see any of some keys, as far as that is known from positions. */
+static bool may_see(const af_call *call, af_unit unit, af_interval keys)
 {
-    if (p->q_length && unit.row >= p->q_length[unit.b]) return false;
-    const int64_t first = af_position(p, unit.b, unit.row);
-    const int64_t last = af_position(p, unit.b, unit.row + unit.rows - 1);
-    return first - p->left < keys.end && last + p->right >= keys.begin;
+    if (call->visible.q_length && unit.row >= call->visible.q_length[unit.b]) return false;
+    const int64_t first = af_position(call, unit.b, unit.row);
+    const int64_t last = af_position(call, unit.b, unit.row + unit.rows - 1);
+    return first - call->visible.left < keys.end && last + call->visible.right >= keys.begin;
 }
 
-static void add_weights(const af_plan *plan, const block *k, int n, const real *s, const real *m, const real *inverse,
+static void add_weights(const af_plan *plan, const query_block *block, int n, const real *s, const row_softmax *rows,
                         real *sums)
 {
     for (int j = 0; j < n; j++) {
         v sum = v_load(sums + j * VL);
-        for (int c = k->v0; c < k->v1; c++) {
+        for (int c = block->v0; c < block->v1; c++) {
             const v score = v_load(s + j * AF_NR + c * VL);
-            const v raw = exp_difference(plan->base2, v_sub(score, v_load(m + c * VL)));
-            const v one = v_load(inverse + c * VL); /* 0 for lanes without a row, or whose row sees nothing */
-            const v seen = v_select(vm_ne(score, v_set1(-AF_INFINITY)), v_mul(raw, one), v_zero());
-            sum = v_add(sum, v_select(vm_ne(one, v_zero()), seen, v_zero()));
+            const v shift = v_load(rows->shift + c * VL), factor = v_load(rows->factor + c * VL);
+            sum = v_add(sum, recompute_weight(plan->base2, score, shift, factor));
         }
         v_store(sums + j * VL, sum);
     }
 }
 
-static void block_importance(const af_problem *p, const af_plan *plan, af_unit unit, af_span keys, const scratch *s)
+static void block_importance(const af_call *call, const af_plan *plan, af_unit unit, af_interval keys, const scratch *s)
 {
-    block k;
-    real m[AF_NR] = {0}, inverse[AF_NR] = {0};
-    make_block(&k, p, plan, unit);
-    k.view.span = af_common(k.view.span, keys);
+    query_block block;
+    row_softmax rows;
+    make_block(&block, call, plan, unit);
+    block.vis.span = af_intersect(block.vis.span, keys);
     bool packed = false;
-    for (int64_t j = k.view.span.begin, n; j < k.view.span.end; j += n) {
-        n = take_keys(&k, p, j, plan->key_block);
-        const int seen = k.v0 == k.v1 ? SEES_NOTHING : visible_words(p, &k, j, (int)n, s->words);
+    for (int64_t j = block.vis.span.begin, n; j < block.vis.span.end; j += n) {
+        n = take_keys(&block, call, j, plan->key_block);
+        const int seen = block.v0 == block.v1 ? SEES_NOTHING : visible_words(call, &block, j, (int)n, s->words);
         if (seen == SEES_NOTHING) continue;
-        for (int lane = 0; !packed && lane < k.n; lane++) {
-            const int64_t row = row_number(p, &k.view, lane);
-            m[lane] = ((const real *)plan->row_max)[row];
-            inverse[lane] = ((const real *)plan->row_inverse)[row];
-        }
-        if (!packed) pack_query(p, plan, &k, s);
+        if (!packed) load_row_softmax(call, plan, &block, &rows);
+        if (!packed) pack_query(call, plan, &block, s);
         packed = true;
-        score_block(p, &k, s, j, (int)n, &(ahead){0});
-        if (seen == SEES_SOME) hide_scores(&k, (int)n, s->words, s->s);
-        add_weights(plan, &k, (int)n, s->s, m, inverse, s->sums + (j - keys.begin) * VL);
+        score_block(call, &block, s, j, (int)n, &(prefetch){0});
+        if (seen == SEES_SOME) hide_scores(&block, (int)n, s->words, s->s);
+        add_weights(plan, &block, (int)n, s->s, &rows, s->sums + (j - keys.begin) * VL);
     }
 }
 
-/* So many blocks are added up by themselves: a long sum made of short ones rounds less. */
+/* The sums of this many blocks are added up separately: a long sum of short sums rounds less. */
 enum { SUMMED_BLOCKS = 64 };
 
 static void flush_sums(const scratch *s, int64_t n)
@@ -66,23 +62,23 @@ static void flush_sums(const scratch *s, int64_t n)
     }
 }
 
-static void importance(const af_problem *p, const af_plan *plan, af_unit unit, void *memory)
+static void importance(const af_call *call, const af_plan *plan, af_unit unit, void *memory)
 {
     scratch s;
-    carve(&s, p, plan, memory);
-    const af_span keys = af_split((af_span){0, p->Lk}, unit.split, plan->chunk_keys);
+    carve(&s, call, plan, memory);
+    const af_interval keys = af_split((af_interval){0, call->Lk}, unit.split, plan->chunk_keys);
     const int64_t n = keys.end - keys.begin;
     for (int64_t i = 0; i < n * VL; i++) s.sums[i] = s.totals[i] = 0;
     const int64_t first = unit.row, end = unit.row + unit.rows;
     int blocks = 0;
     for (unit.row = first; unit.row < end; unit.row += plan->block_rows) {
         unit.rows = (int)af_min(plan->block_rows, end - unit.row);
-        if (!may_see(p, unit, keys)) continue;
-        block_importance(p, plan, unit, keys, &s);
+        if (!may_see(call, unit, keys)) continue;
+        block_importance(call, plan, unit, keys, &s);
         if (++blocks % SUMMED_BLOCKS == 0) flush_sums(&s, n);
     }
     flush_sums(&s, n);
-    real *out = (real *)p->importance + (unit.b * p->H + unit.hg * plan->group) * p->Lk + keys.begin;
+    real *out = (real *)call->results.importance + (unit.b * call->H + unit.hg * plan->group) * call->Lk + keys.begin;
     for (int64_t j = 0; j < n; j++) out[j] = (first ? out[j] : 0) + v_hsum(v_load(s.totals + j * VL));
 }
 

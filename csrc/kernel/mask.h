@@ -7,6 +7,8 @@
 #ifndef AF_MASK_H
 #define AF_MASK_H
 
+#include "kernel/block.h"
+
 AF_INLINE uint64_t low_bits(int64_t n) { return n <= 0 ? 0 : n >= 64 ? ~(uint64_t)0 : ((uint64_t)1 << n) - 1; }
 
 /* Keys of [j0, j0 + n) that a row sees as far as the dense mask decides, n <= 64. */
@@ -17,61 +19,66 @@ static uint64_t dense_word(const af_tensor *mask, const uint8_t *row, int64_t j0
 }
 
 /* Keys of [j0, j0 + n) that a row sees as far as the block mask decides. */
-static uint64_t block_word(const af_problem *p, const af_view *w, int r, int64_t j0, int n)
+static uint64_t block_word(const af_call *call, const af_visibility *vis, int r, int64_t j0, int n)
 {
-    const uint8_t *row = (const uint8_t *)p->blocks.data;
-    row += af_offset(&p->blocks, w->b, w->head[r], af_block_of_query(p, w->b, w->query[r]));
+    const uint8_t *row = (const uint8_t *)call->visible.blocks.data;
+    row += af_offset(&call->visible.blocks, vis->b, vis->head[r], af_block_of_query(call, vis->b, vis->query[r]));
     uint64_t word = 0;
     for (int64_t j = j0, end; j < j0 + n; j = end) {
-        const int64_t column = af_block_of_key(p, w->b, j);
-        end = af_min(j0 + n, af_block_end(p, w->b, column));
-        if (row[column * p->blocks.j]) word |= low_bits(end - j0) & ~low_bits(j - j0);
+        const int64_t column = af_block_of_key(call, vis->b, j);
+        end = af_min(j0 + n, af_block_end(call, vis->b, column));
+        if (row[column * call->visible.blocks.j]) word |= low_bits(end - j0) & ~low_bits(j - j0);
     }
     return word;
 }
 
-/* The same for global tokens, less the hole about the row's position. */
-static uint64_t global_word(const af_problem *p, const af_view *w, int r, int64_t j0, int n)
+/* The same for global tokens, less the excluded about the row's position. */
+static uint64_t global_word(const af_call *call, const af_visibility *vis, int r, int64_t j0, int n)
 {
-    const int64_t position = af_position(p, w->b, w->query[r]), step = p->dilation[w->head[r]];
-    uint64_t word = w->global_rows >> r & 1 ? low_bits(n) : nonzero_bytes(w->global + j0, n);
+    const int64_t position = af_position(call, vis->b, vis->query[r]), step = call->visible.dilation[vis->head[r]];
+    uint64_t word = vis->global_rows >> r & 1 ? low_bits(n) : nonzero_bytes(vis->global + j0, n);
     const int64_t ahead = j0 - position;
     const int64_t first = ahead > 0 ? (ahead + step - 1) / step : -(-ahead / step); /* the first t not before j0 */
-    for (int64_t t = af_max(first, -p->hole_left); t <= p->hole_right && position + t * step < j0 + n; t++)
+    for (int64_t t = af_max(first, -call->subset.excluded_left);
+         t <= call->subset.excluded_right && position + t * step < j0 + n; t++)
         word &= ~((uint64_t)1 << (position + t * step - j0));
     return word;
 }
 
-/* Gathered keys that are not in the hole. */
-static uint64_t place_word(const af_problem *p, const af_view *w, int r, int64_t j0, int n)
+/* Gathered keys that are not in the excluded. */
+static uint64_t position_word(const af_call *call, const af_visibility *vis, int r, int64_t j0, int n)
 {
-    const int64_t position = af_position(p, w->b, w->query[r]), step = p->dilation[w->head[r]];
+    const int64_t position = af_position(call, vis->b, vis->query[r]), step = call->visible.dilation[vis->head[r]];
     uint64_t word = low_bits(n);
     for (int j = 0; j < n; j++) {
-        const int64_t ahead = p->place[j0 + j] - position, t = ahead / step;
-        if (t * step == ahead && t >= -p->hole_left && t <= p->hole_right) word &= ~((uint64_t)1 << j);
+        const int64_t ahead = call->subset.key_position[j0 + j] - position, t = ahead / step;
+        if (t * step == ahead && t >= -call->subset.excluded_left && t <= call->subset.excluded_right)
+            word &= ~((uint64_t)1 << j);
     }
     return word;
 }
 
 /* Keys of [j0, j0 + n) that a row sees as far as these and the dense mask decide, n <= 64. */
-static uint64_t row_word(const af_problem *p, const block *k, int r, int64_t j0, int n)
+static uint64_t row_word(const af_call *call, const query_block *block, int r, int64_t j0, int n)
 {
     uint64_t word = low_bits(n);
-    if (p->mask.data) word = dense_word(&p->mask, k->mask_row[r], j0, n);
-    if (p->blocks.data && word) word &= block_word(p, &k->view, r, j0, n);
-    if (p->global && word) word &= global_word(p, &k->view, r, j0, n);
-    if (p->place && word) word &= place_word(p, &k->view, r, j0, n);
+    if (call->visible.mask.data) word = dense_word(&call->visible.mask, block->mask_row[r], j0, n);
+    if (call->visible.blocks.data && word) word &= block_word(call, &block->vis, r, j0, n);
+    if (call->subset.global && word) word &= global_word(call, &block->vis, r, j0, n);
+    if (call->subset.key_position && word) word &= position_word(call, &block->vis, r, j0, n);
     return word;
 }
 
-/* Whether two rows have the same word, as far as can be told without looking at it. */
-static bool same_words(const af_problem *p, const block *k, int r, int s)
+/* Whether two rows have the same word, as far as that is known without reading it. */
+static bool same_words(const af_call *call, const query_block *block, int r, int s)
 {
-    const af_view *w = &k->view;
-    if (p->global || p->place || (p->mask.data && k->mask_row[r] != k->mask_row[s])) return false;
-    return !p->blocks.data || (af_block_of_query(p, w->b, w->query[r]) == af_block_of_query(p, w->b, w->query[s]) &&
-                               (w->head[r] == w->head[s] || !p->blocks.h));
+    const af_visibility *vis = &block->vis;
+    if (call->subset.global || call->subset.key_position ||
+        (call->visible.mask.data && block->mask_row[r] != block->mask_row[s]))
+        return false;
+    return !call->visible.blocks.data ||
+           (af_block_of_query(call, vis->b, vis->query[r]) == af_block_of_query(call, vis->b, vis->query[s]) &&
+            (vis->head[r] == vis->head[s] || !call->visible.blocks.h));
 }
 
 /* Swaps the upper right and lower left d x d bits of every 2 d x 2 d; constant d lets the compiler use vectors. */
@@ -98,11 +105,11 @@ static void transpose_bits(uint64_t w[64])
 enum { SEES_NOTHING, SEES_SOME, SEES_ALL };
 
 /* Of the lanes in use. */
-static void words_of_positions(const block *k, int64_t j0, int n, uint64_t *words)
+static void words_of_positions(const query_block *block, int64_t j0, int n, uint64_t *words)
 {
-    const af_span *visible = k->view.visible;
+    const af_interval *visible = block->vis.visible;
     for (int j = 0; j <= n; j++) words[j] = 0;
-    for (int lane = k->v0 * VL; lane < k->n && lane < k->v1 * VL; lane++) {
+    for (int lane = block->v0 * VL; lane < block->n && lane < block->v1 * VL; lane++) {
         const uint64_t bit = (uint64_t)1 << lane;
         words[af_min(af_max(visible[lane].begin - j0, 0), n)] ^= bit;
         words[af_min(af_max(visible[lane].end - j0, 0), n)] ^= bit;
@@ -110,20 +117,21 @@ static void words_of_positions(const block *k, int64_t j0, int n, uint64_t *word
     for (int j = 1; j < n; j++) words[j] ^= words[j - 1];
 }
 
-static void words_of_rows(const af_problem *p, const block *k, int64_t j0, int n, uint64_t *words)
+static void words_of_rows(const af_call *call, const query_block *block, int64_t j0, int n, uint64_t *words)
 {
     for (int j = 0; j < n; j += 64) {
         const int here = n - j < 64 ? n - j : 64;
         uint64_t square[64] = {0};
-        if (af_has_pattern(p)) {
-            for (int lane = 0; lane < k->n; lane++)
-                square[lane] =
-                    lane && same_words(p, k, lane, lane - 1) ? square[lane - 1] : row_word(p, k, lane, j0 + j, here);
-        } else {
-            for (int lane = 0; lane < k->n; lane++)
-                square[lane] = lane && k->mask_row[lane] == k->mask_row[lane - 1]
+        if (af_has_pattern(call)) {
+            for (int lane = 0; lane < block->n; lane++)
+                square[lane] = lane && same_words(call, block, lane, lane - 1)
                                    ? square[lane - 1]
-                                   : dense_word(&p->mask, k->mask_row[lane], j0 + j, here);
+                                   : row_word(call, block, lane, j0 + j, here);
+        } else {
+            for (int lane = 0; lane < block->n; lane++)
+                square[lane] = lane && block->mask_row[lane] == block->mask_row[lane - 1]
+                                   ? square[lane - 1]
+                                   : dense_word(&call->visible.mask, block->mask_row[lane], j0 + j, here);
         }
         transpose_bits(square);
         for (int i = 0; i < here; i++) words[j + i] &= square[i];
@@ -149,44 +157,52 @@ static void words_of_key_mask(const uint8_t *mask, int n, uint64_t *words)
         if (!mask[j]) words[j] = 0;
 }
 
-static uint64_t used_lanes(const block *k) { return low_bits(af_min(k->n, k->v1 * VL)) & ~low_bits(k->v0 * VL); }
+static uint64_t used_lanes(const query_block *block)
+{
+    return low_bits(af_min(block->n, block->v1 * VL)) & ~low_bits(block->v0 * VL);
+}
 
 /* What a block mask leaves of n keys. */
-static int keys_of_blocks(const af_problem *p, const block *k, int64_t j0, int n)
+static int keys_of_blocks(const af_call *call, const query_block *block, int64_t j0, int n)
 {
     bool any = false, all = true;
-    const int64_t first = af_block_of_key(p, k->view.b, j0), last = af_block_of_key(p, k->view.b, j0 + n - 1);
+    const int64_t first = af_block_of_key(call, block->vis.b, j0),
+                  last = af_block_of_key(call, block->vis.b, j0 + n - 1);
     for (int64_t column = first; column <= last; column++)
-        for (int r = 0; r < k->view.block_rows; r++) {
-            const bool seen = k->view.block_row[r].row[column * p->blocks.j];
-            if (!(k->view.block_row[r].parts >> k->v0 & low_bits(k->v1 - k->v0))) continue; /* not in use */
+        for (int r = 0; r < block->vis.block_rows; r++) {
+            const bool seen = block->vis.block_row[r].row[column * call->visible.blocks.j];
+            if (!(block->vis.block_row[r].vectors >> block->v0 & low_bits(block->v1 - block->v0)))
+                continue; /* not in use */
             any = any || seen;
             all = all && seen;
         }
     return !any ? SEES_NOTHING : all ? SEES_ALL : SEES_SOME;
 }
 
-/* How much of some keys is visible, as far as can be told without words. */
-static int glance(const af_problem *p, const block *k, int64_t j0, int n)
+/* How much of some keys is visible, as far as that is known without words. */
+static int glance(const af_call *call, const query_block *block, int64_t j0, int n)
 {
-    if (p->global) return SEES_SOME;
-    if (p->place && p->place[j0] < k->view.hole.end && p->place[j0 + n - 1] >= k->view.hole.begin) return SEES_SOME;
-    const int blocks = p->blocks.data ? keys_of_blocks(p, k, j0, n) : SEES_ALL;
-    if (!p->mask.data || blocks == SEES_NOTHING) return blocks;
-    const int keys = k->view.mask ? keys_of_mask(k->view.mask + j0, n) : SEES_SOME;
+    if (call->subset.global) return SEES_SOME;
+    if (call->subset.key_position && call->subset.key_position[j0] < block->vis.excluded.end &&
+        call->subset.key_position[j0 + n - 1] >= block->vis.excluded.begin)
+        return SEES_SOME;
+    const int blocks = call->visible.blocks.data ? keys_of_blocks(call, block, j0, n) : SEES_ALL;
+    if (!call->visible.mask.data || blocks == SEES_NOTHING) return blocks;
+    const int keys = block->vis.mask ? keys_of_mask(block->vis.mask + j0, n) : SEES_SOME;
     return keys == SEES_ALL ? blocks : keys;
 }
 
-/* Fills words for the keys [j0, j0 + n) where that is needed, and says how much of the block is visible. */
-static int visible_words(const af_problem *p, const block *k, int64_t j0, int n, uint64_t *words)
+/* Fills words for the keys [j0, j0 + n) where that is needed; returns how much of the block is visible. */
+static int visible_words(const af_call *call, const query_block *block, int64_t j0, int n, uint64_t *words)
 {
-    const bool inside = j0 >= k->view.inner.begin && j0 + n <= k->view.inner.end;
-    const int left = glance(p, k, j0, n);
+    const bool inside = j0 >= block->vis.inner.begin && j0 + n <= block->vis.inner.end;
+    const int left = glance(call, block, j0, n);
     if (left == SEES_NOTHING || (inside && left == SEES_ALL)) return left;
-    words_of_positions(k, j0, n, words);
-    if (k->view.mask) words_of_key_mask(k->view.mask + j0, n, words);
-    if (left == SEES_SOME && ((p->mask.data && !k->view.mask) || af_has_pattern(p))) words_of_rows(p, k, j0, n, words);
-    const uint64_t lanes = used_lanes(k);
+    words_of_positions(block, j0, n, words);
+    if (block->vis.mask) words_of_key_mask(block->vis.mask + j0, n, words);
+    if (left == SEES_SOME && ((call->visible.mask.data && !block->vis.mask) || af_has_pattern(call)))
+        words_of_rows(call, block, j0, n, words);
+    const uint64_t lanes = used_lanes(block);
     uint64_t any = 0, all = lanes;
     for (int j = 0; j < n; j++) {
         any |= words[j];
@@ -195,23 +211,23 @@ static int visible_words(const af_problem *p, const block *k, int64_t j0, int n,
     return (any & lanes) == 0 ? SEES_NOTHING : all == lanes ? SEES_ALL : SEES_SOME;
 }
 
-static void hide_scores(const block *k, int n, const uint64_t *words, real *s)
+static void hide_scores(const query_block *block, int n, const uint64_t *words, real *s)
 {
     const v hidden = v_set1(-AF_INFINITY);
-    const uint64_t lanes = used_lanes(k);
+    const uint64_t lanes = used_lanes(block);
     for (int j = 0; j < n; j++, s += AF_NR) {
         if ((words[j] & lanes) == lanes) continue;
-        for (int c = k->v0; c < k->v1; c++)
+        for (int c = block->v0; c < block->v1; c++)
             v_store(s + c * VL, v_select(vm_bits(words[j] >> c * VL), v_load(s + c * VL), hidden));
     }
 }
 
 /* The lanes whose score is not -inf: what is left to see after masks and biases. */
-static void words_of_scores(const block *k, int n, const real *s, uint64_t *words)
+static void words_of_scores(const query_block *block, int n, const real *s, uint64_t *words)
 {
     for (int j = 0; j < n; j++, s += AF_NR) {
         words[j] = 0;
-        for (int c = k->v0; c < k->v1; c++)
+        for (int c = block->v0; c < block->v1; c++)
             words[j] |= vm_word(vm_ne(v_load(s + c * VL), v_set1(-AF_INFINITY))) << c * VL;
     }
 }

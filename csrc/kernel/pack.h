@@ -2,6 +2,8 @@
 #ifndef AF_PACK_H
 #define AF_PACK_H
 
+#include "kernel/types.h"
+
 /* lanes[width][NR] = scale * rows', zero in the lanes past n. */
 static void rows_to_lanes(int n, int nv, int64_t width, elem *const rows[AF_NR], real scale, real *lanes)
 {
@@ -27,8 +29,8 @@ static void rows_to_lanes(int n, int nv, int64_t width, elem *const rows[AF_NR],
     }
 }
 
-/* rows[lane][0 .. width) = factor[lane] * lanes', for n lanes; plus, with keep, keep[lane] times what is there. Then
- * rows that are NULL are left out. */
+/* rows[lane][0 .. width) = factor[lane] * lanes', for n lanes; with `keep`, plus keep[lane] times the old row, and
+ * rows that are NULL are skipped. */
 static void lanes_to_rows(int n, int nv, int64_t width, const real *lanes, const real *factor, const real *keep,
                           elem *const rows[AF_NR])
 {
@@ -56,7 +58,8 @@ static void lanes_to_rows(int n, int nv, int64_t width, const real *lanes, const
     }
 }
 
-/* Keys or values n x width as reals: in place if they are, else widened into `copy`. *ld is their distance. */
+/* Keys or values n x width as reals: in place if they are reals, else widened into `copy`. *ld is the distance of
+ * rows. */
 static const real *real_rows(const elem *rows, int64_t stride, int64_t n, int64_t width, real *copy, int64_t *ld)
 {
 #if AF_HALF
@@ -72,6 +75,24 @@ static const real *real_rows(const elem *rows, int64_t stride, int64_t n, int64_
     *ld = stride;
     return rows;
 #endif
+}
+
+static void widen(const void *elems, void *reals, int64_t n)
+{
+    const elem *from = elems;
+    real *to = reals;
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) v_store(to + i, e_load(from + i));
+    if (i < n) v_store_n(to + i, e_load_n(from + i, (int)(n - i)), (int)(n - i));
+}
+
+static void narrow(const void *reals, void *elems, int64_t n)
+{
+    const real *from = reals;
+    elem *to = elems;
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) e_store(to + i, v_load(from + i));
+    if (i < n) e_store_n(to + i, v_load_n(from + i, (int)(n - i)), (int)(n - i));
 }
 
 #endif

@@ -2,6 +2,9 @@
 #ifndef AF_PROBE_H
 #define AF_PROBE_H
 
+#include "kernel/softmax.h"
+#include "kernel/tile.h"
+
 #define PROBE_FUNCTION(name)                                                                                           \
     static void probe_##name(const void *x, void *y, int64_t n)                                                        \
     {                                                                                                                  \
@@ -20,7 +23,7 @@ PROBE_FUNCTION(exp_twice_fast)
 static void probe_tile(bool accumulate, int64_t rows, int64_t k, const void *a, int64_t lda, const void *b, void *c)
 {
     if (accumulate) value_product(AF_NV, true, k, rows, a, lda, b, c);
-    else score_product(AF_NV, rows, k, a, lda, b, c, &(ahead){0});
+    else score_product(AF_NV, rows, k, a, lda, b, c, &(prefetch){0});
 }
 
 static void probe_softmax(void *s, int n, void *m, void *l)

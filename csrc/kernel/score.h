@@ -6,6 +6,8 @@
 #ifndef AF_SCORE_H
 #define AF_SCORE_H
 
+#include "kernel/mask.h"
+
 AF_INLINE v softcap_value(v s, real softcap) { return v_mul(v_set1(softcap), v_tanh(v_mul(s, v_set1(1 / softcap)))); }
 
 /* A bias of -inf hides the key, whatever its score is. */
@@ -16,27 +18,27 @@ AF_INLINE v bias_value(v s, v bias)
 }
 AF_INLINE v alibi_value(v s, v slope, v distance) { return v_sub(s, v_mul(slope, v_abs(distance))); }
 
-AF_INLINE real lane_slope(const af_problem *p, const block *k, int lane)
+AF_INLINE real lane_slope(const af_call *call, const query_block *block, int lane)
 {
-    return (real)p->alibi[k->view.b * p->alibi_b + k->view.head[lane]];
+    return (real)call->score.alibi[block->vis.b * call->score.alibi_b + block->vis.head[lane]];
 }
 
-static void softcap_tile(const af_problem *p, const block *k, int n, real *s)
+static void softcap_tile(const af_call *call, const query_block *block, int n, real *s)
 {
-    const real softcap = (real)p->softcap;
+    const real softcap = (real)call->score.softcap;
     for (int j = 0; j < n; j++, s += AF_NR)
-        for (int c = k->v0; c < k->v1; c++) v_store(s + c * VL, softcap_value(v_load(s + c * VL), softcap));
+        for (int c = block->v0; c < block->v1; c++) v_store(s + c * VL, softcap_value(v_load(s + c * VL), softcap));
 }
 
-static void alibi_tile(const af_problem *p, const block *k, int64_t j0, int n, real *s)
+static void alibi_tile(const af_call *call, const query_block *block, int64_t j0, int n, real *s)
 {
     real slope[AF_NR] = {0}, position[AF_NR] = {0};
-    for (int lane = 0; lane < k->n; lane++) {
-        slope[lane] = lane_slope(p, k, lane);
-        position[lane] = (real)(af_position(p, k->view.b, k->view.query[lane]) - j0);
+    for (int lane = 0; lane < block->n; lane++) {
+        slope[lane] = lane_slope(call, block, lane);
+        position[lane] = (real)(af_position(call, block->vis.b, block->vis.query[lane]) - j0);
     }
     for (int j = 0; j < n; j++, s += AF_NR)
-        for (int c = k->v0; c < k->v1; c++) {
+        for (int c = block->v0; c < block->v1; c++) {
             const v distance = v_sub(v_load(position + c * VL), v_set1((real)j));
             v_store(s + c * VL, alibi_value(v_load(s + c * VL), v_load(slope + c * VL), distance));
         }
@@ -52,88 +54,88 @@ static void bias_square(int lanes, int keys, const real *const rows[VL], int64_t
         if (r < keys) v_store(s + r * AF_NR, bias_value(v_load(s + r * AF_NR), x[r]));
 }
 
-static void bias_tile(const af_problem *p, const block *k, int64_t j0, int n, real *s)
+static void bias_tile(const af_call *call, const query_block *block, int64_t j0, int n, real *s)
 {
-    const real *const *rows = k->bias_row;
+    const real *const *rows = block->bias_row;
     bool same = true;
-    for (int lane = 1; lane < k->n; lane++) same = same && rows[lane] == rows[0];
-    if (p->bias.j == 0) {
+    for (int lane = 1; lane < block->n; lane++) same = same && rows[lane] == rows[0];
+    if (call->score.bias.j == 0) {
         real lanes[AF_NR] = {0};
-        for (int lane = 0; lane < k->n; lane++) lanes[lane] = *rows[lane];
+        for (int lane = 0; lane < block->n; lane++) lanes[lane] = *rows[lane];
         for (int j = 0; j < n; j++, s += AF_NR)
-            for (int c = k->v0; c < k->v1; c++)
+            for (int c = block->v0; c < block->v1; c++)
                 v_store(s + c * VL, bias_value(v_load(s + c * VL), v_load(lanes + c * VL)));
     } else if (same) {
         for (int j = 0; j < n; j++, s += AF_NR)
-            for (int c = k->v0; c < k->v1; c++)
+            for (int c = block->v0; c < block->v1; c++)
                 v_store(s + c * VL, bias_value(v_load(s + c * VL), v_set1(rows[0][j0 + j])));
     } else {
-        for (int c = k->v0; c < k->v1; c++)
+        for (int c = block->v0; c < block->v1; c++)
             for (int j = 0; j < n; j += VL)
-                bias_square(k->n - c * VL < VL ? k->n - c * VL : VL, n - j < VL ? n - j : VL, rows + c * VL, j0 + j,
-                            s + j * AF_NR + c * VL);
+                bias_square(block->n - c * VL < VL ? block->n - c * VL : VL, n - j < VL ? n - j : VL, rows + c * VL,
+                            j0 + j, s + j * AF_NR + c * VL);
     }
 }
 
-/* After the softmax, weights fade with the distance from a center: P <- P 2^-x^2, x = fading (j - c). */
-AF_INLINE v fade_value(v p, v x) { return v_mul(p, v_exp2(v_sub(v_zero(), v_mul(x, x)))); }
+/* After the softmax, weights fade with the distance from a center: P <- P 2^-x^2, x = gaussian (j - c). */
+AF_INLINE v gaussian_value(v p, v x) { return v_mul(p, v_exp2(v_sub(v_zero(), v_mul(x, x)))); }
 
-/* The center and fading of a row. Keys are whole numbers: their distance j - c is exact but for the fraction of c, so
- * that narrow factors keep their precision anywhere. A center too far away for reals to count keys is moved nearer,
- * with as much less fading. */
-typedef struct row_fading {
+/* The center of a row and the sharpness of its Gaussian. Keys are whole numbers, so only the fraction of a center is
+ * rounded in the distance j - c, and narrow Gaussians keep their precision anywhere. A center too far away for reals to
+ * count keys is moved nearer, with a wider Gaussian. */
+typedef struct row_gaussian {
     real whole, fraction; /* c - j0 */
-    real fading;
-} row_fading;
+    real sharpness;
+} row_gaussian;
 
-static row_fading find_fading(const af_problem *p, const block *k, int lane, int64_t j0)
+static row_gaussian find_gaussian(const af_call *call, const query_block *block, int lane, int64_t j0)
 {
     const double far = 1.0e12, limit = AF_DOUBLE ? 1e300 : 1e30;
-    const double center = af_center(p, k->view.b, k->view.head[lane], k->view.query[lane]);
+    const double center = af_center(call, block->vis.b, block->vis.head[lane], block->vis.query[lane]);
     const double whole = center < far && center > -far ? (double)(int64_t)center : center;
     const double away = whole - (double)j0, size = away < 0 ? -away : away;
-    const double fading = size > far ? size / far * p->fading : p->fading;
+    const double sharpness = size > far ? size / far * call->score.gaussian : call->score.gaussian;
     const double near = size > far ? (away < 0 ? -far : far) : away;
-    return (row_fading){(real)near, (real)(center - whole), (real)(fading < limit ? fading : limit)};
+    return (row_gaussian){(real)near, (real)(center - whole), (real)(sharpness < limit ? sharpness : limit)};
 }
 
-static void fade_tile(const af_problem *p, const block *k, int64_t j0, int n, real *s)
+static void gaussian_tile(const af_call *call, const query_block *block, int64_t j0, int n, real *s)
 {
-    real whole[AF_NR] = {0}, fraction[AF_NR] = {0}, fading[AF_NR] = {0};
-    for (int lane = 0; lane < k->n; lane++) {
-        const row_fading row = find_fading(p, k, lane, j0);
+    real whole[AF_NR] = {0}, fraction[AF_NR] = {0}, sharpness[AF_NR] = {0};
+    for (int lane = 0; lane < block->n; lane++) {
+        const row_gaussian row = find_gaussian(call, block, lane, j0);
         whole[lane] = row.whole;
         fraction[lane] = row.fraction;
-        fading[lane] = row.fading;
+        sharpness[lane] = row.sharpness;
     }
     for (int j = 0; j < n; j++, s += AF_NR)
-        for (int c = k->v0; c < k->v1; c++) {
+        for (int c = block->v0; c < block->v1; c++) {
             const v keys = v_sub(v_set1((real)j), v_load(whole + c * VL));
             const v distance = v_sub(keys, v_load(fraction + c * VL));
-            v_store(s + c * VL, fade_value(v_load(s + c * VL), v_mul(distance, v_load(fading + c * VL))));
+            v_store(s + c * VL, gaussian_value(v_load(s + c * VL), v_mul(distance, v_load(sharpness + c * VL))));
         }
 }
 
 /* The same for one row of weights, keys in the lanes. */
-static void fade_row(const af_problem *p, const block *k, int r, int64_t j0, int n, real *s)
+static void gaussian_row(const af_call *call, const query_block *block, int r, int64_t j0, int n, real *s)
 {
-    const row_fading row = find_fading(p, k, r, j0);
+    const row_gaussian row = find_gaussian(call, block, r, j0);
     real lane[VL];
     for (int i = 0; i < VL; i++) lane[i] = (real)i;
     for (int j = 0; j < n; j += VL) {
         const int here = n - j < VL ? n - j : VL;
         const v keys = v_sub(v_add(v_load(lane), v_set1((real)j)), v_set1(row.whole));
         const v distance = v_sub(keys, v_set1(row.fraction));
-        v_store_n(s + j, fade_value(v_load_n(s + j, here), v_mul(distance, v_set1(row.fading))), here);
+        v_store_n(s + j, gaussian_value(v_load_n(s + j, here), v_mul(distance, v_set1(row.sharpness))), here);
     }
 }
 
-static void modify_scores(const af_problem *p, const block *k, int64_t j0, int n, real *s)
+static void modify_scores(const af_call *call, const query_block *block, int64_t j0, int n, real *s)
 {
-    if (p->softcap != 0) softcap_tile(p, k, n, s);
-    if (p->stage <= AF_CAPPED) return;
-    if (p->alibi) alibi_tile(p, k, j0, n, s);
-    if (p->bias.data) bias_tile(p, k, j0, n, s);
+    if (call->score.softcap != 0) softcap_tile(call, block, n, s);
+    if (call->results.stage <= AF_CAPPED) return;
+    if (call->score.alibi) alibi_tile(call, block, j0, n, s);
+    if (call->score.bias.data) bias_tile(call, block, j0, n, s);
 }
 
 #endif

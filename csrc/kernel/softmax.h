@@ -1,11 +1,14 @@
-/* Online softmax on a block of scores S[n][NR] that something has modified (plain ones: weigh.h), lane by lane:
+/* Online softmax on a block of scores S[n][NR] that a modifier has changed (unmodified scores: fused_softmax.h), lane
+ * by lane:
  *
  *   m' = max(m, max_j S_j)      P_j = exp(S_j - m')      l' = exp(m - m') l + sum_j P_j      O' = exp(m - m') O
  *
  * in place, P over S. The maximum moves only when it would grow by more than SLACK (powers of two, so P stays below
- * 2^SLACK and nothing is lost in floating point): after the first tiles O is almost never rescaled. */
+ * 2^SLACK and floating point loses nothing): after the first tiles O is almost never rescaled. */
 #ifndef AF_SOFTMAX_H
 #define AF_SOFTMAX_H
+
+#include "kernel/types.h"
 
 enum { SLACK = 8 };
 #define AF_LOG2E ((real)1.4426950408889634)

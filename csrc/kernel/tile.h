@@ -11,19 +11,19 @@
 #ifndef AF_TILE_H
 #define AF_TILE_H
 
-#include "ahead.h"
+#include "kernel/prefetch.h"
 
-/* mr, nv, by_rows, accumulate are constants wherever this is inlined. With some columns of the tile at `row` come the
- * lines of `next`, unless that is NULL. */
+/* mr, nv, by_rows, accumulate are constants wherever this is inlined. Every few columns one line per row of `next`,
+ * unless that is NULL, is prefetched for the tile at `row`. */
 AF_INLINE void tile_sums(const int mr, const int nv, const bool by_rows, int64_t k, const real *a, int64_t lda,
-                         const real *b, v acc[AF_MR][AF_NV], const ahead *next, int64_t row)
+                         const real *b, v acc[AF_MR][AF_NV], const prefetch *next, int64_t row)
 {
     UNROLL(i, mr)
         UNROLL(j, nv) acc[i][j] = v_zero();
-    const int64_t step = next && has_lines(next, row) ? LINE : k;
+    const int64_t step = next && has_lines(next, row) ? LINE_ELEMS : k;
     for (int64_t begin = 0, end; begin < k; begin = end) {
         end = k - begin < step ? k : begin + step;
-        if (next) fetch_lines(next, row, begin);
+        if (next) prefetch_lines(next, row, begin);
         for (int64_t p = begin; p < end; p++) {
             v lanes[AF_NV];
             UNROLL(j, nv) lanes[j] = v_load(b + j * VL);
@@ -47,7 +47,7 @@ AF_INLINE void tile_store(const int mr, const int nv, const bool accumulate, v a
 }
 
 AF_INLINE void tile(const int mr, const int nv, const bool by_rows, const bool accumulate, int64_t k, const real *a,
-                    int64_t lda, const real *b, real *c, const ahead *next, int64_t row)
+                    int64_t lda, const real *b, real *c, const prefetch *next, int64_t row)
 {
     v acc[AF_MR][AF_NV];
     tile_sums(mr, nv, by_rows, k, a, lda, b, acc, next, row);
@@ -56,12 +56,12 @@ AF_INLINE void tile(const int mr, const int nv, const bool by_rows, const bool a
 
 /* All rows: whole tiles, then the rest. A rest that need not accumulate repeats rows of the tile before it. */
 AF_INLINE void product(const int nv, const bool by_rows, const bool accumulate, int64_t rows, int64_t k, const real *a,
-                       int64_t lda, const real *b, real *c, const ahead *next)
+                       int64_t lda, const real *b, real *c, const prefetch *next)
 {
     const int64_t step = by_rows ? lda : 1;
     int64_t i = 0;
     for (; i + AF_MR <= rows; i += AF_MR) {
-        if (by_rows) fetch_ahead(next, i);
+        if (by_rows) prefetch_ahead(next, i);
         tile(AF_MR, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR, by_rows ? next : NULL, i);
     }
     if (i == rows) return;
@@ -83,7 +83,7 @@ AF_INLINE void product(const int nv, const bool by_rows, const bool accumulate, 
 
 /* S[n][NR] = K[n][D] Qt[D][NR] */
 static void score_product(int nv, int64_t n, int64_t D, const real *key, int64_t ldk, const real *query, real *s,
-                          const ahead *next)
+                          const prefetch *next)
 {
     if (nv == 1) product(1, true, false, n, D, key, ldk, query, s, next);
     else if (nv == 2) product(2, true, false, n, D, key, ldk, query, s, next);

@@ -15,7 +15,7 @@
 #define AF_NEEDS 0
 #define AF_MR 4
 #define AF_NV 2
-#define AF_TILE_WEIGHS 0 /* see weigh.h */
+#define AF_FUSED_SOFTMAX 0 /* see fused_softmax.h */
 #define AF_EMBEDS 0
 #define AF_DECODE_KEYS 2
 #define AF_DECODE_COLUMNS 2

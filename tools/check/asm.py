@@ -6,11 +6,11 @@ For x86-64 and AArch64, of which another objdump may be wanted (aarch64-linux-gn
 
 Disassembles every kernel object, finds its innermost loops and sorts the hot ones:
 
-* scores, values: the register tile in each of the two products (tile.h, weigh.h);
-* weigh: the loop around it in which scores become weights (weigh.h), not an innermost one;
+* scores, values: the register tile in each of the two products (tile.h, fused_softmax.h);
+* fused softmax: the loop around it in which scores become weights (fused_softmax.h), not innermost;
 * softmax, row softmax: exp over a tile (softmax.h) and over one row (decode.h);
-* dot, axpy, one axpy: keys and values in decoding (narrow.h), for two query rows and one;
-* mixed dot, mixed axpy: the same for more query rows (mixed.h).
+* dot, axpy, one axpy: keys and values in decoding (decode_products.h), for two query rows and one;
+* interleaved dot, interleaved axpy: the same for more query rows (decode_interleaved.h).
 
 Every object must have every one of them in its full size, and none may spill a whole vector
 register. Prints the largest loop of each sort, the worst if there are several: inlining makes many.
@@ -78,15 +78,15 @@ MACHINES = {
 # By the function a loop is in: those of the sources, and those that they may be inlined into.
 PRODUCTS = {
     "score_product": "scores",
-    "weigh_product": "scores",
+    "fused_softmax_product": "scores",
     "value_product": "values",
     **{f"dot_{rows}": "dot" for rows in (1, 2, 3, 4)},
     "axpy_1": "one axpy",
     "axpy_2": "axpy",
-    **{f"dot_mixed_{rows}": "mixed dot" for rows in (3, 4)},
-    **{f"axpy_mixed_{rows}": "mixed axpy" for rows in (3, 4)},
+    **{f"dot_interleaved_{rows}": "interleaved dot" for rows in (3, 4)},
+    **{f"axpy_interleaved_{rows}": "interleaved axpy" for rows in (3, 4)},
 }
-WEIGHS = {"weigh_product": "weigh"}
+FUSED = {"fused_softmax_product": "fused softmax"}
 EXPS = {"softmax_step": "softmax", "run_keys": "softmax", "decode_keys": "row softmax"}
 
 # Known accesses. In the softmax stores in one loop, a sum for each column: with a maximum each and
@@ -96,7 +96,7 @@ EXPS = {"softmax_step": "softmax", "run_keys": "softmax", "decode_keys": "row so
 ALLOWED = (
     {("f64_avx2", "softmax"): 3}
     | {(f"{dtype}_generic", "softmax"): 2 for dtype in ("f32", "f64", "f16", "bf16")}
-    | {(f"{dtype}_generic", "mixed dot"): 4 for dtype in ("f32", "f64")}
+    | {(f"{dtype}_generic", "interleaved dot"): 4 for dtype in ("f32", "f64")}
 )
 
 
@@ -186,12 +186,12 @@ def hot_loops(text: str, machine: Machine) -> list[Loop]:
         stack = machine.framed_stack if framed else machine.stack
         plain_name = name.split(".")[0]
         inner, outer = loops_of(code)
-        for loop in inner + (outer if plain_name in WEIGHS else []):
+        for loop in inner + (outer if plain_name in FUSED else []):
             lines = [x.text for x in loop]
             fmas = sum(bool(re.match(machine.fma, x)) for x in lines)
             exps = sum(bool(re.match(machine.exp, x)) for x in lines)
             if loop in outer:
-                sort = WEIGHS[plain_name] if exps else None
+                sort = FUSED[plain_name] if exps else None
             else:
                 sort = (EXPS if exps else PRODUCTS).get(plain_name)
                 sort = None if any(re.match(machine.aside, x) for x in lines[:-1]) else sort
@@ -215,19 +215,19 @@ def full_sizes(variant: str) -> dict[str, int]:
         int(re.findall(rf"#define AF_{name} (\d+)", text)[0]) for name in names
     )
     sizes = {"scores": rows * vectors, "values": rows * vectors, "softmax": vectors}
-    if "#define AF_TILE_WEIGHS 1" in text:
-        sizes["weigh"] = rows * vectors
+    if "#define AF_FUSED_SOFTMAX 1" in text:
+        sizes["fused softmax"] = rows * vectors
     if isa != "generic":
         sizes["row softmax"] = 1
     if isa != "generic" or dtype in ("f32", "f64"):  # others convert one by one, which is slow
         sizes |= {"dot": 2 * keys * columns, "axpy": 2 * columns, "one axpy": 2 * columns}
-        sizes |= {"mixed dot": 2 * 2 * 4, "mixed axpy": 2 * 4}
+        sizes |= {"interleaved dot": 2 * 2 * 4, "interleaved axpy": 2 * 4}
     return sizes
 
 
 def check(variant: str, sizes: dict[str, int], loops: list[Loop]) -> list[str]:
     problems = []
-    exps = {*EXPS.values(), *WEIGHS.values()}
+    exps = {*EXPS.values(), *FUSED.values()}
     for sort, size in sizes.items():
         if not any(loop.sort == sort and loop.size % size == 0 for loop in loops):
             problems.append(f"{variant}: {sort}: no loop of {size} found")
@@ -236,8 +236,9 @@ def check(variant: str, sizes: dict[str, int], loops: list[Loop]) -> list[str]:
         # as cheap on the stack as elsewhere. The other loops are sized to need nothing from there.
         spills = loop.stack_stores + (0 if loop.sort in exps else loop.stack_loads)
         allowed = ALLOWED.get((variant, loop.sort), 0)
-        if loop.sort == "weigh":  # around the tile: exps come while accumulators fill the registers
-            allowed = 2 * sizes.get("weigh", 0)
+        if loop.sort == "fused softmax":
+            # Around the tile: exps come while accumulators fill the registers.
+            allowed = 2 * sizes.get("fused softmax", 0)
         if loop.sort in sizes and spills > allowed:
             where = f"{loop.function} at {loop.address:x}"
             problems.append(f"{variant}: {loop.sort}: {spills} stack accesses in {where}")
@@ -250,7 +251,7 @@ def main() -> int:
     objects = sorted(Path(sys.argv[1]).rglob("kernels.c.o"))
     if not objects:
         problems.append(f"no objects below {sys.argv[1]}")
-    row = "{:13}{:12}{:26}" + "{:>7}" * 8
+    row = "{:13}{:17}{:26}" + "{:>7}" * 8
     titles = "loops", "instr", "FMAs", "loads", "stack", "stores", "FMA/in"
     print(row.format("object", "loop", "function", "at", *titles))
     for path in objects:

@@ -15,53 +15,40 @@ static void *own(call *c, int64_t count, size_t size)
     return c->owned[c->owned_count++] = malloc((size_t)count * size);
 }
 
-static bool adds_to_prior(const wish *w) { return w->kind == GLOBAL || w->kind == GATHERED; }
-static bool has_value(const wish *w) { return w->kind == ATTEND || w->kind == PACKED || adds_to_prior(w); }
+static bool has_value(const wish *w) { return w->kind == ATTEND || w->kind == PACKED || w->kind == LOCAL; }
 
 /* Options that only some calls have. */
 static void mend(wish *w)
 {
     w->H = w->H / w->Hk * w->Hk;
-    if (adds_to_prior(w) && w->dtype > AF_F64) w->kind = ATTEND; /* the binding widens 16-bit types there */
     if (!has_value(w)) w->Dv = 0;
-    if (w->kind != ATTEND && w->kind != WEIGHTS) w->weights = false;
+    if (w->kind != ATTEND && w->kind != WEIGHTS && w->kind != LOCAL) w->weights = false;
     if (w->kind == WEIGHTS) w->weights = true;
-    else w->stage = AF_WEIGHTS;
-    if (w->stage == AF_SCORES) w->softcap = 0;
-    if (w->kind == SUMS || adds_to_prior(w)) w->lse = true;
-    else if (w->kind != ATTEND && w->kind != PACKED) w->lse = false;
-    w->topk = w->kind == TOP ? least(most(w->topk, 1), least(w->Lk, 64)) : 0;
+    else if (w->weights) w->stage = AF_WEIGHTS;
+    if (w->weights && w->stage == AF_SCORES) w->softcap = 0;
+    if (w->kind == SUMS) w->lse = true;
+    else if (!has_value(w)) w->lse = false;
+    w->topk = w->kind == TOP ? least(most(w->topk, 1), w->Lk) : 0;
     if (w->kind == TOP && w->Lk == 0) w->kind = SUMS, w->lse = true;
     if (w->kind != ATTEND) w->additive = w->center = false;
     if (w->additive) w->center = false;
-    if (!w->center) w->fading = 0;
-    w->ordered = w->ordered && (w->center || adds_to_prior(w));
+    if (!w->center) w->gaussian = 0;
+    if (w->kind != LOCAL) w->dilation = 0, w->global = false;
     if (w->kind == PACKED) w->B = 1, w->mask = w->bias = w->q_length = w->kv_length = false, w->block_q = 0;
-    if (adds_to_prior(w)) {
-        w->B = 1;
-        w->sink = false;
-    }
-    if (w->kind == GATHERED) {
-        w->mask = w->bias = w->alibi = false;
-        w->block_q = 0;
-        w->kv_length = true;
-    }
     if (w->block_q == 1 && w->block_k == 1) w->block_k = 2;
-    if (w->block_step == 0) {
-        w->block_q = least(w->block_q, most(w->Lq, 1));
-        w->block_k = least(w->block_k, most(w->Lk, 1));
-    }
+    w->block_q = least(w->block_q, most(w->Lq, 1));
+    w->block_k = least(w->block_k, most(w->Lk, 1));
 }
 
-/* A row of numbers, or one that looks like nothing a user has. */
-static void fill_numbers(call *c, int which, double amplitude, int wild)
+/* A row of numbers, or one in `poison` of them that overflows or is NaN. */
+static void fill_numbers(call *c, int which, double amplitude, int poison)
 {
     static const double extreme[] = {NAN, INFINITY, -INFINITY, 1e38, -1e38};
     array *a = &c->inputs[which];
     for (int64_t b = 0; b < a->B; b++)
         for (int64_t h = 0; h < a->H; h++)
             for (int64_t i = 0; i < a->I; i++) {
-                const bool spoil = wild && one_in(&c->chance, wild);
+                const bool spoil = poison && one_in(&c->chance, poison);
                 const double x = extreme[next(&c->chance) % 5];
                 for (int64_t j = 0; j < a->J; j++) put(a, b, h, i, j, spoil ? x : amplitude * uniform(&c->chance));
             }
@@ -76,8 +63,9 @@ static void new_input(call *c, int which, type t, int64_t B, int64_t H, int64_t 
 static void set_operands(call *c)
 {
     const wish *w = &c->wish;
-    af_problem *p = &c->problem;
+    af_operands *p = &c->operands;
     const type t = (type)w->dtype;
+    p->size = sizeof *p;
     const int poison = has_value(w) && w->poison ? 2 * w->poison : w->poison;
     new_input(c, QUERY, t, w->B, w->H, w->Lq, w->D, THIN_B | THIN_H | THIN_I, &p->query);
     new_input(c, KEY, t, w->B, w->Hk, w->Lk, w->D, THIN_B | THIN_H | THIN_I, &p->key);
@@ -91,11 +79,13 @@ static void set_operands(call *c)
 static void set_scores(call *c)
 {
     const wish *w = &c->wish;
-    af_problem *p = &c->problem;
+    af_score *p = &c->score;
     const type real = real_of(w->dtype);
+    p->size = sizeof *p;
     p->scale = w->scale;
     p->softcap = w->softcap;
     p->additive = w->additive;
+    p->gaussian = w->gaussian;
     if (w->additive) {
         new_input(c, SCORE_WEIGHT, real, 1, w->H, 1, most(w->D, 1), THIN_H, &p->score_weight);
         fill_numbers(c, SCORE_WEIGHT, 1, 0);
@@ -149,15 +139,15 @@ static int64_t *new_bounds(call *c, int64_t parts, int64_t end)
     return bounds;
 }
 
-static void set_places(call *c)
+static void set_positions(call *c)
 {
     const wish *w = &c->wish;
-    af_problem *p = &c->problem;
+    af_visible *p = &c->visible;
+    p->size = sizeof *p;
     const int64_t rows = w->kind == PACKED ? w->sequences : w->B;
     p->left = w->window && w->left >= 0 ? w->left : AF_FAR;
     p->right = w->window && w->right >= 0 ? w->right : AF_FAR;
-    if (w->center) p->causal = w->causal;
-    else if (w->causal) p->right = least(p->right, 0);
+    p->causal = w->causal;
     if (w->q_offset) {
         int64_t *offset = new_rows(c, rows, -w->Lq - 3, w->Lk + 3);
         for (int64_t b = 0; b < rows && w->far; b++)
@@ -174,23 +164,30 @@ static void set_places(call *c)
         new_input(c, CENTER, F64, w->B, w->H, w->Lq, 1, THIN_B | THIN_H | THIN_I, &p->center);
         fill_numbers(c, CENTER, (double)w->Lk, 0);
         if (w->far && w->B && w->H && w->Lq) put(&c->inputs[CENTER], 0, 0, 0, 0, 1e30 * uniform(&c->chance));
-        p->fading = w->fading;
     }
 }
 
-static void set_order(call *c)
+/* Dilations, of which neighbouring heads often have the same one, and global tokens, of which some batch rows have
+ * none. */
+static void set_local(call *c)
 {
     const wish *w = &c->wish;
-    if (!w->ordered) return;
-    new_input(c, ORDER, INT64, w->B, w->H, w->Lq, 1, 0, &c->problem.order);
-    array *a = &c->inputs[ORDER];
-    for (int64_t b = 0; b < a->B; b++)
-        for (int64_t h = 0; h < a->H; h++)
-            for (int64_t i = 0; i < a->I; i++) { /* a shuffle: the new one takes the place of one before it */
-                const int64_t other = between(&c->chance, 0, i);
-                put(a, b, h, i, 0, get(a, b, h, other, 0));
-                put(a, b, h, other, 0, (double)i);
-            }
+    if (w->dilation) {
+        int64_t *dilation = new_rows(c, w->H, 1, w->dilation);
+        for (int64_t h = 0; h < w->H && w->far; h++)
+            if (one_in(&c->chance, 4)) dilation[h] = one_in(&c->chance, 2) ? AF_FAR : AF_MAX_POSITION;
+        for (int64_t h = 1; h < w->H; h++)
+            if (one_in(&c->chance, 2)) dilation[h] = dilation[h - 1];
+        c->visible.dilation = dilation;
+    }
+    if (!w->global) return;
+    uint8_t *global = own(c, w->B * w->Lk, 1);
+    for (int64_t b = 0; b < w->B; b++) {
+        const double density = one_in(&c->chance, 3) ? 0 : w->density / 4;
+        for (int64_t j = 0; j < w->Lk; j++)
+            global[b * w->Lk + j] = fabs(uniform(&c->chance)) < density ? (uint8_t)between(&c->chance, 1, 255) : 0;
+    }
+    c->visible.global = global;
 }
 
 static void fill_bytes(call *c, int which)
@@ -207,59 +204,17 @@ static void fill_bytes(call *c, int which)
 static void set_masks(call *c)
 {
     const wish *w = &c->wish;
-    af_problem *p = &c->problem;
+    af_visible *p = &c->visible;
     if (w->mask) {
         new_input(c, MASK, BYTE, w->B, w->H, w->Lq, w->Lk, THIN_B | THIN_H | THIN_I | THIN_J, &p->mask);
         fill_bytes(c, MASK);
     }
     if (!w->block_q) return;
-    int64_t step = 1, first = 0;
     p->block_q = w->block_q;
     p->block_k = w->block_k;
-    p->block_step = w->block_step;
-    if (w->block_step) {
-        step = w->block_step;
-        first = step - 1; /* a residue, or an offset if step is 1 */
-        p->block_first_query = new_rows(c, w->B, 0, first);
-        p->block_first_key = new_rows(c, w->B, 0, first);
-    }
-    const int64_t rows = (first + most(w->Lq - 1, 0) * step) / p->block_q + 1;
-    const int64_t columns = (first + most(w->Lk - 1, 0) * step) / p->block_k + 1;
+    const int64_t rows = most(w->Lq - 1, 0) / p->block_q + 1, columns = most(w->Lk - 1, 0) / p->block_k + 1;
     new_input(c, BLOCKS, BYTE, w->B, w->H, rows, columns, THIN_B | THIN_H | THIN_I | THIN_J, &p->blocks);
     fill_bytes(c, BLOCKS);
-}
-
-/* The pairs that windows leave out: keys that are global, or gathered from a longer array. */
-static void set_rest(call *c)
-{
-    const wish *w = &c->wish;
-    af_problem *p = &c->problem;
-    if (!adds_to_prior(w)) return;
-    p->resume = true;
-    p->hole_left = p->left;
-    p->hole_right = p->right;
-    p->left = AF_FAR;
-    p->right = w->causal ? 0 : AF_FAR;
-    p->dilation = new_rows(c, w->H, 1, 3);
-    if (w->kind == GATHERED) {
-        int64_t *place = own(c, w->Lk, sizeof *place), last = -1;
-        for (int64_t j = 0; j < w->Lk; j++) place[j] = last += between(&c->chance, 1, 4);
-        p->place = place;
-        *(int64_t *)p->kv_length = between(&c->chance, 0, last + 1);
-        return;
-    }
-    uint8_t *global = own(c, w->Lk, 1);
-    int64_t *places = own(c, w->Lk + 1, sizeof *places), *starts = own(c, 2, sizeof *starts), count = 0;
-    for (int64_t j = 0; j < w->Lk; j++) {
-        global[j] = fabs(uniform(&c->chance)) < w->density / 4;
-        if (global[j]) places[count++] = j;
-    }
-    places[count] = w->Lk;
-    starts[0] = 0;
-    starts[1] = count;
-    p->global = global;
-    p->global_places = places;
-    p->global_starts = starts;
 }
 
 void make_call(call *c, const wish *w)
@@ -267,16 +222,11 @@ void make_call(call *c, const wish *w)
     *c = (call){.wish = *w, .chance = {w->seed}};
     mend(&c->wish);
     w = &c->wish;
-    c->problem = (af_problem){.dtype = w->dtype, .B = w->B, .H = w->H, .Hk = w->Hk, .Lq = w->Lq, .Lk = w->Lk};
-    c->problem.D = w->D;
-    c->problem.Dv = w->Dv;
-    c->problem.stage = w->stage;
     set_operands(c);
     set_scores(c);
-    set_places(c);
-    set_order(c);
+    set_positions(c);
+    set_local(c);
     set_masks(c);
-    set_rest(c);
 }
 
 void free_call(call *c)
@@ -285,8 +235,27 @@ void free_call(call *c)
     for (int k = 0; k < c->owned_count; k++) free(c->owned[k]);
 }
 
+af_problem problem_of(const call *c, const results *r)
+{
+    const wish *w = &c->wish;
+    return (af_problem){.size = sizeof(af_problem),
+                        .dtype = w->dtype,
+                        .B = w->B,
+                        .H = w->H,
+                        .Hk = w->Hk,
+                        .Lq = w->Lq,
+                        .Lk = w->Lk,
+                        .D = w->D,
+                        .Dv = w->Dv,
+                        .operands = &c->operands,
+                        .visible = &c->visible,
+                        .score = &c->score,
+                        .results = &r->part};
+}
+
 af_status run_call(const call *c, const results *r, const af_run *run)
 {
-    if (c->wish.kind != PACKED) return af_attention(&r->problem, run);
-    return af_attention_packed(&r->problem, c->wish.sequences, c->first_query, c->first_key, run);
+    const af_problem problem = problem_of(c, r);
+    if (c->wish.kind != PACKED) return af_attention(&problem, run);
+    return af_attention_packed(&problem, c->wish.sequences, c->first_query, c->first_key, run);
 }

@@ -5,9 +5,9 @@
 #include "array.h"
 
 /* What is asked for, as the functions of the package do: attention, attention_weights, attention_topk, key_importance,
- * the lse alone, attention_varlen; and the runs that add global tokens to windows. */
-typedef enum kind { ATTEND, WEIGHTS, TOP, IMPORTANCE, SUMS, PACKED, GLOBAL, GATHERED } kind;
-enum { KINDS = GATHERED + 1 };
+ * the lse alone, attention_varlen, local_attention with dilation and global tokens. */
+typedef enum kind { ATTEND, WEIGHTS, TOP, IMPORTANCE, SUMS, PACKED, LOCAL } kind;
+enum { KINDS = LOCAL + 1 };
 
 typedef struct wish {
     kind kind;
@@ -19,26 +19,30 @@ typedef struct wish {
     bool additive, score_bias;
     double scale, softcap;
     bool bias, alibi, sink, mask;
-    bool q_offset, q_length, kv_length, far; /* far: places beyond all keys */
+    bool q_offset, q_length, kv_length, far; /* far: positions beyond all keys, dilations beyond all lengths */
     bool window, causal;                     /* no window: all keys */
     int64_t left, right;                     /* -1: unbounded */
-    bool center, ordered;
-    double fading;
-    int64_t block_q, block_k, block_step; /* block_q 0: no block mask */
-    double amplitude;                     /* of query and key */
-    double density;                       /* of what masks, block masks and global tokens show */
-    int poison;                           /* one in so many keys or values is wild; 0: none */
-    bool layouts;                         /* arrays in any layout */
-    uint64_t seed;                        /* of all numbers */
+    bool center;
+    double gaussian;
+    int64_t dilation;         /* the largest of any head; 0: none is given */
+    bool global;              /* global tokens */
+    int64_t block_q, block_k; /* block_q 0: no block mask */
+    double amplitude;         /* of query and key */
+    double density;           /* of what masks, block masks and global tokens show */
+    int poison;               /* one in so many keys or values overflows or is NaN; 0: none */
+    bool layouts;             /* arrays in any layout */
+    uint64_t seed;            /* of all numbers */
 } wish;
 
-enum { QUERY, KEY, VALUE, BIAS, MASK, BLOCKS, CENTER, ORDER, SCORE_WEIGHT, SCORE_BIAS, INPUTS };
+enum { QUERY, KEY, VALUE, BIAS, MASK, BLOCKS, CENTER, SCORE_WEIGHT, SCORE_BIAS, INPUTS };
 enum { OUTPUT, LSE, STAGE, TOP_INDEX, TOP_WEIGHT, IMPORTANCES, RESULTS };
 
 typedef struct call {
     wish wish;
     chance chance;
-    af_problem problem; /* without results */
+    af_operands operands;
+    af_visible visible;
+    af_score score;
     array inputs[INPUTS];
     int64_t *first_query, *first_key; /* of packed sequences */
     void *owned[16];
@@ -46,7 +50,7 @@ typedef struct call {
 } call;
 
 typedef struct results {
-    af_problem problem;
+    af_results part;
     array arrays[RESULTS];
     int fill;
 } results;
@@ -55,15 +59,14 @@ typedef struct results {
 void make_call(call *c, const wish *w);
 void free_call(call *c);
 
-/* Memory for results, filled with a byte, and the problem that writes there. */
+/* Memory for results, filled with a byte. */
 void new_results(results *r, const call *c, int fill);
 void free_results(results *r);
 
-af_status run_call(const call *c, const results *r, const af_run *run);
+/* The problem of a call that writes to `r`, as long as both stay where they are. */
+af_problem problem_of(const call *c, const results *r);
 
-/* What a call adds its own result to: the output and lse over other keys. */
-double prior_output(const call *c, int64_t h, int64_t i, int64_t d);
-double prior_lse(const call *c, int64_t h, int64_t i);
+af_status run_call(const call *c, const results *r, const af_run *run);
 
 /* The name of the first result in which two runs of one call differ, and where; NULL if they have the same bits. */
 const char *differ(const results *a, const results *b, int64_t at[4]);

@@ -71,7 +71,7 @@ static void draw_options(wish *w, bytes *s)
     w->lse = sometimes(s);
     w->weights = sometimes(s);
     w->stage = (af_stage)take(s, AF_SCORES, AF_WEIGHTS);
-    w->topk = take(s, 1, 64);
+    w->topk = sometimes(s) ? take(s, 65, 700) : take(s, 1, 64);
     w->additive = sometimes(s);
     w->score_bias = sometimes(s);
     w->scale = ONE_OF(s, 0.25, 1, 0, -0.3);
@@ -89,11 +89,11 @@ static void draw_options(wish *w, bytes *s)
     w->right = take(s, -1, 60);
     w->causal = sometimes(s);
     w->center = sometimes(s);
-    w->ordered = sometimes(s);
-    w->fading = sometimes(s) ? ONE_OF(s, 0.1, 3, 0.001) : 0;
+    w->gaussian = sometimes(s) ? ONE_OF(s, 0.1, 3, 0.001) : 0;
     if (sometimes(s)) w->block_q = take(s, 1, 70);
     w->block_k = take(s, 1, 70);
-    w->block_step = sometimes(s) ? take(s, 1, 4) : 0;
+    w->dilation = take(s, 0, 5);
+    w->global = take(s, 0, 1);
     w->amplitude = ONE_OF(s, 1, 3, 0, 12);
     w->density = ONE_OF(s, 0.5, 0.02, 0.9, 1, 0);
     w->poison = sometimes(s) ? (int)take(s, 2, 40) : 0;
@@ -106,9 +106,17 @@ static void fail(const call *c, const char *isa, int threads, const char *what, 
     fprintf(stderr, "%s: %s, %s, %d threads\n", what, name, isa, threads);
     fprintf(stderr,
             "kind %d dtype %d B %" PRId64 " H %" PRId64 " Hk %" PRId64 " Lq %" PRId64 " Lk %" PRId64 " D %" PRId64
-            " Dv %" PRId64 " additive %d center %d mask %d bias %d blocks %" PRId64 "x%" PRId64 " window %d\n",
-            w->kind, w->dtype, w->B, w->H, w->Hk, w->Lq, w->Lk, w->D, w->Dv, w->additive, w->center, w->mask, w->bias,
-            w->block_q, w->block_k, w->window);
+            " Dv %" PRId64 " lse %d weights %d stage %d topk %" PRId64 " sequences %" PRId64 " layouts %d\n",
+            w->kind, w->dtype, w->B, w->H, w->Hk, w->Lq, w->Lk, w->D, w->Dv, w->lse, w->weights, w->stage, w->topk,
+            w->sequences, w->layouts);
+    fprintf(stderr,
+            "additive %d scale %g softcap %g bias %d alibi %d sink %d amplitude %g poison %d\n"
+            "window %d: %" PRId64 ", %" PRId64
+            " causal %d q_offset %d q_length %d kv_length %d far %d mask %d blocks %" PRId64 " x %" PRId64
+            " density %g center %d gaussian %g dilation %" PRId64 " global %d\n",
+            w->additive, w->scale, w->softcap, w->bias, w->alibi, w->sink, w->amplitude, w->poison, w->window, w->left,
+            w->right, w->causal, w->q_offset, w->q_length, w->kv_length, w->far, w->mask, w->block_q, w->block_k,
+            w->density, w->center, w->gaussian, w->dilation, w->global);
     abort();
 }
 
@@ -131,6 +139,19 @@ const char *__lsan_default_suppressions(void) { return "leak:libomp"; }
 
 static int64_t inputs, judged, skipped;
 
+/* A plan of the call counts the pairs that it computes. */
+static void compare_plan(const call *c, const results *r, const char *isa, int64_t visible)
+{
+    const af_problem problem = problem_of(c, r);
+    af_report report;
+    if (c->wish.kind == PACKED) return;
+    if (af_describe(&problem, &(af_run){0}, &report, NULL, 0) != AF_OK) fail(c, isa, 0, "not AF_OK", "af_describe");
+    if (report.visible_pairs == visible && report.visited_pairs >= visible) return;
+    fprintf(stderr, "%" PRId64 " of %" PRId64 " visited pairs are visible, not %" PRId64 "\n", report.visible_pairs,
+            report.visited_pairs, visible);
+    fail(c, isa, 0, "wrong", "af_describe");
+}
+
 static void compare(const call *c, const char *isa)
 {
     static const int counts[] = {1, 2, 3, 5};
@@ -151,6 +172,7 @@ static void compare(const call *c, const char *isa)
                         v.h, v.i, v.j, v.actual, v.exact, v.allowed);
                 fail(c, isa, counts[k], "wrong", v.result);
             }
+            compare_plan(c, &r, isa, v.visible);
             first = r;
             continue;
         }
@@ -176,7 +198,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     call c;
     if (!inputs++) atexit(report);
     w.kind = (kind)take(&s, 0, 15);
-    if ((int)w.kind >= KINDS) w.kind = ATTEND;
+    if ((int)w.kind >= KINDS) w.kind = w.kind % 4 ? ATTEND : LOCAL;
     w.dtype = dtypes[take(&s, 0, sizeof dtypes / sizeof *dtypes - 1)];
     w.seed = (uint64_t)take(&s, 0, 65535);
     draw_sizes(&w, &s);

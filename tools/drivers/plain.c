@@ -12,13 +12,13 @@ typedef struct row {
     const call *call;
     int64_t b, h, i, hk;
     int64_t first_key, keys, position, sequence;
-    bool wild, padding;
+    bool poisoned, padding;
     bool seen[MOST_KEYS];
     double product[MOST_KEYS], capped[MOST_KEYS], score[MOST_KEYS], error[MOST_KEYS]; /* error: of the score */
     double weight[MOST_KEYS], allowed[MOST_KEYS];
-    int64_t count;                  /* of keys that are seen */
-    double worst;                   /* error of those */
-    double lse, lse_allowed, prior; /* prior: weight of what was there before */
+    int64_t count, visible; /* of keys that are seen; and with those that the bias hides */
+    double worst;           /* error of those */
+    double lse, lse_allowed;
 } row;
 
 static double unit(const call *c) { return c->wish.dtype == AF_F64 ? 0x1p-52 : 0x1p-24; } /* double errs as much */
@@ -37,48 +37,47 @@ static double rounded(const call *c, double x) /* on the way into an array */
     }
 }
 
-static bool is_wild(double x) { return !(fabs(x) < 1e6); }
-
-static bool wild_row(const array *a, int64_t b, int64_t h, int64_t i)
+static bool poisoned_row(const array *a, int64_t b, int64_t h, int64_t i)
 {
     for (int64_t j = 0; a->memory && j < a->J; j++)
-        if (is_wild(get(a, b, h, i, j))) return true;
+        if (!(fabs(get(a, b, h, i, j)) < 1e6)) return true;
     return false;
 }
 
-static bool in_hole(const row *r, int64_t place)
+static bool is_token(const row *r, int64_t j)
 {
-    const af_problem *p = &r->call->problem;
-    if (!p->dilation) return false;
-    const int64_t step = p->dilation[r->h], ahead = place - r->position;
-    return ahead % step == 0 && ahead / step >= -p->hole_left && ahead / step <= p->hole_right;
+    const call *c = r->call;
+    return c->visible.global && j >= 0 && j < c->wish.Lk && c->visible.global[r->b * c->wish.Lk + j];
 }
 
-static bool in_window(const row *r, int64_t place)
+static bool in_window(const row *r, int64_t j)
 {
-    const af_problem *p = &r->call->problem;
-    if (!p->center.data) return place >= r->position - p->left && place <= r->position + p->right;
-    const double center = get(&r->call->inputs[CENTER], r->b, r->h, r->i, 0), at = (double)place;
-    if (p->left < AF_FAR && at < center - (double)p->left) return false;
-    if (p->right < AF_FAR && at > center + (double)p->right) return false;
-    return !p->causal || place <= r->position;
+    const af_visible *v = &r->call->visible;
+    if (v->center.data) {
+        const double center = get(&r->call->inputs[CENTER], r->b, r->h, r->i, 0), at = (double)j;
+        return !(v->left < AF_FAR && at < center - (double)v->left) &&
+               !(v->right < AF_FAR && at > center + (double)v->right);
+    }
+    const int64_t step = v->dilation ? v->dilation[r->h] : 1, distance = j - r->position;
+    return distance % step == 0 && distance / step >= -v->left && distance / step <= v->right;
+}
+
+/* As far as positions, lengths and masks decide it. */
+static bool may_attend(const row *r, int64_t j)
+{
+    const call *c = r->call;
+    const af_visible *v = &c->visible;
+    if (r->padding || (v->kv_length && j >= v->kv_length[r->b])) return false;
+    if (v->causal && j > r->position) return false;
+    if (!in_window(r, j) && !is_token(r, j) && !is_token(r, r->position)) return false;
+    if (v->mask.data && get(&c->inputs[MASK], r->b, r->h, r->i, j) == 0) return false;
+    return !v->blocks.data || get(&c->inputs[BLOCKS], r->b, r->h, r->i / v->block_q, j / v->block_k) != 0;
 }
 
 static bool sees(const row *r, int64_t j)
 {
-    const call *c = r->call;
-    const af_problem *p = &c->problem;
-    const int64_t place = p->place ? p->place[j] : j, step = p->block_step;
-    if (r->padding || (p->kv_length && place >= p->kv_length[r->b])) return false;
-    if (!in_window(r, place) || in_hole(r, place)) return false;
-    if (p->mask.data && get(&c->inputs[MASK], r->b, r->h, r->i, j) == 0) return false;
-    if (p->bias.data && get(&c->inputs[BIAS], r->b, r->h, r->i, j) == -INFINITY) return false;
-    if (p->global && !p->global[j] && !(r->position >= 0 && r->position < p->Lk && p->global[r->position]))
-        return false;
-    if (!p->blocks.data) return true;
-    const int64_t query = step ? p->block_first_query[r->b] + r->i * step : r->i;
-    const int64_t key = step ? p->block_first_key[r->b] + j * step : j;
-    return get(&c->inputs[BLOCKS], r->b, r->h, query / p->block_q, key / p->block_k) != 0;
+    const array *bias = &r->call->inputs[BIAS];
+    return may_attend(r, j) && !(bias->memory && get(bias, r->b, r->h, r->i, j) == -INFINITY);
 }
 
 static void multiply(row *r, int64_t j)
@@ -91,8 +90,8 @@ static void multiply(row *r, int64_t j)
         sum += q * k;
         size += fabs(q * k);
     }
-    r->product[j] = sum * c->problem.scale;
-    r->error[j] = unit(c) * (double)(c->wish.D + 8) * size * fabs(c->problem.scale);
+    r->product[j] = sum * c->score.scale;
+    r->error[j] = unit(c) * (double)(c->wish.D + 8) * size * fabs(c->score.scale);
 }
 
 static void add_tanhs(row *r, int64_t j)
@@ -103,7 +102,7 @@ static void add_tanhs(row *r, int64_t j)
         const double q = get(&c->inputs[QUERY], r->b, r->h, r->i, d);
         const double k = get(&c->inputs[KEY], r->b, r->hk, r->first_key + j, d);
         const double w = get(&c->inputs[SCORE_WEIGHT], 0, r->h, 0, d);
-        const double bias = c->problem.score_bias.data ? get(&c->inputs[SCORE_BIAS], 0, r->h, 0, d) : 0;
+        const double bias = c->score.score_bias.data ? get(&c->inputs[SCORE_BIAS], 0, r->h, 0, d) : 0;
         const double x = tanh(q + k + bias);
         sum += w * x;
         error += fabs(w) * (16 + (double)(c->wish.D + 8) + (1 - x * x) * 4 * (fabs(q) + fabs(k) + fabs(bias)));
@@ -115,7 +114,7 @@ static void add_tanhs(row *r, int64_t j)
 static void find_score(row *r, int64_t j)
 {
     const call *c = r->call;
-    const af_problem *p = &c->problem;
+    const af_score *p = &c->score;
     if (p->additive) add_tanhs(r, j);
     else multiply(r, j);
     const double s = r->product[j];
@@ -123,7 +122,7 @@ static void find_score(row *r, int64_t j)
     r->error[j] += 16 * unit(c) * fabs(r->capped[j]);
     double added = 0, size = fabs(r->capped[j]);
     if (p->alibi) {
-        const int64_t of = (r->call->wish.kind == PACKED ? r->sequence : r->b) * p->alibi_b + r->h;
+        const int64_t of = (c->wish.kind == PACKED ? r->sequence : r->b) * p->alibi_b + r->h;
         added -= p->alibi[of] * fabs((double)(r->position - j));
         size += fabs(added);
     }
@@ -138,12 +137,12 @@ static void find_score(row *r, int64_t j)
 
 static void find_row(row *r, const call *c, int64_t b, int64_t h, int64_t i)
 {
-    const af_problem *p = &c->problem;
+    const af_visible *v = &c->visible;
     r->call = c;
     r->b = b, r->h = h, r->i = i;
-    r->hk = h / (p->H / p->Hk);
+    r->hk = h / (c->wish.H / c->wish.Hk);
     r->first_key = r->sequence = 0;
-    r->keys = p->Lk;
+    r->keys = c->wish.Lk;
     r->position = i;
     if (c->wish.kind == PACKED) {
         while (i >= c->first_query[r->sequence + 1]) r->sequence++;
@@ -151,28 +150,29 @@ static void find_row(row *r, const call *c, int64_t b, int64_t h, int64_t i)
         r->first_key = c->first_key[r->sequence];
         r->keys = c->first_key[r->sequence + 1] - r->first_key;
     }
-    if (p->q_offset) r->position += p->q_offset[c->wish.kind == PACKED ? r->sequence : b];
-    r->padding = p->q_length && i >= p->q_length[b];
-    r->wild = false;
-    r->count = 0;
+    if (v->q_offset) r->position += v->q_offset[c->wish.kind == PACKED ? r->sequence : b];
+    r->padding = v->q_length && i >= v->q_length[b];
+    r->poisoned = false;
+    r->count = r->visible = 0;
     r->worst = 0;
     for (int64_t j = 0; j < r->keys; j++) {
         find_score(r, j);
         r->seen[j] = sees(r, j);
+        r->visible += may_attend(r, j);
         if (!r->seen[j]) continue;
         r->count++;
         r->worst = fmax(r->worst, r->error[j]);
-        r->wild = r->wild || wild_row(&c->inputs[KEY], b, r->hk, r->first_key + j) ||
-                  wild_row(&c->inputs[VALUE], b, r->hk, r->first_key + j);
+        r->poisoned = r->poisoned || poisoned_row(&c->inputs[KEY], b, r->hk, r->first_key + j) ||
+                      poisoned_row(&c->inputs[VALUE], b, r->hk, r->first_key + j);
     }
 }
 
-/* The weight that fades with the distance from the center, and how far off it may be. */
-static void fade(row *r, int64_t j)
+/* The weight times a Gaussian of the distance from the center, and how far off it may be. */
+static void multiply_gaussian(row *r, int64_t j)
 {
     const call *c = r->call;
     const double distance = fabs((double)j - get(&c->inputs[CENTER], r->b, r->h, r->i, 0));
-    const double x = c->wish.fading * distance, shift = c->wish.fading * unit(c) * (8 * distance + 2048);
+    const double x = c->wish.gaussian * distance, shift = c->wish.gaussian * unit(c) * (8 * distance + 2048);
     const double near = exp2(-fmax(x - shift, 0) * fmax(x - shift, 0)), far = exp2(-(x + shift) * (x + shift));
     const double slack = near - far + 16 * unit(c) * (1 + x * x) * near;
     r->allowed[j] = (r->allowed[j] + r->weight[j]) * slack + r->allowed[j] * near + tiny(c);
@@ -182,26 +182,20 @@ static void fade(row *r, int64_t j)
 static void find_weights(row *r)
 {
     const call *c = r->call;
-    const af_problem *p = &c->problem;
-    const double u = unit(c);
-    double top = -INFINITY, sum = 0, before = p->resume ? prior_lse(c, r->h, r->i) : -INFINITY;
-    if (p->sink && !r->padding) before = p->sink[r->h];
-    if (p->resume && (!r->count || r->padding)) top = before;
+    const double u = unit(c), sink = c->score.sink && !r->padding ? c->score.sink[r->h] : -INFINITY;
+    double top = sink, sum = 0;
     for (int64_t j = 0; j < r->keys; j++)
         if (r->seen[j]) top = fmax(top, r->score[j]);
-    top = fmax(top, before);
     for (int64_t j = 0; j < r->keys; j++)
         if (r->seen[j]) sum += exp(r->score[j] - top);
-    r->prior = before == -INFINITY ? 0 : exp(before - top);
-    sum += r->prior;
+    if (sink != -INFINITY) sum += exp(sink - top);
     r->lse = top == -INFINITY ? top : top + log(sum);
     r->lse_allowed = r->worst + u * (double)(r->count + 32) + (top == -INFINITY ? 0 : 16 * u * fabs(r->lse));
-    r->prior = sum > 0 ? r->prior / sum : 0;
     for (int64_t j = 0; j < r->keys; j++) {
         r->weight[j] = r->seen[j] ? exp(r->score[j] - r->lse) : 0;
         const double e = r->error[j] + r->lse_allowed + 8 * u * fabs(r->score[j] - r->lse);
         r->allowed[j] = r->seen[j] ? r->weight[j] * (expm1(e) + 32 * u) + tiny(c) : 0;
-        if (p->fading > 0 && r->seen[j]) fade(r, j);
+        if (c->score.gaussian > 0 && r->seen[j]) multiply_gaussian(r, j);
     }
 }
 
@@ -229,11 +223,6 @@ static void check_output(verdict *v, const row *r, const results *res)
             x += r->weight[j] * value;
             allowed += (r->allowed[j] + u * r->weight[j]) * fabs(value);
         }
-        if (c->problem.resume) {
-            const double before = prior_output(c, r->h, r->i, d);
-            x += r->prior * before;
-            allowed += r->prior * (expm1(2 * r->lse_allowed) + u) * fabs(before);
-        }
         check(v, "output", r, d, get(&res->arrays[OUTPUT], r->b, r->h, r->i, d), x, allowed + rounded(c, x));
     }
 }
@@ -248,7 +237,7 @@ static void check_stage(verdict *v, const row *r, const results *res)
         double allowed = r->error[j];
         if (stage == AF_WEIGHTS) x = r->weight[j], allowed = r->allowed[j];
         if (stage >= AF_BIASED && !r->seen[j]) x = hidden, allowed = 0;
-        if (stage <= AF_CAPPED && wild_row(&c->inputs[KEY], r->b, r->hk, j)) continue;
+        if (stage <= AF_CAPPED && poisoned_row(&c->inputs[KEY], r->b, r->hk, j)) continue;
         if (c->wish.dtype == AF_F16 && fabs(x) > 60000) continue;
         const double slack = x == hidden ? 0 : allowed + rounded(c, x);
         check(v, "weights", r, j, get(&res->arrays[STAGE], r->b, r->h, r->i, j), x, slack);
@@ -303,7 +292,8 @@ verdict judge(const call *c, const results *res)
             memset(allowed, 0, sizeof allowed);
             for (int64_t i = 0; i < c->wish.Lq; i++) {
                 find_row(&r, c, b, h, i);
-                const bool skip = r.wild || r.worst > WORST_ERROR;
+                const bool skip = r.poisoned || r.worst > WORST_ERROR;
+                v.visible += r.visible;
                 v.skipped += skip;
                 v.judged += !skip;
                 if (skip) continue;

@@ -11,7 +11,8 @@ typedef struct verdict {
     const char *result; /* NULL: none */
     int64_t b, h, i, j;
     double actual, exact, allowed;
-    int64_t judged, skipped; /* rows; skipped are those that see wild numbers, or whose scores rounding alone decides */
+    int64_t judged, skipped; /* rows; skipped are those that see overflow or NaN, or scores that rounding decides */
+    int64_t visible;         /* pairs */
 } verdict;
 
 verdict judge(const call *c, const results *r);

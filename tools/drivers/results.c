@@ -1,44 +1,15 @@
 /* Memory for the results of calls, and whether two runs of one call wrote the same. */
 #include "call.h"
 
-#include <math.h>
-#include <string.h>
-
 static const char *const names[RESULTS] = {"output", "lse", "weights", "top_index", "top_weight", "importance"};
-
-static double number_of(const call *c, int64_t h, int64_t i, int64_t d)
-{
-    chance own = {c->wish.seed ^ (uint64_t)((h * c->wish.Lq + i) * (c->wish.Dv + 2) + d + 1)};
-    return uniform(&own);
-}
-
-double prior_lse(const call *c, int64_t h, int64_t i)
-{
-    const double x = number_of(c, h, i, -1); /* some rows have seen no key so far */
-    return x < -0.5 ? -INFINITY : (float)(2 * x);
-}
-
-double prior_output(const call *c, int64_t h, int64_t i, int64_t d)
-{
-    return prior_lse(c, h, i) == -INFINITY ? 0 : (float)number_of(c, h, i, d);
-}
-
-static void write_prior(results *r, const call *c)
-{
-    for (int64_t h = 0; h < c->wish.H; h++)
-        for (int64_t i = 0; i < c->wish.Lq; i++) {
-            put(&r->arrays[LSE], 0, h, i, 0, prior_lse(c, h, i));
-            for (int64_t d = 0; d < c->wish.Dv; d++) put(&r->arrays[OUTPUT], 0, h, i, d, prior_output(c, h, i, d));
-        }
-}
 
 void new_results(results *r, const call *c, int fill)
 {
     const wish *w = &c->wish;
     const type elem = (type)w->dtype, real = w->dtype == AF_F64 ? F64 : F32;
     chance own = {~w->seed}, *any = w->layouts ? &own : NULL; /* the same layouts for all runs of a call */
-    *r = (results){.problem = c->problem, .fill = fill};
-    if (c->problem.value.data) r->arrays[OUTPUT] = new_array(elem, w->B, w->H, w->Lq, w->Dv, 0, any, fill);
+    *r = (results){.part = {.size = sizeof r->part, .stage = w->stage, .topk = w->topk}, .fill = fill};
+    if (c->operands.value.data) r->arrays[OUTPUT] = new_array(elem, w->B, w->H, w->Lq, w->Dv, 0, any, fill);
     if (w->lse) r->arrays[LSE] = new_array(real, w->B, w->H, w->Lq, 1, 0, any, fill);
     if (w->weights) r->arrays[STAGE] = new_array(elem, w->B, w->H, w->Lq, w->Lk, 0, any, fill);
     if (w->topk) {
@@ -47,14 +18,12 @@ void new_results(results *r, const call *c, int fill)
     }
     /* Zeros, which is what it stays where there are no queries. */
     if (w->kind == IMPORTANCE) r->arrays[IMPORTANCES] = new_array(real, w->B, w->H, 1, w->Lk, 0, NULL, 0);
-    r->problem.output = r->arrays[OUTPUT].tensor;
-    r->problem.lse = r->arrays[LSE].tensor;
-    r->problem.weights = r->arrays[STAGE].tensor;
-    r->problem.topk = w->topk;
-    r->problem.top_index = r->arrays[TOP_INDEX].tensor;
-    r->problem.top_weight = r->arrays[TOP_WEIGHT].tensor;
-    r->problem.importance = r->arrays[IMPORTANCES].tensor.data;
-    if (c->problem.resume) write_prior(r, c);
+    r->part.output = r->arrays[OUTPUT].tensor;
+    r->part.lse = r->arrays[LSE].tensor;
+    r->part.weights = r->arrays[STAGE].tensor;
+    r->part.top_index = r->arrays[TOP_INDEX].tensor;
+    r->part.top_weight = r->arrays[TOP_WEIGHT].tensor;
+    r->part.importance = r->arrays[IMPORTANCES].tensor.data;
 }
 
 void free_results(results *r)

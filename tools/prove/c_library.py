@@ -57,8 +57,13 @@ def variants() -> tuple[list[Variant], list[str]]:
 def sources() -> list[str]:
     """The files of csrc beside the kernels."""
     text = (ROOT / "CMakeLists.txt").read_text()
-    listed = re.findall(r"add_library\(attnfast_c ([^)]*)\)", text)[0]
-    return re.findall(r"csrc/(\w+\.c)", listed)
+    listed = re.findall(r"add_library\(\s*attnfast_c ([^)]*)\)", text)[0]
+    return re.findall(r"csrc/([\w/]+\.c)", listed)
+
+
+def object_name(source: str) -> str:
+    """One name for each file, whatever its folder."""
+    return source.replace("/", "_")
 
 
 def find(*names: str) -> str:
@@ -109,7 +114,7 @@ class Library:
         table = " ".join(f"X({v.dtype}, {v.isa})" for v in self.variants)
         (self.csrc / "af_variants.h").write_text(f"#define AF_VARIANTS(X) {table}\n")
         self.sources = sources()
-        commands = [self._object(f"csrc/{name}", name, []) for name in self.sources]
+        commands = [self._object(f"csrc/{name}", object_name(name), []) for name in self.sources]
         commands += [self._variant(v, always) for v in self.variants]
         self._run(commands)
 
@@ -130,8 +135,8 @@ class Library:
 
     def link(self, program: str, drivers: Sequence[str], flags: Sequence[str] = ()) -> Path:
         """A program of some files of tools/drivers and the library; `flags` for the link."""
-        self._run([self._object(DRIVERS / d, f"driver_{d}", []) for d in drivers])
-        objects = [f"driver_{d}.o" for d in drivers] + [f"{s}.o" for s in self.sources]
+        self._run([self._object(DRIVERS / d, f"tools_{d}", []) for d in drivers])
+        objects = [f"tools_{d}.o" for d in drivers] + [f"{object_name(s)}.o" for s in self.sources]
         objects += [f"{v.dtype}_{v.isa}.o" for v in self.variants]
         command = [self.compiler, *self.flags, *objects, "-o", program, *flags, "-lm", "-pthread"]
         run(command, cwd=self.work)

@@ -28,24 +28,30 @@ from pathlib import Path
 from c_library import DTYPES, Library, Patch, find, variants
 
 SMALL = [
-    Patch("attention.c", "PARALLEL_FLOPS = 4e6;", "PARALLEL_FLOPS = 0;"),
-    Patch("attention.c", "CHUNK_FLOPS = 2e7;", "CHUNK_FLOPS = 1e4;"),
-    Patch("attention.c", "PARTIAL_BYTES = (size_t)1 << 20;", "PARTIAL_BYTES = (size_t)1 << 12;"),
-    Patch("attention.c", "STRETCH_ROWS = 1 << 16 ", "STRETCH_ROWS = 100 "),
-    Patch("attention.c", "TOGETHER = 256 ", "TOGETHER = 3 "),
+    Patch("driver/passes.c", "PARALLEL_FLOPS = 4e6;", "PARALLEL_FLOPS = 0;"),
+    Patch("driver/passes.c", "CHUNK_FLOPS = 2e7,", "CHUNK_FLOPS = 1e4,"),
     Patch(
-        "plan.c", "FORWARD_KEYS = 128, NARROW_KEYS = 256,", "FORWARD_KEYS = 64, NARROW_KEYS = 64,"
+        "driver/passes.c", "PARTIAL_BYTES = (size_t)1 << 20;", "PARTIAL_BYTES = (size_t)1 << 12;"
     ),
-    Patch("plan.c", "DECODE_MOST_KEYS = 1024 ", "DECODE_MOST_KEYS = 64 "),
-    Patch("plan.c", "DECODE_SPLIT_BYTES = 1 << 20,", "DECODE_SPLIT_BYTES = 1 << 12,"),
-    Patch("plan.c", "af_max(256, DECODE_SPLIT", "af_max(64, DECODE_SPLIT"),
-    Patch("plan.c", "FORWARD_SPLIT_KEYS = 2048,", "FORWARD_SPLIT_KEYS = 128,"),
-    Patch("plan.c", "FORWARD_SPLIT_WORK = 1 << 22,", "FORWARD_SPLIT_WORK = 1 << 13,"),
-    Patch("plan.c", "af_max(1024, work / width)", "af_max(64, work / width)"),
-    Patch("plan.c", "SPARSE_SPLIT_WORK = 1 << 25 ", "SPARSE_SPLIT_WORK = 1 << 14 "),
-    Patch("plan.c", "WEIGHTS_CHUNK = 8192,", "WEIGHTS_CHUNK = 128,"),
-    Patch("plan.c", "IMPORTANCE_CHUNK = 1024,", "IMPORTANCE_CHUNK = 128,"),
-    Patch("plan.c", "IMPORTANCE_LEAST = 128,", "IMPORTANCE_LEAST = 64,"),
+    Patch("driver/passes.c", "IMPORTANCE_ROWS = 1 << 16 ", "IMPORTANCE_ROWS = 100 "),
+    Patch("driver/queue.h", "AF_QUEUED_CALLS = 256 ", "AF_QUEUED_CALLS = 3 "),
+    Patch("driver/global_tokens.c", "MOST_WAITING = 1 << 22 ", "MOST_WAITING = 1 << 11 "),
+    Patch("driver/topk.c", "ROW_PAIRS = 1 << 21 ", "ROW_PAIRS = 1 << 10 "),
+    Patch(
+        "plan/plan.c",
+        "FORWARD_KEYS = 128, NARROW_KEYS = 256,",
+        "FORWARD_KEYS = 64, NARROW_KEYS = 64,",
+    ),
+    Patch("plan/plan.c", "DECODE_MOST_KEYS = 1024 ", "DECODE_MOST_KEYS = 64 "),
+    Patch("plan/plan.c", "DECODE_SPLIT_BYTES = 1 << 20,", "DECODE_SPLIT_BYTES = 1 << 12,"),
+    Patch("plan/plan.c", "af_max(256, DECODE_SPLIT", "af_max(64, DECODE_SPLIT"),
+    Patch("plan/plan.c", "FORWARD_SPLIT_KEYS = 2048,", "FORWARD_SPLIT_KEYS = 128,"),
+    Patch("plan/plan.c", "FORWARD_SPLIT_WORK = 1 << 22,", "FORWARD_SPLIT_WORK = 1 << 13,"),
+    Patch("plan/plan.c", "af_max(1024, work / width)", "af_max(64, work / width)"),
+    Patch("plan/plan.c", "SPARSE_SPLIT_WORK = 1 << 25 ", "SPARSE_SPLIT_WORK = 1 << 14 "),
+    Patch("plan/plan.c", "WEIGHTS_CHUNK = 8192,", "WEIGHTS_CHUNK = 128,"),
+    Patch("plan/plan.c", "IMPORTANCE_CHUNK = 1024,", "IMPORTANCE_CHUNK = 128,"),
+    Patch("plan/plan.c", "IMPORTANCE_LEAST = 128,", "IMPORTANCE_LEAST = 64,"),
 ]
 PLANTS = {
     "mask": Patch("simd/avx2.h", "vm_bits(*word >> c * VL)", "vm_bits(*word << 1 >> c * VL)"),

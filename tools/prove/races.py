@@ -23,7 +23,7 @@ from pathlib import Path
 from c_library import Library, Patch, find, variants
 
 SHARED_SCRATCH = Patch(
-    "team.c",
+    "runtime/parallel.c",
     "char *scratch = w->scratch + (size_t)thread * w->scratch_bytes;",
     "char *scratch = w->scratch + 0 * (size_t)thread;",
 )
@@ -43,7 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=3, help="calls a thread: 12 each (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="calls a thread: 13 each (default 3)")
     parser.add_argument("--seed", type=int, default=1)
     known = list(dict.fromkeys(v.isa for v in variants()[0]))
     parser.add_argument(

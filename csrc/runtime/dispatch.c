@@ -1,10 +1,10 @@
-#include "dispatch.h"
+#include "runtime/dispatch.h"
 
 #include <stdatomic.h>
 #include <string.h>
 
 #include "af_variants.h" /* written by the build: AF_VARIANTS(X) is X(dtype, isa) ..., best first */
-#include "cpu.h"
+#include "runtime/cpu.h"
 
 #define DECLARE(dtype, isa) extern const af_kernels AF_TABLE(dtype, isa);
 #define ADDRESS(dtype, isa) &AF_TABLE(dtype, isa),

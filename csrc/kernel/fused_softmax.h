@@ -2,37 +2,42 @@
  *
  *   P_j = exp(K_j Q' - m)      l += sum_j P_j
  *
- * With registers enough (AF_TILE_WEIGHS) in the tile of the product, so that scores never go through memory and the
- * next tile's products begin meanwhile. That takes m as it is, or as the first keys that a lane sees make it. If it
- * must grow later (see softmax.h), the tile's scores are stored, what lies behind is brought down to the new maximum,
- * and the tile goes on from memory. Each lane is treated by its own scores alone, whatever others do. */
-#ifndef AF_WEIGH_H
-#define AF_WEIGH_H
+ * With enough registers (AF_FUSED_SOFTMAX) this happens in the tile of the product: scores never go through memory, and
+ * the next tile's products begin meanwhile. The tile uses the running maximum, or the maximum of the first keys that a
+ * lane sees. If a later score exceeds it by more than SLACK (see softmax.h), the tile's scores are stored, the earlier
+ * weights of the block are rescaled, and the tile continues from memory. Each lane depends on its own scores alone. */
+#ifndef AF_FUSED_SOFTMAX_H
+#define AF_FUSED_SOFTMAX_H
 
-/* A block of keys whose lanes begin at the pointers: its weights P[.][NR] as far as they have come and their sums;
- * factor is what O must be multiplied by once a maximum has moved. */
-typedef struct weighing {
+#include "kernel/block.h"
+#include "kernel/softmax.h"
+#include "kernel/tile.h"
+
+/* A block of keys; pointers begin at its first lane. P[.][NR] are the weights so far, with their sums; `factor` is
+ * what O must be multiplied by once a maximum has moved. */
+typedef struct fused_softmax {
     real *p, *m, *l, *factor;
     const uint64_t *words; /* bit c * VL + i of words[j]: whether lane i of vector c - v0 sees key j; NULL if all do */
     int v0;
     real sum[AF_NR];
     bool moved;
-} weighing;
+} fused_softmax;
 
-static void start_weighing(weighing *w, const scratch *s, const uint64_t *words, int v0, real *factor)
+static void start_fused_softmax(fused_softmax *w, const scratch *s, const uint64_t *words, int v0, real *factor)
 {
-    *w = (weighing){.p = s->s + v0 * VL, .m = s->m + v0 * VL, .l = s->l + v0 * VL, .factor = factor, .words = words};
+    *w = (fused_softmax){
+        .p = s->s + v0 * VL, .m = s->m + v0 * VL, .l = s->l + v0 * VL, .factor = factor, .words = words};
     w->v0 = v0;
 }
 
-static bool end_weighing(weighing *w, int nv)
+static bool end_fused_softmax(fused_softmax *w, int nv)
 {
     for (int c = 0; c < nv * VL; c += VL) v_store(w->l + c, v_add(v_load(w->l + c), v_load(w->sum + c)));
     return w->moved;
 }
 
-/* The weights of n keys from j on, from scores that are stored where the weights shall be. */
-static void weigh_stored(weighing *w, int nv, int64_t j, int n)
+/* The weights of n keys from j on; their scores are stored where the weights will be. */
+static void softmax_from_memory(fused_softmax *w, int nv, int64_t j, int n)
 {
     for (int c = 0; !w->moved && c < nv * VL; c++) w->factor[c] = 1;
     for (int c = 0; c < nv * VL; c += VL) {
@@ -61,12 +66,12 @@ static void weigh_stored(weighing *w, int nv, int64_t j, int n)
     }
 }
 
-/* Keys that are weighed at a time, of a block of n. */
-AF_INLINE int weighed_keys(int n) { return AF_TILE_WEIGHS ? AF_MR : n; }
+/* Keys per step, of a block of n. */
+AF_INLINE int fused_softmax_keys(int n) { return AF_FUSED_SOFTMAX ? AF_MR : n; }
 
-#if AF_TILE_WEIGHS
-/* Takes new maxima for the lanes that need one, if nothing lies behind in any of them. */
-AF_INLINE bool begin_maximum(const weighing *w, const int nv, const v top[AF_NV])
+#if AF_FUSED_SOFTMAX
+/* Sets new maxima for the lanes that need one, if none of these lanes has earlier weights. */
+AF_INLINE bool begin_maximum(const fused_softmax *w, const int nv, const v top[AF_NV])
 {
     uint64_t behind = 0;
     UNROLL(c, nv) {
@@ -83,7 +88,7 @@ AF_INLINE bool begin_maximum(const weighing *w, const int nv, const v top[AF_NV]
 }
 
 /* The weights of keys j .. j + AF_MR from their scores x, unless a maximum must grow for them. */
-AF_INLINE bool weigh_scores(weighing *w, const int nv, int64_t j, v x[AF_MR][AF_NV])
+AF_INLINE bool softmax_in_registers(fused_softmax *w, const int nv, int64_t j, v x[AF_MR][AF_NV])
 {
     v top[AF_NV];
     uint64_t grows = 0;
@@ -108,25 +113,25 @@ AF_INLINE bool weigh_scores(weighing *w, const int nv, int64_t j, v x[AF_MR][AF_
 }
 
 /* A score, or -inf where it is hidden. */
-AF_INLINE v hide(const weighing *w, int64_t j, int c, v x)
+AF_INLINE v hide(const fused_softmax *w, int64_t j, int c, v x)
 {
     return v_select(vm_part(w->words + j, w->v0 + c), x, v_set1(-AF_INFINITY));
 }
 
-AF_INLINE void weigh_tiles(weighing *w, const int nv, const bool masked, int64_t n, int64_t D, const real *key,
-                           int64_t ldk, const real *query, const ahead *next)
+AF_INLINE void fused_softmax_tiles(fused_softmax *w, const int nv, const bool masked, int64_t n, int64_t D,
+                                   const real *key, int64_t ldk, const real *query, const prefetch *next)
 {
     int64_t j = 0;
     for (; j + AF_MR <= n; j += AF_MR) {
-        fetch_ahead(next, j);
+        prefetch_ahead(next, j);
         v x[AF_MR][AF_NV];
         tile_sums(AF_MR, nv, true, D, key + j * ldk, ldk, query, x, next, j);
         UNROLL(i, AF_MR)
             UNROLL(c, nv)
                 if (masked) x[i][c] = hide(w, j + i, c, x[i][c]);
-        if (weigh_scores(w, nv, j, x)) continue;
+        if (softmax_in_registers(w, nv, j, x)) continue;
         tile_store(AF_MR, nv, false, x, w->p + j * AF_NR);
-        weigh_stored(w, nv, j, AF_MR);
+        softmax_from_memory(w, nv, j, AF_MR);
     }
     if (j == n) return;
     score_product(nv, n - j, D, key + j * ldk, ldk, query, w->p + j * AF_NR, next);
@@ -135,19 +140,20 @@ AF_INLINE void weigh_tiles(weighing *w, const int nv, const bool masked, int64_t
             real *p = w->p + i * AF_NR + c * VL;
             v_store(p, hide(w, i, c, v_load(p)));
         }
-    weigh_stored(w, nv, j, (int)(n - j));
+    softmax_from_memory(w, nv, j, (int)(n - j));
 }
 
 /* n keys, see score_product. */
-static __attribute__((noinline)) void weigh_product(weighing *w, int nv, int64_t n, int64_t D, const real *key,
-                                                    int64_t ldk, const real *query, const ahead *next)
+static __attribute__((noinline)) void fused_softmax_product(fused_softmax *w, int nv, int64_t n, int64_t D,
+                                                            const real *key, int64_t ldk, const real *query,
+                                                            const prefetch *next)
 {
-    if (nv == 1 && w->words) weigh_tiles(w, 1, true, n, D, key, ldk, query, next);
-    else if (nv == 1) weigh_tiles(w, 1, false, n, D, key, ldk, query, next);
-    else if (nv == 2 && w->words) weigh_tiles(w, 2, true, n, D, key, ldk, query, next);
-    else if (nv == 2) weigh_tiles(w, 2, false, n, D, key, ldk, query, next);
-    else if (w->words) weigh_tiles(w, AF_NV, true, n, D, key, ldk, query, next);
-    else weigh_tiles(w, AF_NV, false, n, D, key, ldk, query, next);
+    if (nv == 1 && w->words) fused_softmax_tiles(w, 1, true, n, D, key, ldk, query, next);
+    else if (nv == 1) fused_softmax_tiles(w, 1, false, n, D, key, ldk, query, next);
+    else if (nv == 2 && w->words) fused_softmax_tiles(w, 2, true, n, D, key, ldk, query, next);
+    else if (nv == 2) fused_softmax_tiles(w, 2, false, n, D, key, ldk, query, next);
+    else if (w->words) fused_softmax_tiles(w, AF_NV, true, n, D, key, ldk, query, next);
+    else fused_softmax_tiles(w, AF_NV, false, n, D, key, ldk, query, next);
 }
 
 #endif

@@ -1,9 +1,9 @@
-#include "team.h"
+#include "runtime/parallel.h"
 
 #include <stdatomic.h>
 #include <time.h>
 
-#include "cpu.h"
+#include "runtime/cpu.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -13,8 +13,8 @@
 #define AF_HAVE_FORK 1
 #endif
 
-/* A stretch of work between two looks at interrupts. */
-static const double STRETCH_SECONDS = 0.05;
+/* A parallel region ends after this long, so that signals are checked. */
+static const double REGION_SECONDS = 0.05;
 
 static double now(void)
 {
@@ -27,16 +27,16 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-af_watch af_start_watch(const af_run *run) { return (af_watch){.run = run, .due = now() + STRETCH_SECONDS}; }
+af_watch af_start_watch(const af_run *run) { return (af_watch){.run = run, .due = now() + REGION_SECONDS}; }
 
-typedef struct stretch {
+typedef struct region {
     const af_work *work;
     _Atomic int64_t *next;
     double end;
     int threads;
-} stretch;
+} region;
 
-static void work_alone(const stretch *s, int thread)
+static void work_alone(const region *s, int thread)
 {
     const af_work *w = s->work;
     char *scratch = w->scratch + (size_t)thread * w->scratch_bytes;
@@ -53,7 +53,7 @@ static void work_alone(const stretch *s, int thread)
 }
 
 #ifdef _OPENMP
-static void work_together(const stretch *s)
+static void work_together(const region *s)
 {
 #pragma omp parallel num_threads(s->threads)
     work_alone(s, omp_get_thread_num());
@@ -61,8 +61,8 @@ static void work_together(const stretch *s)
 #endif
 
 #if defined(_OPENMP) && defined(AF_HAVE_FORK)
-/* After fork() the pool of the calling thread's OpenMP runtime has lost its threads and the next region would wait for
- * them forever (libgomp; whichever library started it). A thread born in the child has a pool of its own. */
+/* After fork() the OpenMP pool of the calling thread has lost its threads, and the next region would wait for them
+ * forever (libgomp, whichever library started them). A thread created in the child has a pool of its own. */
 static _Atomic bool in_forked_child;
 
 static void note_fork(void) { atomic_store(&in_forked_child, true); }
@@ -75,7 +75,7 @@ static void *fresh_thread(void *s)
     return NULL;
 }
 
-static void work_in_forked_child(stretch *s)
+static void work_in_forked_child(region *s)
 {
     pthread_t thread;
     if (pthread_create(&thread, NULL, fresh_thread, s) == 0) pthread_join(thread, NULL);
@@ -83,7 +83,7 @@ static void work_in_forked_child(stretch *s)
 }
 #endif
 
-static void run_stretch(stretch *s)
+static void run_region(region *s)
 {
 #ifdef _OPENMP
     if (s->threads > 1) {
@@ -100,11 +100,11 @@ static void run_stretch(stretch *s)
     work_alone(s, 0);
 }
 
-af_status af_ask(af_watch *watch)
+af_status af_check_signals(af_watch *watch)
 {
     if (now() < watch->due) return AF_OK;
     if (watch->run->interrupted && watch->run->interrupted()) return AF_INTERRUPTED;
-    watch->due = now() + STRETCH_SECONDS;
+    watch->due = now() + REGION_SECONDS;
     return AF_OK;
 }
 
@@ -112,9 +112,9 @@ af_status af_run_work(const af_work *work, af_watch *watch, int threads)
 {
     _Atomic int64_t next = 0;
     do {
-        stretch s = {.work = work, .next = &next, .end = watch->due, .threads = threads};
-        run_stretch(&s);
-        if (af_ask(watch) == AF_INTERRUPTED) return AF_INTERRUPTED;
+        region s = {.work = work, .next = &next, .end = watch->due, .threads = threads};
+        run_region(&s);
+        if (af_check_signals(watch) == AF_INTERRUPTED) return AF_INTERRUPTED;
     } while (atomic_load(&next) < work->count);
     return AF_OK;
 }

@@ -3,7 +3,7 @@
 #include <sched.h>
 #endif
 
-#include "cpu.h"
+#include "runtime/cpu.h"
 
 #include <errno.h>
 #include <stdatomic.h>

@@ -2,38 +2,38 @@
  *
  *   s[r][j] = q[r] . K[j]      acc[r] += p[r][j] V[j]
  *
- * Loads that ask for lines in the order of their addresses get the full speed of memory: the hardware sees them coming.
- * So keys and values are gone through row by row, and the compiler is kept from mixing the loads of different rows.
- * With more query rows than registers allow, a few rows of keys are gone through again while they are in the
- * first-level cache. What the hardware does not see is prefetched: rows that lie apart, and other pages. For more rows,
- * and for queries that do not stay in registers, see mixed.h. */
-#ifndef AF_NARROW_H
-#define AF_NARROW_H
+ * Memory runs at full speed only if lines are loaded in the order of their addresses, because the hardware prefetches
+ * only what it foresees. So keys and values are read row by row, and the compiler is kept from mixing the loads of
+ * different rows. With more query rows than the registers hold, a few rows of keys are read again while they are in the
+ * first-level cache. What the hardware does not foresee is prefetched: rows that are not contiguous, and the next
+ * pages. For more query rows, and for queries that do not stay in registers, see decode_interleaved.h. */
+#ifndef AF_DECODE_PRODUCTS_H
+#define AF_DECODE_PRODUCTS_H
 
-#include "ahead.h"
+#include "kernel/prefetch.h"
 
-/* Loads and stores stay on their side of this. */
+/* The compiler moves no load or store across this. */
 #define KEEP_ORDER() __asm__ volatile("" ::: "memory")
 
-/* A pointer that the compiler must hold as such: with offsets of its own for all loads of several rows it runs out of
- * registers, and the loads wait for their addresses out of order. */
+/* A pointer that the compiler must keep in a register of its own: with one offset for each load of several rows it
+ * runs out of registers, and the loads wait for their addresses out of order. */
 AF_INLINE const elem *hold(const elem *p)
 {
     __asm__("" : "+r"(p));
     return p;
 }
 
-/* The hardware does not look beyond a page, and the first line of the next waits for the page's address as well. A line
- * asked for so many bytes ahead brings the address. Where rows follow one another, it may be one of the next unit's, or
- * of no array. */
+/* The hardware does not prefetch beyond a page, and the first line of the next page waits for the translation of its
+ * address as well. Prefetching a line this many bytes ahead brings the translation. Where rows are contiguous, the
+ * line may belong to the next unit, or to no array at all. */
 AF_INLINE uintptr_t page_distance(int64_t stride, int64_t width) { return stride == width ? 1 << 15 : 0; }
 
-AF_INLINE void fetch_page(const elem *row, uintptr_t distance)
+AF_INLINE void prefetch_page(const elem *row, uintptr_t distance)
 {
     __builtin_prefetch((const void *)((uintptr_t)row + distance), 0, 2);
 }
 
-/* How many rows of keys or values stay in the first-level cache while they are gone through again: a divisor of 64. */
+/* How many rows of keys or values stay in the first-level cache while they are read again: a divisor of 64. */
 AF_INLINE int near_rows(int64_t width)
 {
     int n = 64;
@@ -41,8 +41,8 @@ AF_INLINE int near_rows(int64_t width)
     return n;
 }
 
-/* s[r][j] from sums that are still spread over lanes. One way of adding up whatever nk is: a score has the same bits
- * wherever its key stands in a block. */
+/* s[r][j] from sums that are still spread over lanes. They are added up in the same way for every nk, so that a
+ * score has the same bits wherever its key is in a block. */
 AF_INLINE void dot_sums(const int nr, const int nk, v acc[AF_DECODE_KEYS][4], real *s, int64_t lds)
 {
     UNROLL(r, nr) {
@@ -101,20 +101,21 @@ AF_INLINE void dot_rows_of(const int nr, const int nc, int n, const real *query,
     const uintptr_t pages = page_distance(ldk, nc * VL);
     int j = 0;
     for (; j + AF_DECODE_KEYS <= n; j += AF_DECODE_KEYS, key += AF_DECODE_KEYS * ldk) {
-        fetch_page(key, pages);
+        prefetch_page(key, pages);
         dot_tile_of(nr, AF_DECODE_KEYS, nc, q, key, ldk, s + j, lds);
     }
     for (; j < n; j++, key += ldk) dot_tile_of(nr, 1, nc, q, key, ldk, s + j, lds);
 }
 
-enum { DECODE_AHEAD = 8 };
+enum { DECODE_PREFETCH_ROWS = 8 };
 
-/* Fetches rows that the hardware will not see coming: those DECODE_AHEAD after the n rows from here, if they lie apart.
- */
-AF_INLINE void fetch_apart(int n, int left, const elem *row, int64_t stride, int64_t width)
+/* Prefetches rows that the hardware does not foresee: those DECODE_PREFETCH_ROWS after the n rows from here, if rows
+ * are not contiguous. */
+AF_INLINE void prefetch_apart(int n, int left, const elem *row, int64_t stride, int64_t width)
 {
     if (stride == width) return;
-    for (int j = DECODE_AHEAD; j < n + DECODE_AHEAD && j < left; j++) fetch_row(row + j * stride, width, 0, true);
+    for (int j = DECODE_PREFETCH_ROWS; j < n + DECODE_PREFETCH_ROWS && j < left; j++)
+        prefetch_row(row + j * stride, width, 0, true);
 }
 
 /* s[r][j] for nr rows and n keys, one function for each nr. */
@@ -133,7 +134,7 @@ AF_INLINE void fetch_apart(int n, int left, const elem *row, int64_t stride, int
         }                                                                                                              \
         const uintptr_t pages = page_distance(ldk, D);                                                                 \
         for (; j + AF_DECODE_KEYS <= n; j += AF_DECODE_KEYS, key += AF_DECODE_KEYS * ldk) {                            \
-            fetch_page(key, pages);                                                                                    \
+            prefetch_page(key, pages);                                                                                 \
             dot_tile(nr, AF_DECODE_KEYS, D, query, key, ldk, s + j, lds);                                              \
         }                                                                                                              \
         for (; j < n; j++, key += ldk) dot_tile(nr, 1, D, query, key, ldk, s + j, lds);                                \
@@ -144,7 +145,7 @@ DOT_ROWS(3)
 DOT_ROWS(4)
 #undef DOT_ROWS
 
-/* Query rows that are done together: two where they stay in registers. */
+/* Query rows that are computed together: two where they stay in registers. */
 AF_INLINE int dot_group(int64_t D) { return D == AF_DECODE_COLUMNS * VL || D == AF_DECODE_COLUMNS / 2 * VL ? 2 : 4; }
 
 static void decode_scores(int rows, int n, int64_t D, const real *query, const elem *key, int64_t ldk, real *s,
@@ -166,9 +167,9 @@ AF_INLINE void add_vector(const bool whole, int last, real *to, v x)
     else v_store_n(to, v_add(v_load_n(to, last), x), last);
 }
 
-/* acc[r][d ..] += sum_j p[r][j] V[j][d ..] for nr rows and nc vectors of columns, both constants; the last of the
- * columns has `last` elements. Carefully (one row): only the keys whose bit is set in `word` enter. */
-AF_INLINE void axpy_tile(const int nr, const int nc, const bool whole, const bool careful, int last, int n,
+/* acc[r][d ..] += sum_j p[r][j] V[j][d ..] for nr rows and nc vectors of columns, both constants; the last vector
+ * has `last` elements. nan_safe (one row): only the keys whose bit is set in `word` enter. */
+AF_INLINE void axpy_tile(const int nr, const int nc, const bool whole, const bool nan_safe, int last, int n,
                          const real *p, int64_t ldp, uint64_t word, const elem *value, int64_t ldv, real *acc,
                          int64_t Dv)
 {
@@ -176,7 +177,7 @@ AF_INLINE void axpy_tile(const int nr, const int nc, const bool whole, const boo
     UNROLL(r, nr)
         UNROLL(c, nc) sum[r][c] = v_zero();
     for (int j = 0; j < n; j++, value += ldv) {
-        if (careful && !(word >> j & 1)) continue;
+        if (nan_safe && !(word >> j & 1)) continue;
         v w[2];
         UNROLL(r, nr) w[r] = v_set1(p[r * ldp + j]);
         UNROLL(c, nc) {
@@ -189,8 +190,8 @@ AF_INLINE void axpy_tile(const int nr, const int nc, const bool whole, const boo
         UNROLL(c, nc) add_vector(whole, last, acc + r * Dv + c * VL, sum[r][c]);
 }
 
-/* Whether the hardware sees the lines of a few rows of values coming: the first pass takes whole rows or, with one
- * query row, most of them. */
+/* Whether the hardware foresees the lines of a few rows of values: the first pass reads whole rows or, with one
+ * query row, most of each. */
 AF_INLINE bool in_order(int rows, int64_t Dv)
 {
     const int64_t columns = AF_DECODE_COLUMNS * VL;
@@ -198,13 +199,13 @@ AF_INLINE bool in_order(int rows, int64_t Dv)
     return rows == 1 && (Dv == 2 * columns || (Dv <= 4 * columns && Dv * (int)sizeof(elem) <= 512));
 }
 
-AF_INLINE void axpy_rows(const int nr, const bool careful, int n, const real *p, int64_t ldp, uint64_t word,
+AF_INLINE void axpy_rows(const int nr, const bool nan_safe, int n, const real *p, int64_t ldp, uint64_t word,
                          const elem *value, int64_t ldv, real *acc, int64_t Dv)
 {
     int64_t d = 0;
 #define COLUMNS(nc)                                                                                                    \
     for (; d + (nc) * VL <= Dv; d += (nc) * VL)                                                                        \
-    axpy_tile(nr, nc, true, careful, 0, n, p, ldp, word, value + d, ldv, acc + d, Dv)
+    axpy_tile(nr, nc, true, nan_safe, 0, n, p, ldp, word, value + d, ldv, acc + d, Dv)
     if (nr == 1 && in_order(nr, Dv)) {
         COLUMNS(2 * AF_DECODE_COLUMNS);
     }
@@ -212,7 +213,7 @@ AF_INLINE void axpy_rows(const int nr, const bool careful, int n, const real *p,
     COLUMNS(AF_DECODE_COLUMNS / 2);
     COLUMNS(1);
 #undef COLUMNS
-    if (d < Dv) axpy_tile(nr, 1, false, careful, (int)(Dv - d), n, p, ldp, word, value + d, ldv, acc + d, Dv);
+    if (d < Dv) axpy_tile(nr, 1, false, nan_safe, (int)(Dv - d), n, p, ldp, word, value + d, ldv, acc + d, Dv);
 }
 
 /* One load from every line of some rows. */
@@ -239,7 +240,7 @@ static void axpy_few(int rows, int n, const real *p, int64_t ldp, const elem *va
     if (rows) axpy_1(n, p, ldp, value, ldv, acc, Dv);
 }
 
-/* Rows of n values, at most near_rows: the first pass over them reads memory, in order if it takes all columns. */
+/* n rows of values, at most near_rows: the first pass over them reads memory, in order if it reads all columns. */
 static void decode_values(int rows, int n, const real *p, int64_t ldp, const elem *value, int64_t ldv, real *acc,
                           int64_t Dv)
 {
@@ -247,9 +248,9 @@ static void decode_values(int rows, int n, const real *p, int64_t ldp, const ele
     axpy_few(rows, n, p, ldp, value, ldv, acc, Dv);
 }
 
-/* The same, leaving out the (row, key) pairs whose score was -inf: bit `at` of the words is the first key's. */
-static void decode_values_carefully(int rows, int n, const real *p, int64_t ldp, const uint64_t *words, int at,
-                                    const elem *value, int64_t ldv, real *acc, int64_t Dv)
+/* The same without the (row, key) pairs whose score was -inf: bit `at` of the words is that of the first key. */
+static void decode_values_nan_safe(int rows, int n, const real *p, int64_t ldp, const uint64_t *words, int at,
+                                   const elem *value, int64_t ldv, real *acc, int64_t Dv)
 {
     for (int r = 0; r < rows; r++)
         axpy_rows(1, true, n, p + r * ldp, ldp, words[r] >> at, value, ldv, acc + r * Dv, Dv);

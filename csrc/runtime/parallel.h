@@ -1,6 +1,6 @@
 /* Running numbered units of work on a team of threads. */
-#ifndef AF_TEAM_H
-#define AF_TEAM_H
+#ifndef AF_PARALLEL_H
+#define AF_PARALLEL_H
 
 #include "attnfast.h"
 
@@ -12,7 +12,7 @@ typedef struct af_work {
     size_t scratch_bytes;
 } af_work;
 
-/* When signals were last looked at: one for the whole of a call, however many stretches of work it has. */
+/* When signals were last checked: one clock for a whole call, however many loops it runs. */
 typedef struct af_watch {
     const af_run *run;
     double due;
@@ -20,8 +20,8 @@ typedef struct af_watch {
 
 af_watch af_start_watch(const af_run *run);
 
-/* Asks run->interrupted if it is time to, about every 50 ms. */
-af_status af_ask(af_watch *watch);
+/* Checks for signals if that is due, about every 50 ms: asks run->interrupted. */
+af_status af_check_signals(af_watch *watch);
 
 /* Runs every unit once, in parallel if threads > 1, in order of their numbers as far as threads allow. */
 af_status af_run_work(const af_work *work, af_watch *watch, int threads);

@@ -1,0 +1,178 @@
+#include "driver/describe.h"
+
+#include "driver/local.h"
+#include "driver/passes.h"
+#include "kernels.h"
+#include "plan/visibility.h"
+#include "runtime/dispatch.h"
+
+typedef struct count {
+    const af_call *call;
+    const af_plan *plan;
+    af_report *report;
+    af_rectangle *rectangles;
+    int64_t room;
+    af_watch *watch;
+    unsigned pieces;
+} count;
+
+/* How many of some keys row r sees under its row of the mask. */
+static int64_t seen_by_mask(const af_call *call, const af_visibility *vis, int r, af_interval keys)
+{
+    const af_tensor *t = &call->visible.mask;
+    const uint8_t *row = (const uint8_t *)t->data + af_offset(t, vis->b, vis->head[r], vis->query[r]);
+    int64_t seen = 0;
+    for (int64_t j = keys.begin; j < keys.end; j++) seen += row[j * t->j] != 0;
+    return seen;
+}
+
+/* The same under the block mask. */
+static int64_t seen_by_blocks(const af_call *call, const af_visibility *vis, int r, af_interval keys)
+{
+    const af_tensor *t = &call->visible.blocks;
+    const uint8_t *row = t->data;
+    row += af_offset(t, vis->b, vis->head[r], af_block_of_query(call, vis->b, vis->query[r]));
+    int64_t seen = 0;
+    for (int64_t j = keys.begin, end; j < keys.end; j = end) {
+        const int64_t column = af_block_of_key(call, vis->b, j);
+        end = af_min(keys.end, af_block_end(call, vis->b, column));
+        if (row[column * t->j]) seen += end - j;
+    }
+    return seen;
+}
+
+/* Pairs of rows [first, last) with keys [j0, j1) that may attend. */
+static int64_t visible_in(const af_call *call, const af_visibility *vis, int first, int last, int64_t j0, int64_t j1)
+{
+    const bool mask = call->visible.mask.data, blocks = call->visible.blocks.data;
+    const bool pattern = call->subset.global || call->subset.key_position || (mask && blocks);
+    int64_t seen = 0;
+    for (int r = first; r < last; r++) {
+        const af_interval keys = af_intersect(vis->visible[r], (af_interval){j0, j1});
+        if (pattern) {
+            for (int64_t j = keys.begin; j < keys.end; j++) seen += af_pair_is_visible(call, vis, r, j);
+        } else if (mask) seen += seen_by_mask(call, vis, r, keys);
+        else if (blocks) seen += seen_by_blocks(call, vis, r, keys);
+        else seen += keys.end - keys.begin;
+    }
+    return seen;
+}
+
+static void add_rectangle(count *c, const af_rectangle *rectangle)
+{
+    if (rectangle->first_key == rectangle->end_key) return;
+    if (c->report->rectangles < c->room) c->rectangles[c->report->rectangles] = *rectangle;
+    c->report->rectangles++;
+}
+
+/* Goes through the pieces of keys as kernel/forward.h and kernel/decode.h do. */
+static af_status count_block(count *c, af_unit unit)
+{
+    const af_plan *plan = c->plan;
+    const int vector_rows = plan->decode ? AF_MAX_ROWS : plan->kernels->vl;
+    af_rectangle wide = {.b = unit.b};
+    af_visibility vis;
+    if (af_check_signals(c->watch) == AF_INTERRUPTED) return AF_INTERRUPTED; /* a block may have no piece */
+    af_find_visibility(&vis, c->call, plan, unit, vector_rows);
+    wide.hk = vis.hk;
+    for (int64_t split = 0; split < plan->splits; split++) {
+        const af_interval span = af_split(vis.span, split, plan->split_keys);
+        for (int64_t j = span.begin, n; j < span.end; j += n) {
+            const af_piece piece = af_next_piece(&vis, c->call, span, j, plan->key_block);
+            n = piece.keys;
+            if (++c->pieces % 64 == 0 && af_check_signals(c->watch) == AF_INTERRUPTED) return AF_INTERRUPTED;
+            const int first = piece.first * vector_rows, last = (int)af_min(vis.n, piece.last * vector_rows);
+            const int64_t seen = first < last ? visible_in(c->call, &vis, first, last, j, j + n) : 0;
+            c->report->visible_pairs += seen;
+            if (first >= last || (!seen && !plan->decode)) continue;
+            c->report->visited_pairs += n * (last - first);
+            const int64_t i = vis.query[first], end = vis.query[last - 1] + 1;
+            if (wide.end_key != j || wide.first_query != i || wide.end_query != end) {
+                add_rectangle(c, &wide);
+                wide.first_query = i;
+                wide.end_query = end;
+                wide.first_key = j;
+            }
+            wide.end_key = j + n;
+        }
+    }
+    add_rectangle(c, &wide);
+    return AF_OK;
+}
+
+/* Heads that cannot differ, and batch rows, are counted once, unless every rectangle is wanted. */
+static bool heads_are_alike(const af_call *call)
+{
+    return !call->visible.mask.h && !call->visible.blocks.h && !call->visible.center.data &&
+           !call->subset.query_order.data && !call->subset.global;
+}
+
+static bool rows_are_alike(const af_call *call)
+{
+    const af_visible *v = &call->visible;
+    return !v->mask.b && !v->mask.batch && !v->blocks.b && !v->blocks.batch && !v->q_offset && !v->q_length &&
+           !v->kv_length && !call->subset.block_step;
+}
+
+/* Counts what one call visits, into a report of its own. */
+static af_status count_visits(count *c)
+{
+    const af_plan *plan = c->plan;
+    const bool same_heads = !c->rectangles && heads_are_alike(c->call);
+    const int64_t heads = same_heads ? 1 : plan->head_groups;
+    const int64_t rows = same_heads && rows_are_alike(c->call) ? 1 : c->call->B;
+    for (int64_t b = 0; b < rows; b++)
+        for (int64_t hg = 0; hg < heads; hg++)
+            for (int64_t block = 0; block < plan->blocks; block++) {
+                const int64_t row = block * plan->block_rows;
+                const int here = (int)af_min(plan->block_rows, plan->rows - row);
+                const af_unit unit = {.b = b, .hg = hg, .row = row, .rows = here};
+                if (count_block(c, unit) == AF_INTERRUPTED) return AF_INTERRUPTED;
+            }
+    const int64_t times = (c->call->B / rows) * (plan->head_groups / heads);
+    c->report->visible_pairs *= times;
+    c->report->visited_pairs *= times;
+    c->report->rectangles *= times;
+    return AF_OK;
+}
+
+af_status af_describe_call(const af_call *call, const af_run *run, af_watch *watch, af_report *report,
+                           af_rectangle *rectangles, int64_t room)
+{
+    if (call->B == 0 || call->H == 0 || call->Lq == 0) return AF_OK;
+    af_schedule s;
+    af_report own = {0};
+    af_schedule_call(&s, call);
+    const int64_t before = report->rectangles;
+    count c = {.call = call, .plan = &s.plan, .report = &own, .rectangles = rectangles, .watch = watch};
+    if (rectangles) {
+        c.rectangles += before < room ? before : room;
+        c.room = room - (before < room ? before : room);
+    }
+    if (count_visits(&c) != AF_OK) return AF_INTERRUPTED;
+    report->visible_pairs += own.visible_pairs;
+    report->visited_pairs += own.visited_pairs;
+    report->rectangles += own.rectangles;
+    for (int i = 0; i < s.count; i++) report->tasks += s.pass[i].units;
+    const int threads = af_threads_for(run->threads, s.most_units, s.worth_threads);
+    if (threads > report->threads) report->threads = threads;
+    if (report->kernel[0] == 'n' || !s.plan.decode) report->kernel = s.plan.decode ? "decode" : "forward";
+    return AF_OK;
+}
+
+af_status af_describe(const af_problem *problem, const af_run *run, af_report *report, af_rectangle *rectangles,
+                      int64_t room)
+{
+    af_call call;
+    af_open_call(&call, problem);
+    *report = (af_report){.isa = af_isa_in_use(call.dtype), .kernel = "none", .threads = 1};
+    if (call.B == 0 || call.H == 0 || call.Lq == 0) return AF_OK;
+    af_watch watch = af_start_watch(run);
+    const af_status status = af_describe_local(&call, run, &watch, report, rectangles, room);
+    const double size = (double)af_elem_bytes(call.dtype), width = (double)(call.D + call.Dv);
+    const double queries = (double)call.B * (double)call.H * (double)call.Lq * width;
+    const double keys = (double)call.B * (double)call.Hk * (double)call.Lk * width;
+    report->flops = 2 * (double)report->visible_pairs * width;
+    report->bytes = size * (queries + keys);
+    return status;
+}

@@ -1,0 +1,12 @@
+/* What the passes of a call visit, counted without computing anything. */
+#ifndef AF_DESCRIBE_H
+#define AF_DESCRIBE_H
+
+#include "plan/call.h"
+#include "runtime/parallel.h"
+
+/* Adds a call to a report; `rectangles` (or NULL) receives the rectangles that it visits, at most `room` in all. */
+af_status af_describe_call(const af_call *call, const af_run *run, af_watch *watch, af_report *report,
+                           af_rectangle *rectangles, int64_t room);
+
+#endif

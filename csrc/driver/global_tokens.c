@@ -1,0 +1,156 @@
+/* One batch row after the other. Rows at the position of a global token see every key and come first, in an order of
+ * their own, so that few blocks hold them all. The others see the tokens only, whose keys and values are gathered,
+ * unless a mask or bias goes by the keys' positions; then the walk jumps from one token to the next. */
+#include "driver/global_tokens.h"
+
+#include <string.h>
+
+#include "driver/arena.h"
+#include "plan/intervals.h"
+
+/* Memory of calls that wait: more than this, and they are run first. */
+enum { MOST_WAITING = 1 << 22 };
+
+typedef struct tokens {
+    af_sink *sink;
+    af_arena arena;
+    int64_t waiting; /* bytes of it */
+} tokens;
+
+static void *take(tokens *t, int64_t count, size_t size)
+{
+    t->waiting += count * (int64_t)size;
+    return af_take(&t->arena, count, size);
+}
+
+static int64_t *take_numbers(tokens *t, int64_t count) { return take(t, count, sizeof(int64_t)); }
+
+/* The global tokens of a batch row, then Lk. */
+static int64_t *token_keys(tokens *t, const uint8_t *global, int64_t Lk, int64_t *count)
+{
+    *count = 0;
+    for (int64_t j = 0; j < Lk; j++) *count += global[j] != 0;
+    int64_t *keys = take_numbers(t, *count + 1), n = 0;
+    if (!keys) return NULL;
+    for (int64_t j = 0; j < Lk; j++)
+        if (global[j]) keys[n++] = j;
+    keys[n] = Lk;
+    return keys;
+}
+
+/* Queries at the position of a token, then the others; `seeing` of the former. */
+static int64_t *order_queries(tokens *t, const af_call *call, const uint8_t *global, int64_t offset, int64_t *seeing)
+{
+    int64_t *order = take_numbers(t, call->Lq), n = 0;
+    if (!order) return NULL;
+    const int64_t first = af_max(0, -offset), end = af_min(call->Lq, call->Lk - offset);
+    for (int64_t i = first; i < end; i++)
+        if (global[i + offset]) order[n++] = i;
+    *seeing = n;
+    for (int64_t i = 0; i < call->Lq; i++)
+        if (i < first || i >= end || !global[i + offset]) order[n++] = i;
+    return order;
+}
+
+/* Some rows of each key/value head side by side, to which the tensor then points. */
+static bool gather(tokens *t, af_tensor *tensor, int64_t Hk, int64_t width, const int64_t *keys, int64_t n,
+                   int64_t size)
+{
+    if (!tensor->data) return true;
+    char *rows = take(t, Hk * n * width, (size_t)size), *to = rows;
+    if (!rows) return false;
+    for (int64_t h = 0; h < Hk; h++)
+        for (int64_t k = 0; k < n; k++, to += width * size) {
+            const int64_t from = af_offset(tensor, 0, h, keys[k]);
+            memcpy(to, (const char *)tensor->data + from * size, (size_t)(width * size));
+        }
+    *tensor = (af_tensor){.data = rows, .h = n * width, .i = width, .j = 1};
+    return true;
+}
+
+/* One batch row of a call, without its windows: what sees and is seen by the global tokens. */
+static af_call cut_row(const af_call *whole, int64_t b, bool causal)
+{
+    const int64_t size = af_elem_bytes(whole->dtype), real_size = af_real_bytes(whole->dtype);
+    af_call call = *whole;
+    call.B = 1;
+    af_move_tensor(&call.operands.query, b, 0, 0, size);
+    af_move_tensor(&call.operands.key, b, 0, 0, size);
+    af_move_tensor(&call.operands.value, b, 0, 0, size);
+    af_move_tensor(&call.results.output, b, 0, 0, size);
+    af_move_tensor(&call.results.weights, b, 0, 0, size);
+    af_move_tensor(&call.results.lse, b, 0, 0, real_size);
+    af_move_tensor(&call.subset.row_lse, b, 0, 0, real_size);
+    af_move_tensor(&call.visible.mask, b, 0, 0, 1);
+    af_move_tensor(&call.visible.blocks, b, 0, 0, 1);
+    af_move_tensor(&call.score.bias, b, 0, 0, real_size);
+    if (call.visible.q_offset) call.visible.q_offset += b;
+    if (call.visible.q_length) call.visible.q_length += b;
+    if (call.visible.kv_length) call.visible.kv_length += b;
+    if (call.score.alibi) call.score.alibi += b * call.score.alibi_b;
+    call.score.sink = NULL; /* it enters once, with the windows */
+    call.subset.excluded_left = whole->visible.left;
+    call.subset.excluded_right = whole->visible.right;
+    call.subset.accumulate = whole->operands.value.data || whole->results.lse.data;
+    call.visible.left = AF_FAR;
+    call.visible.right = causal ? 0 : AF_FAR;
+    call.visible.global = NULL;
+    return call;
+}
+
+/* Rows that see the tokens only. */
+static af_status call_gathered(tokens *t, af_call call, const int64_t *keys, int64_t n, int64_t size)
+{
+    if (!call.Lq) return AF_OK;
+    int64_t *length = take_numbers(t, 1);
+    if (!length || !gather(t, &call.operands.key, call.Hk, call.D, keys, n, size) ||
+        !gather(t, &call.operands.value, call.Hk, call.Dv, keys, n, size))
+        return AF_NO_MEMORY;
+    *length = call.visible.kv_length ? *call.visible.kv_length : call.Lk;
+    call.visible.kv_length = length;
+    call.subset.global = NULL;
+    call.subset.key_position = keys;
+    call.Lk = n;
+    return t->sink->call(t->sink, &call);
+}
+
+static af_status call_row(tokens *t, const af_call *whole, int64_t b, bool causal)
+{
+    const uint8_t *global = whole->visible.global + b * whole->Lk;
+    int64_t count, seeing = 0;
+    const int64_t *keys = token_keys(t, global, whole->Lk, &count);
+    if (keys && !count) return AF_OK;
+    af_call call = cut_row(whole, b, causal);
+    const int64_t offset = call.visible.q_offset ? *call.visible.q_offset : 0;
+    int64_t *order = order_queries(t, &call, global, offset, &seeing), *starts = take_numbers(t, 2);
+    if (!keys || !order || !starts) return AF_NO_MEMORY;
+    starts[0] = 0;
+    starts[1] = count;
+    call.subset.global = global;
+    call.subset.global_keys = keys;
+    call.subset.global_starts = starts;
+    call.subset.query_order = (af_tensor){.data = order, .i = 1};
+    if (call.visible.mask.data || call.score.bias.data || call.visible.blocks.data || call.score.alibi)
+        return t->sink->call(t->sink, &call);
+    call.Lq = seeing;
+    const af_status status = seeing ? t->sink->call(t->sink, &call) : AF_OK;
+    call.Lq = whole->Lq - seeing;
+    call.subset.query_order.data = order + seeing;
+    return status == AF_OK ? call_gathered(t, call, keys, count, af_elem_bytes(whole->dtype)) : status;
+}
+
+af_status af_call_global_tokens(const af_call *call, bool causal, af_sink *sink)
+{
+    tokens t = {.sink = sink};
+    af_status status = AF_OK;
+    for (int64_t b = 0; b < call->B && status == AF_OK; b++) {
+        status = call_row(&t, call, b, causal);
+        if (status != AF_OK || t.waiting < MOST_WAITING) continue;
+        status = sink->barrier(sink);
+        af_give_back(&t.arena);
+        t.waiting = 0;
+    }
+    if (status == AF_OK) status = sink->barrier(sink);
+    af_give_back(&t.arena);
+    return status;
+}

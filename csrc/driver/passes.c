@@ -1,0 +1,200 @@
+#include "driver/passes.h"
+
+#include <assert.h>
+#include <stdatomic.h>
+
+#include "kernels.h"
+#include "plan/intervals.h"
+#include "runtime/dispatch.h"
+
+/* Less work than this is done by the calling thread: waking other threads costs some 5 to 50 us. */
+static const double PARALLEL_FLOPS = 4e6;
+static const double PARALLEL_BYTES = 1e6;
+
+/* A thread takes units worth about this much at a time; more where neighbouring blocks of rows read the same keys, so
+ * that they are in its own cache: at most MAX_NEIGHBOURS units then. */
+static const double CHUNK_FLOPS = 2e7, NEIGHBOUR_FLOPS = 3e8;
+enum { MAX_NEIGHBOURS = 64 };
+
+/* What a score costs besides the products. */
+enum { SOFTMAX_FLOPS = 16 };
+
+/* Memory of partial results that wait to be merged, per thread. */
+static const size_t PARTIAL_BYTES = (size_t)1 << 20;
+
+/* Query rows of a round of the importance pass: a unit lasts 0.1 s at most. */
+enum { IMPORTANCE_ROWS = 1 << 16 };
+
+enum { CACHE_LINE = 64 };
+
+void af_attend_unit(const af_pass *pass, int64_t index, void *scratch)
+{
+    const af_plan *plan = pass->plan;
+    const af_unit unit = af_plan_unit(plan, index, plan->splits);
+    const int64_t block = index % pass->round / plan->splits;
+    char *partials = NULL, *partial = NULL;
+    if (plan->splits > 1) {
+        partials = pass->partials + (size_t)block * plan->partial_bytes * (size_t)plan->splits;
+        partial = partials + plan->partial_bytes * (size_t)unit.split;
+    }
+    if (plan->decode) plan->kernels->decode(pass->call, plan, unit, scratch, partial);
+    else plan->kernels->forward(pass->call, plan, unit, scratch, partial);
+    if (!partials || atomic_fetch_sub(&pass->remaining[block], 1) != 1) return;
+    atomic_store(&pass->remaining[block], (int)plan->splits); /* for the next round */
+    plan->kernels->merge(pass->call, plan, unit, scratch, partials);
+}
+
+static void weights_unit(const af_pass *pass, int64_t index, void *scratch)
+{
+    const af_unit unit = af_plan_unit(pass->plan, index, pass->plan->chunks);
+    pass->plan->kernels->weights(pass->call, pass->plan, unit, scratch);
+}
+
+static void importance_unit(const af_pass *pass, int64_t index, void *scratch)
+{
+    const int64_t chunks = pass->plan->chunks, groups = pass->plan->head_groups;
+    const int64_t row = index / pass->round * IMPORTANCE_ROWS;
+    index %= pass->round;
+    af_unit unit = {.split = index % chunks, .hg = index / chunks % groups, .b = index / chunks / groups};
+    unit.row = row;
+    unit.rows = (int)af_min(IMPORTANCE_ROWS, pass->plan->rows - row);
+    pass->plan->kernels->importance(pass->call, pass->plan, unit, scratch);
+}
+
+int64_t af_chunk_of(double flops, int64_t units)
+{
+    const int64_t by_work = (int64_t)(CHUNK_FLOPS / (flops / (double)units + 1));
+    return af_max(1, by_work);
+}
+
+/* The same where units may be blocks of rows that go through tiles, whose FLOPs tell their time. */
+static int64_t attend_chunk(const af_call *call, const af_plan *plan, double flops, int64_t units)
+{
+    const int64_t chunk = af_chunk_of(flops, units);
+    if (plan->decode || call->score.additive || call->results.topk) return chunk;
+    return af_max(chunk, af_min(MAX_NEIGHBOURS, (int64_t)(NEIGHBOUR_FLOPS / (flops / (double)units + 1))));
+}
+
+static double flops_of(const af_call *call, const af_plan *plan)
+{
+    const int64_t score = call->score.additive ? AF_TANH_WORK * call->D : call->D;
+    return 2 * plan->pairs * (double)(score + (call->operands.value.data ? call->Dv : 0) + SOFTMAX_FLOPS);
+}
+
+bool af_worth_threads(double flops) { return flops >= PARALLEL_FLOPS; }
+
+int af_threads_for(int threads, int64_t units, bool worth_threads)
+{
+    return worth_threads ? (int)af_min(threads ? threads : af_threads(), units) : 1;
+}
+
+static void add_pass(af_schedule *s, const af_call *call, af_pass pass)
+{
+    pass.call = call;
+    pass.plan = &s->plan;
+    s->pass[s->count++] = pass;
+    s->most_units = af_max(s->most_units, pass.units);
+}
+
+void af_schedule_call(af_schedule *s, const af_call *call)
+{
+    assert(call->Hk > 0 && call->H % call->Hk == 0 && call->visible.left >= 0);
+    *s = (af_schedule){0};
+    af_plan *plan = &s->plan;
+    af_make_plan(plan, call, af_kernels_for(call->dtype));
+    const double bytes = (double)call->B * (double)call->Hk * (double)call->Lk * (double)(call->D + call->Dv) *
+                         (double)af_elem_bytes(call->dtype);
+    s->flops = flops_of(call, plan);
+    s->worth_threads = af_worth_threads(s->flops) || (plan->decode && bytes >= PARALLEL_BYTES);
+    s->scratch_bytes = plan->kernels->scratch_bytes(call, plan);
+    s->scratch_bytes = (s->scratch_bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+    const int64_t blocks = call->B * plan->head_groups * plan->blocks;
+    if (plan->softmax) {
+        const int64_t units = blocks * plan->splits;
+        const int64_t chunk = attend_chunk(call, plan, s->flops, units);
+        add_pass(s, call, (af_pass){.unit = af_attend_unit, .units = units, .round = units, .chunk = chunk});
+    }
+    if (call->results.importance) {
+        const int64_t units = call->B * plan->head_groups * plan->chunks;
+        const int64_t rounds = (plan->rows + IMPORTANCE_ROWS - 1) / IMPORTANCE_ROWS;
+        af_pass pass = {.unit = importance_unit, .units = units * rounds, .round = units};
+        pass.chunk = af_chunk_of(s->flops, units);
+        add_pass(s, call, pass);
+    } else if (call->results.weights.data) {
+        const int64_t units = blocks * plan->chunks;
+        const int64_t chunk = af_chunk_of(s->flops, units);
+        add_pass(s, call, (af_pass){.unit = weights_unit, .units = units, .round = units, .chunk = chunk});
+    }
+}
+
+/* Memory for the partial results of as many blocks of rows as may be in flight together. */
+static bool take_partials(af_pass *pass, af_arena *arena, int threads)
+{
+    const af_plan *plan = pass->plan;
+    if (plan->splits == 1 || pass->unit != af_attend_unit) return true;
+    const size_t block_bytes = plan->partial_bytes * (size_t)plan->splits;
+    const int64_t fit = (int64_t)(PARTIAL_BYTES * (size_t)threads / block_bytes);
+    const int64_t blocks = af_min(pass->units / plan->splits, af_max(1, fit));
+    pass->round = blocks * plan->splits;
+    pass->partials = af_take(arena, blocks, block_bytes);
+    pass->remaining = af_take(arena, blocks, sizeof *pass->remaining);
+    if (!pass->partials || !pass->remaining) return false;
+    for (int64_t i = 0; i < blocks; i++) atomic_store(&pass->remaining[i], (int)plan->splits);
+    return true;
+}
+
+typedef struct round {
+    const af_pass *pass;
+    int64_t first;
+} round;
+
+static void round_unit(void *context, int64_t index, void *scratch)
+{
+    const round *r = context;
+    r->pass->unit(r->pass, r->first + index, scratch);
+}
+
+static af_status run_passes(const af_schedule *s, af_watch *watch, int threads, char *scratch)
+{
+    af_status status = AF_OK;
+    for (int i = 0; i < s->count; i++) {
+        const af_pass *pass = &s->pass[i];
+        round r = {.pass = pass};
+        af_work work = {.unit = round_unit, .context = &r, .chunk = pass->chunk};
+        work.scratch = scratch;
+        work.scratch_bytes = s->scratch_bytes;
+        for (r.first = 0; r.first < pass->units && status == AF_OK; r.first += pass->round) {
+            work.count = af_min(pass->round, pass->units - r.first);
+            status = af_run_work(&work, watch, threads);
+        }
+    }
+    return status;
+}
+
+/* Where the maximum and sum of each row are kept for the pass that recomputes weights. */
+static bool take_row_sums(af_call *call, af_arena *arena)
+{
+    const int64_t rows = call->H * call->Lq;
+    /* Arrays may repeat their elements, so nothing else bounds the number of rows. */
+    if ((double)call->B * (double)call->H * (double)call->Lq > 0x1p56) return false;
+    call->subset.row_max = af_take(arena, call->B * rows, (size_t)af_real_bytes(call->dtype));
+    call->subset.row_inverse = af_take(arena, call->B * rows, (size_t)af_real_bytes(call->dtype));
+    return call->subset.row_max && call->subset.row_inverse;
+}
+
+af_status af_run_call(const af_call *wanted, const af_run *run, af_watch *watch)
+{
+    if (!af_has_results(wanted)) return AF_OK;
+    af_call call = *wanted;
+    af_arena arena = {0};
+    af_schedule s;
+    af_status status = AF_NO_MEMORY;
+    af_schedule_call(&s, &call);
+    const int threads = af_threads_for(run->threads, s.most_units, s.worth_threads);
+    bool taken = s.count < 2 || take_row_sums(&call, &arena);
+    for (int i = 0; i < s.count; i++) taken = taken && take_partials(&s.pass[i], &arena, threads);
+    char *scratch = taken ? af_take(&arena, threads, s.scratch_bytes) : NULL;
+    if (scratch) status = run_passes(&s, watch, threads, scratch);
+    af_give_back(&arena);
+    return status;
+}

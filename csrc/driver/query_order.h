@@ -1,0 +1,11 @@
+/* Windows about centers: queries are taken in the order of their centers, so that the windows of a block overlap. */
+#ifndef AF_QUERY_ORDER_H
+#define AF_QUERY_ORDER_H
+
+#include "driver/arena.h"
+#include "plan/call.h"
+
+/* Sets the order of a call's queries, unless their centers rise as they are. False if there is no memory. */
+bool af_order_by_centers(af_call *call, af_arena *arena);
+
+#endif

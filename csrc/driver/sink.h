@@ -1,0 +1,14 @@
+/* Where a driver's algorithm puts the calls that it makes of one: they are run, or described. */
+#ifndef AF_SINK_H
+#define AF_SINK_H
+
+#include "plan/call.h"
+
+typedef struct af_sink {
+    /* Calls between two barriers do not depend on one another. */
+    af_status (*call)(struct af_sink *sink, const af_call *call);
+    /* Returns when all calls before it are done. */
+    af_status (*barrier)(struct af_sink *sink);
+} af_sink;
+
+#endif

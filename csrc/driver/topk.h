@@ -1,0 +1,14 @@
+/* The heaviest keys of each query, where they are too many for the lists of kernel/topk.h. */
+#ifndef AF_DRIVER_TOPK_H
+#define AF_DRIVER_TOPK_H
+
+#include "plan/call.h"
+#include "runtime/parallel.h"
+
+/* The kernels keep lists of so many keys: an insertion costs as many steps as the list is long. */
+enum { AF_LISTED_KEYS = 64 };
+
+/* Chooses keys from whole rows of scores, some rows at a time. */
+af_status af_run_long_topk(const af_call *call, const af_run *run, af_watch *watch);
+
+#endif

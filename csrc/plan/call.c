@@ -1,0 +1,41 @@
+#include "plan/call.h"
+
+#include <string.h>
+
+/* A part as far as its writer knew it; the rest is zero. */
+static void open_part(void *part, size_t size, const void *from)
+{
+    size_t known = 0;
+    if (from) memcpy(&known, from, sizeof known);
+    if (known > size) known = size;
+    if (known) memcpy(part, from, known);
+}
+
+void af_open_call(af_call *call, const af_problem *problem)
+{
+    af_problem p = {0};
+    open_part(&p, sizeof p, problem);
+    *call = (af_call){.dtype = p.dtype, .B = p.B, .H = p.H, .Hk = p.Hk, .Lq = p.Lq, .Lk = p.Lk, .D = p.D, .Dv = p.Dv};
+    open_part(&call->operands, sizeof call->operands, p.operands);
+    open_part(&call->visible, sizeof call->visible, p.visible);
+    open_part(&call->score, sizeof call->score, p.score);
+    open_part(&call->results, sizeof call->results, p.results);
+    if (!p.visible) call->visible.left = call->visible.right = AF_FAR;
+    if (!p.score) call->score.scale = 1;
+    if (!call->results.weights.data) call->results.stage = AF_WEIGHTS; /* what lse and output need */
+}
+
+bool af_has_results(const af_call *call)
+{
+    if (call->B == 0 || call->H == 0 || call->Lq == 0) return false;
+    if ((call->operands.value.data && call->Dv > 0) || call->results.lse.data) return true;
+    return call->results.topk || ((call->results.weights.data || call->results.importance) && call->Lk > 0);
+}
+
+void af_move_tensor(af_tensor *tensor, int64_t b, int64_t h, int64_t i, int64_t size)
+{
+    if (!tensor->data) return;
+    const int64_t row = tensor->batch ? tensor->batch[b] : b * tensor->b;
+    tensor->data = (char *)tensor->data + (row + h * tensor->h + i * tensor->i) * size;
+    tensor->batch = NULL;
+}

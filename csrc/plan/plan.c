@@ -1,0 +1,122 @@
+#include "plan/plan.h"
+
+#include "kernels.h"
+#include "plan/visibility.h"
+
+/* Keys per score tile. With 48 float32 lanes 64, 128 and 192 measured alike on Zen 4 (AVX-512); with the 24 of AVX2,
+ * whose tile is half as large, 256 are 1 to 2 % faster (384 and 512 no faster, in float64 3 % slower). */
+enum { FORWARD_KEYS = 128, NARROW_KEYS = 256, NARROW_BYTES = 96 };
+
+/* Decode: a block of keys reads this many bytes of keys, then of values. Memory is fastest when it is read in long
+ * runs. */
+enum { DECODE_BLOCK_BYTES = 1 << 19, DECODE_MOST_KEYS = 1024 };
+
+/* A decode unit reads about this many bytes of keys and values: 1 MiB takes 40 us at 26 GB/s (Zen 4), long enough to
+ * hide the cost of a partial result. The number of splits is bounded so that partial results stay small. */
+enum { DECODE_SPLIT_BYTES = 1 << 20, DECODE_MAX_SPLITS = 64 };
+
+/* Blocks of rows are split over their keys when there is only one, and so that one unit lasts some 10 ms at most:
+ * split keys * (D + Dv) of 2^22 is 0.4 GFLOP with 48 rows. */
+enum { FORWARD_SPLIT_KEYS = 2048, FORWARD_SPLIT_WORK = 1 << 22, FORWARD_MAX_SPLITS = 32 };
+
+/* Where rows see only a few scattered keys, most splits would be empty. A unit that does see all of its keys (the
+ * row of a global token) then lasts some 30 ms. A tanh counts as AF_TANH_WORK products. */
+enum { SPARSE_SPLIT_WORK = 1 << 25 };
+
+/* With additive scores every row costs a tanh for each element of a key, where blocks of rows in the lanes cost about
+ * an eighth of that but for all lanes. */
+enum { ADDITIVE_DECODE_ROWS = 4 };
+
+/* Keys that one unit of the pass over the weights writes, and of the one that adds them up for each key. */
+enum { WEIGHTS_CHUNK = 8192, IMPORTANCE_CHUNK = 1024, IMPORTANCE_LEAST = 128, IMPORTANCE_CHUNKS = 16 };
+
+static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+static int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+static int decode_keys(const af_call *call)
+{
+    const int64_t fit = DECODE_BLOCK_BYTES / (af_max(1, call->D) * af_elem_bytes(call->dtype)) / 64 * 64;
+    return (int)af_max(64, af_min(fit, DECODE_MOST_KEYS));
+}
+
+/* Twice as many keys would skip only half of what a mask of blocks hides, and take twice the memory where keys are
+ * widened or added to queries. */
+static int forward_keys(const af_call *call, const af_kernels *kernels)
+{
+    const bool narrow = kernels->nr * af_real_bytes(call->dtype) <= NARROW_BYTES;
+    return narrow && call->dtype <= AF_F64 && !call->visible.mask.data && !call->score.additive ? NARROW_KEYS
+                                                                                                : FORWARD_KEYS;
+}
+
+/* The most keys that one block of rows can see. */
+static int64_t longest_span(const af_call *call, const af_plan *plan)
+{
+    if (call->visible.left >= AF_FAR || call->visible.right >= AF_FAR || call->visible.center.data) return call->Lk;
+    const int64_t queries = ceil_div(plan->block_rows, plan->group) + 1;
+    return af_max(0, af_min(call->Lk, call->visible.left + call->visible.right + queries));
+}
+
+static void plan_splits(af_plan *plan, const af_call *call)
+{
+    const int64_t span = longest_span(call, plan),
+                  width = af_max(1, (call->score.additive ? AF_TANH_WORK : 1) * call->D + call->Dv);
+    int64_t keys;
+    if (plan->decode) {
+        keys = af_max(256, DECODE_SPLIT_BYTES / (width * af_elem_bytes(call->dtype)));
+        keys = af_max(keys, ceil_div(span, DECODE_MAX_SPLITS));
+    } else {
+        const bool sparse = call->visible.blocks.data || call->subset.global || call->visible.center.data;
+        const int64_t work = sparse ? SPARSE_SPLIT_WORK : FORWARD_SPLIT_WORK;
+        keys = plan->blocks <= 1 ? FORWARD_SPLIT_KEYS : af_max(1024, work / width);
+        keys = af_max(keys, ceil_div(span, FORWARD_MAX_SPLITS));
+    }
+    plan->split_keys = round_up(keys, plan->key_block);
+    plan->splits = af_max(1, ceil_div(span, plan->split_keys));
+}
+
+/* At least IMPORTANCE_CHUNKS chunks where keys allow it, so that all threads have work. */
+static int64_t importance_chunk(const af_call *call)
+{
+    const int64_t keys = round_up(ceil_div(call->Lk, IMPORTANCE_CHUNKS), IMPORTANCE_LEAST);
+    return af_max(IMPORTANCE_LEAST, af_min(IMPORTANCE_CHUNK, keys));
+}
+
+void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels)
+{
+    /* Scores that have weights of their own in each head, and sums over the queries of a head: one head at a time. */
+    *plan = (af_plan){.kernels = kernels,
+                      .group = call->score.additive || call->results.importance ? 1 : call->H / call->Hk};
+    plan->head_groups = call->H / plan->group;
+    plan->rows = plan->group * call->Lq;
+    plan->decode = plan->rows <= (call->score.additive ? ADDITIVE_DECODE_ROWS : kernels->decode_rows);
+    if (call->results.topk || call->results.importance || call->subset.visible_weights) plan->decode = false;
+    plan->block_rows = (int)af_min(plan->rows, plan->decode ? kernels->decode_rows : kernels->nr);
+    plan->blocks = ceil_div(plan->rows, plan->block_rows);
+    plan->key_block = plan->decode ? decode_keys(call) : forward_keys(call, kernels);
+    plan_splits(plan, call);
+    plan->chunk_keys = call->results.importance ? importance_chunk(call) : WEIGHTS_CHUNK;
+    plan->chunks = af_max(1, ceil_div(call->Lk, plan->chunk_keys));
+    const int64_t partial =
+        (2 + 2 * call->results.topk) * kernels->nr + call->Dv * (plan->decode ? plan->block_rows : kernels->nr);
+    plan->partial_bytes = (size_t)partial * (size_t)kernels->real_size;
+    plan->softmax = !call->results.weights.data || call->results.stage == AF_WEIGHTS || call->operands.value.data;
+    if (call->subset.row_lse.data) plan->softmax = false; /* it is known */
+    plan->base2 = call->score.softcap == 0 && !call->score.bias.data && !call->score.alibi && !call->score.sink &&
+                  !call->score.additive && !call->results.topk && plan->softmax;
+    plan->query_scale = call->score.additive ? 1 : call->score.scale;
+    if (plan->base2) plan->query_scale *= 1.4426950408889634;
+    plan->pairs = (double)call->B * (double)plan->head_groups * (double)plan->rows * (double)longest_span(call, plan);
+}
+
+af_unit af_plan_unit(const af_plan *plan, int64_t index, int64_t splits)
+{
+    af_unit unit = {.split = index % splits};
+    index /= splits;
+    unit.row = (plan->blocks - 1 - index % plan->blocks) * plan->block_rows;
+    unit.rows = (int)af_min(plan->block_rows, plan->rows - unit.row);
+    index /= plan->blocks;
+    unit.hg = index % plan->head_groups;
+    unit.b = index / plan->head_groups;
+    return unit;
+}

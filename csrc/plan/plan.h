@@ -1,0 +1,59 @@
+/* The plan: how a problem is cut into units of work. Pure arithmetic on the problem and the geometry of a kernel
+ * table. Nothing that shapes the arithmetic depends on the thread count, the batch or the number of key/value heads,
+ * so that the same inputs give the same bits however they are computed. */
+#ifndef AF_PLAN_H
+#define AF_PLAN_H
+
+#include "plan/call.h"
+
+typedef struct af_kernels af_kernels;
+
+/* What an element of an additive score costs, in elements of a product. */
+enum { AF_TANH_WORK = 8 };
+
+/* One unit of work: a block of query rows of one (batch row, head group) against one split, or chunk, of its keys. */
+typedef struct af_unit {
+    int64_t b, hg;
+    int64_t row; /* first row; the rows of a head group are r = i * G + g for query i and head hg * G + g */
+    int rows;
+    int64_t split; /* which split of the keys that these rows see, or which chunk of all keys */
+} af_unit;
+
+typedef struct af_plan {
+    const af_kernels *kernels;
+    bool decode;          /* few rows: the kernel that keeps D in the lanes */
+    int64_t group;        /* G query heads that are computed together: those that share a key/value head, or 1 */
+    int64_t head_groups;  /* H / G */
+    int64_t rows, blocks; /* G * Lq rows for each (batch row, head group), in that many blocks */
+    int block_rows;
+    int key_block;              /* keys per score tile, a multiple of 64 */
+    int64_t split_keys, splits; /* keys per unit, units per block of rows */
+    int64_t chunk_keys, chunks; /* the same for the pass that writes weights */
+    size_t partial_bytes;       /* one unit's partial result */
+    double query_scale;         /* folded into the query when it is packed */
+    bool base2;                 /* scores are in units of log 2 (plain problems), else of the natural log */
+    bool softmax;               /* output or lse are to be computed */
+    double pairs;               /* an upper estimate of the pairs to visit */
+} af_plan;
+
+void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels);
+
+/* The block and split of a unit's number. The last blocks of rows come first: under a causal mask they cost most. */
+af_unit af_plan_unit(const af_plan *plan, int64_t index, int64_t splits);
+
+/* Moves on to the block of rows with the next number; false after the last one. */
+static inline bool af_next_block(const af_plan *plan, const af_call *call, af_unit *unit)
+{
+    if (unit->row > 0) {
+        unit->row -= plan->block_rows;
+        unit->rows = plan->block_rows;
+        return true;
+    }
+    unit->row = (plan->blocks - 1) * plan->block_rows;
+    unit->rows = (int)(plan->rows - unit->row);
+    if (++unit->hg < plan->head_groups) return true;
+    unit->hg = 0;
+    return ++unit->b < call->B;
+}
+
+#endif
