@@ -144,6 +144,15 @@ def test_visible_nan_reaches_the_keys_of_those_who_see_it(lk, lq, rng):
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("lq", [1, 5, 60])
+def test_an_infinite_key_whose_scores_are_minus_infinity(lq):
+    query, key = -np.ones((lq, 1), np.float32), np.ones((70, 1), np.float32)
+    key[3] = np.inf
+    expected = np.where(np.arange(70) == 3, 0, lq / 69)
+    np.testing.assert_allclose(attnfast.key_importance(query, key), expected, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("empty", ["B", "H", "Lq", "Lk", "D"])
 @pytest.mark.parametrize("per_kv_head", [False, True])
 @EACH_DTYPE

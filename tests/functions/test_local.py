@@ -496,11 +496,12 @@ def test_a_batch_row_beside_one_with_global_tokens(lq, dtype, each_isa, rng):
     q, k, v = qkv(rng, lq, 60, dtype=dtype)
     tokens = np.zeros((2, 60), bool)
     tokens[1, 8] = True
-    options = {"return_lse": True, "q_offset": 0}
+    options = {**FLAGS, "q_offset": 0}
     both = attnfast.local_attention(q, k, v, 3, global_tokens=tokens, **options)
     alone = attnfast.local_attention(q[:1], k[:1], v[:1], 3, global_tokens=tokens[:1], **options)
     assert same_bits(both.output[:1], alone.output)
     assert same_bits(both.lse[:1], alone.lse)
+    assert same_bits(both.weights[:1], alone.weights)
 
 
 @pytest.mark.parametrize(

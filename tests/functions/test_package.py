@@ -14,19 +14,23 @@ from support.scripts import run_python, run_python_raw
 pytestmark = pytest.mark.quick
 
 
-def run_command(*arguments, cwd):
+def run_interpreter(*arguments, cwd):
     return subprocess.run(
-        [sys.executable, "-P", "-m", "attnfast", *arguments],
+        [sys.executable, *arguments],
         **{"cwd": cwd, "capture_output": True, "text": True, "timeout": 60, "check": False},
     )
+
+
+def run_command(*arguments, cwd):
+    return run_interpreter("-P", "-m", "attnfast", *arguments, cwd=cwd)
 
 
 def test_the_source_folder_says_what_to_do(tmp_path):
     """Python in a clone finds the folder attnfast, which has no compiled part, first."""
     unbuilt = shutil.ignore_patterns("_core*.so", "_core*.pyd", "__pycache__")
     shutil.copytree(Path(attnfast.__file__).parent, tmp_path / "attnfast", ignore=unbuilt)
-    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import attnfast"
-    done = run_python_raw(script, tmp_path)
+    # -S: without what an installation in place hooks into imports.
+    done = run_interpreter("-S", "-c", "import attnfast", cwd=tmp_path)
     last = done.stderr.splitlines()[-1]
     assert last.startswith("ImportError: attnfast was imported from its source folder")
     assert "run Python in another folder" in last and "CONTRIBUTING.md" in last

@@ -1,4 +1,4 @@
-"""csrc/kernel/mask.h and csrc/span.h: who sees which key, read off the weights of equal scores.
+"""kernel/mask.h and plan/intervals.h: who sees which key, read off the weights of equal scores.
 
 With all scores equal a query's weights are 1 / n on the n keys it sees and 0 elsewhere, so one call
 shows the whole visibility of a block, tile boundaries, word boundaries and all.

@@ -133,7 +133,7 @@ cases = [
 ]
 def call(rows, n):
     for arrays, options in cases:
-        for _ in range(100 if rows == slice(None) else 3):
+        for _ in range(200 if rows == slice(None) else 3):
             attnfast.attention(*arrays, num_threads=n, **options)
 print(growth(call))
 """

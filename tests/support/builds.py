@@ -17,6 +17,8 @@ def copy_build(folder: Path, more: str = "") -> Path:
     source = Path(attnfast.__file__).parent
     shutil.copytree(source, folder / "attnfast", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(_core.__file__, folder / "attnfast")
+    for libraries in Path(_core.__file__).parent.parent.glob("attnfast.libs"):  # of a wheel
+        shutil.copytree(libraries, folder / libraries.name)
     about = folder / f"attnfast-{attnfast.__version__}.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(distribution("attnfast").read_text("METADATA") or "")

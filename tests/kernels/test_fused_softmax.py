@@ -1,4 +1,4 @@
-"""csrc/kernel/weigh.h: maxima that grow anywhere in a block, and what lies behind them then."""
+"""csrc/kernel/fused_softmax.h: maxima that grow anywhere in a block, and earlier weights then."""
 
 import numpy as np
 import pytest
