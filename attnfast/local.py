@@ -122,7 +122,7 @@ def local_attention(
     scale, softcap, alibi_slopes, sink_logits : optional
         As for :func:`attention`.
     return_lse, return_weights, out, num_threads : optional
-        As for :func:`attention`. `return_weights` takes ``Lq x Lk`` memory and time.
+        As for :func:`attention`. `return_weights` takes ``Lq x Lk`` memory.
 
     Returns
     -------
