@@ -18,8 +18,8 @@ LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs l
 ALLOCATIONS = {
     "attention": 1,  # the scratch memory of all threads
     "splits": 3,  # and partial results, and how many of a block are still to come
-    "importance": 2,  # scratch memory and the lse of each row
-    "attention and weights": 2,  # the same
+    "importance": 3,  # scratch memory, the maximum and the sum of each row
+    "attention and weights": 3,  # the same
     # Scores, lse and lists; for each of 2 heads, scratch memory of lse and of scores.
     "long top": 7,
     "centers": 3,  # the order of queries, memory to sort them, scratch memory
