@@ -136,18 +136,17 @@ typedef struct runner {
 static af_status run_later(af_sink *sink, const af_call *call) { return af_enqueue(&((runner *)sink)->queue, call); }
 static af_status run_now(af_sink *sink) { return af_flush_queue(&((runner *)sink)->queue); }
 
-af_status af_run_local(const af_call *wanted, const af_run *run, af_watch *watch)
+af_status af_run_local(af_call *call, const af_run *run, af_watch *watch)
 {
-    if (!af_has_results(wanted)) return AF_OK;
-    af_call call = *wanted;
+    if (!af_has_results(call)) return AF_OK;
     af_arena arena = {0};
     bool causal;
     af_status status = AF_NO_MEMORY;
-    const kind kind = prepare(&call, &causal, &arena);
-    if (kind == ONE) status = af_run_call(&call, run, watch);
+    const kind kind = prepare(call, &causal, &arena);
+    if (kind == ONE) status = af_run_call(call, run, watch);
     if (kind == SEVERAL) {
         runner r = {.sink = {run_later, run_now}};
-        if (af_open_queue(&r.queue, run, watch, &arena)) status = run_several(&call, causal, &r.sink, &arena);
+        if (af_open_queue(&r.queue, run, watch, &arena)) status = run_several(call, causal, &r.sink, &arena);
     }
     af_give_back(&arena);
     return status;

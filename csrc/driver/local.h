@@ -5,8 +5,8 @@
 #include "plan/call.h"
 #include "runtime/parallel.h"
 
-/* Runs a call whose windows may be of any kind. */
-af_status af_run_local(const af_call *call, const af_run *run, af_watch *watch);
+/* Runs a call whose windows may be of any kind, and changes it on the way. */
+af_status af_run_local(af_call *call, const af_run *run, af_watch *watch);
 
 /* What it would do, added to a report. */
 af_status af_describe_local(const af_call *call, const af_run *run, af_watch *watch, af_report *report,

@@ -182,19 +182,19 @@ static bool take_row_sums(af_call *call, af_arena *arena)
     return call->subset.row_max && call->subset.row_inverse;
 }
 
-af_status af_run_call(const af_call *wanted, const af_run *run, af_watch *watch)
+af_status af_run_call(af_call *call, const af_run *run, af_watch *watch)
 {
-    if (!af_has_results(wanted)) return AF_OK;
-    af_call call = *wanted;
+    if (!af_has_results(call)) return AF_OK;
     af_arena arena = {0};
     af_schedule s;
     af_status status = AF_NO_MEMORY;
-    af_schedule_call(&s, &call);
+    af_schedule_call(&s, call);
     const int threads = af_threads_for(run->threads, s.most_units, s.worth_threads);
-    bool taken = s.count < 2 || take_row_sums(&call, &arena);
+    bool taken = s.count < 2 || take_row_sums(call, &arena);
     for (int i = 0; i < s.count; i++) taken = taken && take_partials(&s.pass[i], &arena, threads);
     char *scratch = taken ? af_take(&arena, threads, s.scratch_bytes) : NULL;
     if (scratch) status = run_passes(&s, watch, threads, scratch);
     af_give_back(&arena);
+    call->subset.row_max = call->subset.row_inverse = NULL;
     return status;
 }

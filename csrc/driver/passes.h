@@ -52,7 +52,7 @@ bool af_worth_threads(double flops);
 /* The unit of an attend pass without splits: what packs units of several calls into one loop. */
 void af_attend_unit(const af_pass *pass, int64_t index, void *scratch);
 
-/* Runs a call from beginning to end. */
-af_status af_run_call(const af_call *call, const af_run *run, af_watch *watch);
+/* Runs a call from beginning to end; meanwhile the sums of its rows are noted in it. */
+af_status af_run_call(af_call *call, const af_run *run, af_watch *watch);
 
 #endif

@@ -55,7 +55,7 @@ af_status af_enqueue(af_queue *queue, const af_call *call)
     af_queued *next = &queue->queued[queue->count];
     next->call = *call;
     af_schedule_call(&next->schedule, &next->call);
-    if (!can_be_packed(&next->schedule)) return af_run_call(call, queue->run, queue->watch);
+    if (!can_be_packed(&next->schedule)) return af_run_call(&next->call, queue->run, queue->watch);
     next->end = (queue->count ? next[-1].end : 0) + next->schedule.pass[0].units;
     queue->flops += next->schedule.flops;
     if (next->schedule.scratch_bytes > queue->scratch_bytes) queue->scratch_bytes = next->schedule.scratch_bytes;

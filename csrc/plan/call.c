@@ -9,13 +9,22 @@ static void open_part(void *part, size_t size, const void *from)
     if (from) memcpy(&known, from, sizeof known);
     if (known > size) known = size;
     if (known) memcpy(part, from, known);
+    memset((char *)part + known, 0, size - known);
 }
 
 void af_open_call(af_call *call, const af_problem *problem)
 {
-    af_problem p = {0};
+    af_problem p;
     open_part(&p, sizeof p, problem);
-    *call = (af_call){.dtype = p.dtype, .B = p.B, .H = p.H, .Hk = p.Hk, .Lq = p.Lq, .Lk = p.Lk, .D = p.D, .Dv = p.Dv};
+    call->dtype = p.dtype;
+    call->B = p.B;
+    call->H = p.H;
+    call->Hk = p.Hk;
+    call->Lq = p.Lq;
+    call->Lk = p.Lk;
+    call->D = p.D;
+    call->Dv = p.Dv;
+    call->subset = (af_subset){0};
     open_part(&call->operands, sizeof call->operands, p.operands);
     open_part(&call->visible, sizeof call->visible, p.visible);
     open_part(&call->score, sizeof call->score, p.score);
