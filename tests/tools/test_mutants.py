@@ -24,6 +24,10 @@ def test_what_it_breaks_is_there_once(mutant):
             assert re.search(rf"(def|class) {name.partition('[')[0]}\b", text), test
 
 
+def test_every_name_is_one_mutants():
+    assert len(set(IDS)) == len(IDS)
+
+
 @pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the tests are away from the documents")
 def test_the_page_on_testing_names_all():
     page = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
