@@ -43,12 +43,13 @@ if _find_spec(f"{__name__}._core") is None:
     )
 
 from .additive import additive_attention
-from .api import attention, attention_weights, plan
+from .api import attention, attention_weights
 from .block_mask import BlockMask
 from .config import available_isas, get_num_threads, num_threads, set_num_threads, show_config
 from .explain import attention_topk, key_importance
 from .local import local_attention
 from .merge import merge_attention
+from .planning import plan
 from .result import AttentionResult, AttentionTopK, Plan
 from .varlen import attention_varlen
 

@@ -31,10 +31,11 @@ cdef class AdditiveCall(Call):
 def additive_attention(
     query, key, value, score_weight, score_bias, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths,
     softcap, alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads,
+    return_blocks=None,
 ):
     cdef AdditiveCall call = AdditiveCall.__new__(AdditiveCall)
     call.set_operands(query, key, value, True)
     call.set_additive(score_weight, score_bias)
     call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, None, softcap,
                      alibi_slopes, sink_logits)
-    return call.attend(query, return_lse, return_weights, out, num_threads)
+    return call.attend(query, return_lse, return_weights, out, num_threads, return_blocks)

@@ -19,7 +19,7 @@ cdef int dtype_of(cnp.ndarray a) except -2:
 
 
 cdef bint has_legal_strides(cnp.ndarray a):
-    """Whether C may use the array as it lies: native, aligned, whole strides, the last one 1."""
+    """Whether C may use the array in place: native, aligned, whole strides, the last one 1."""
     cdef int k, nd = cnp.PyArray_NDIM(a)
     cdef cnp.npy_intp size = cnp.PyArray_ITEMSIZE(a)
     cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(a)

@@ -63,14 +63,6 @@ cdef af_run run_with(int threads) noexcept:
     return how
 
 
-cdef int run_problem(const af_problem *p, int threads) except -1:
-    cdef af_run how = run_with(threads)
-    cdef af_status status
-    with nogil:
-        status = af_attention(p, &how)
-    return finished(status)
-
-
 cdef class Call(Operands):
     """One call's problem with its options."""
 
@@ -308,13 +300,20 @@ cdef class Call(Operands):
                 return False
         return True
 
-    cdef tuple attend(self, object query, object return_lse, object return_weights, object out, object num_threads):
-        """Output, lse, weights; the latter two None where they are not wanted."""
+    cdef tuple attend(
+        self, object query, object return_lse, object return_weights, object out, object num_threads,
+        object return_blocks,
+    ):
+        """Output, lse, weights; the latter two None where they are not wanted. Or a plan of that."""
         cdef cnp.ndarray result = None, target, lse = None, weights = None
         cdef bint want_lse = flag(return_lse, "return_lse"), want_weights = flag(return_weights, "return_weights")
         cdef int threads = thread_count(num_threads)
         if out is not None:
             result = self.checked_out(out)
+        if return_blocks is not None:
+            self.results.lse.data = WANTED if want_lse else NULL
+            self.results.weights.data = WANTED if want_weights else NULL
+            return self.describe(threads, return_blocks)
         target = result if result is not None and self.can_write(result) else self.new_output(query)
         self.set_strides(&self.results.output, target)
         if want_lse:
@@ -327,5 +326,46 @@ cdef class Call(Operands):
             np.copyto(result, target)
         return (target if result is None else out), lse, weights
 
+    # What C does of the call; packed sequences have functions of their own.
+
+    cdef af_status computed(self, const af_run *how) noexcept nogil:
+        return af_attention(&self.p, how)
+
+    cdef af_status described(
+        self, const af_run *how, af_report *report, af_rectangle *rectangles, int64_t room,
+    ) noexcept nogil:
+        return af_describe(&self.p, how, report, rectangles, room)
+
     cdef int run(self, int threads) except -1:
-        return run_problem(&self.p, threads)
+        cdef af_run how = run_with(threads)
+        cdef af_status status
+        with nogil:
+            status = self.computed(&how)
+        return finished(status)
+
+    cdef int report(self, int threads, af_report *report, cnp.ndarray blocks) except -1:
+        """What the call would do; with `blocks`, its rectangles."""
+        cdef af_run how = run_with(threads)
+        cdef af_status status
+        cdef af_rectangle *rectangles = NULL
+        cdef int64_t room = 0
+        if blocks is not None:
+            rectangles, room = <af_rectangle *>cnp.PyArray_DATA(blocks), cnp.PyArray_DIMS(blocks)[0]
+        with nogil:
+            status = self.described(&how, report, rectangles, room)
+        return finished(status)
+
+    cdef tuple describe(self, int threads, object return_blocks):
+        """The values of a Plan."""
+        cdef af_report report
+        cdef cnp.ndarray blocks = None
+        cdef bint want_blocks = flag(return_blocks, "return_blocks")
+        if <double>self.p.B * self.p.H * self.p.Lq * max(self.p.Lk, 1) > 2.0 ** 62:
+            raise ValueError(f"query and key make more pairs than can be counted, "
+                             f"got shapes {shape_of(self.query)} and {shape_of(self.key)}")
+        self.report(threads, &report, None)
+        if want_blocks:
+            blocks = np.empty((report.rectangles, 7), np.int64)
+            self.report(threads, &report, blocks)
+        return (report.visible_pairs, report.visited_pairs, int(report.flops), int(report.bytes), report.tasks,
+                report.threads, report.isa.decode(), report.kernel.decode(), blocks)

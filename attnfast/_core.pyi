@@ -24,11 +24,12 @@ def attention(
     return_weights: bool,
     out: Array | None,
     num_threads: int | None,
+    return_blocks: None = ...,
 ) -> tuple[Array, Array | None, Array | None]: ...
 def attention_weights(
     query: ArrayLike,
     key: ArrayLike,
-    stage: str,
+    stage: object,
     mask: Mask | None,
     bias: ArrayLike | None,
     is_causal: bool,
@@ -41,6 +42,7 @@ def attention_weights(
     alibi_slopes: ArrayLike | None,
     sink_logits: ArrayLike | None,
     num_threads: int | None,
+    return_blocks: None = ...,
 ) -> Array: ...
 def local_attention(
     query: ArrayLike,
@@ -65,6 +67,7 @@ def local_attention(
     return_weights: bool,
     out: Array | None,
     num_threads: int | None,
+    return_blocks: None = ...,
 ) -> tuple[Array, Array | None, Array | None]: ...
 def additive_attention(
     query: ArrayLike,
@@ -86,6 +89,7 @@ def additive_attention(
     return_weights: bool,
     out: Array | None,
     num_threads: int | None,
+    return_blocks: None = ...,
 ) -> tuple[Array, Array | None, Array | None]: ...
 def attention_topk(
     query: ArrayLike,
@@ -103,6 +107,7 @@ def attention_topk(
     alibi_slopes: ArrayLike | None,
     sink_logits: ArrayLike | None,
     num_threads: int | None,
+    return_blocks: None = ...,
 ) -> tuple[Array, Array]: ...
 def key_importance(
     query: ArrayLike,
@@ -120,6 +125,7 @@ def key_importance(
     alibi_slopes: ArrayLike | None,
     sink_logits: ArrayLike | None,
     num_threads: int | None,
+    return_blocks: None = ...,
 ) -> Array: ...
 def attention_varlen(
     query: ArrayLike,
@@ -137,28 +143,8 @@ def attention_varlen(
     return_lse: bool,
     out: Array | None,
     num_threads: int | None,
+    return_blocks: None = ...,
 ) -> tuple[Array, Array | None]: ...
-def describe(
-    query: ArrayLike,
-    key: ArrayLike,
-    value: ArrayLike,
-    mask: Mask | None,
-    bias: ArrayLike | None,
-    is_causal: bool,
-    window_size: Window,
-    q_offset: Offset | None,
-    q_lengths: ArrayLike | None,
-    kv_lengths: ArrayLike | None,
-    scale: float | None,
-    softcap: float | None,
-    alibi_slopes: ArrayLike | None,
-    sink_logits: ArrayLike | None,
-    return_lse: bool,
-    return_weights: bool,
-    out: Array | None,
-    num_threads: int | None,
-    return_blocks: bool,
-) -> tuple[int, int, int, int, int, int, str, str, Array | None]: ...
 def set_threads(num_threads: int | None) -> None: ...
 def set_own_threads(num_threads: int) -> int: ...
 def check_threads(num_threads: int | None) -> int: ...

@@ -86,10 +86,12 @@ cdef extern from "attnfast.h" nogil:
         const char *kernel
         int64_t rectangles
     ctypedef struct af_rectangle:
-        int64_t b, hk, first_query, end_query, first_key, end_key
+        int64_t b, hk, first_query, end_query, first_key, end_key, step
     af_status af_attention(const af_problem *, const af_run *)
     af_status af_attention_packed(const af_problem *, int64_t, const int64_t *, const int64_t *, const af_run *)
     af_status af_describe(const af_problem *, const af_run *, af_report *, af_rectangle *, int64_t)
+    af_status af_describe_packed(const af_problem *, int64_t, const int64_t *, const int64_t *, const af_run *,
+                                 af_report *, af_rectangle *, int64_t)
     int af_threads()
     void af_set_threads(int)
     int af_set_own_threads(int)
@@ -99,6 +101,9 @@ cdef extern from "attnfast.h" nogil:
 
 cdef enum:
     MAX_DIMS = 64
+
+cdef char wanted = 0
+cdef void *WANTED = &wanted  # in place of memory for a result of a call that is only described
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 STAGES = ("scores", "capped", "biased", "weights")
@@ -115,25 +120,30 @@ include "_varlen.pxi"
 include "_probe.pxi"
 
 
+# Each of the following functions computes; or, where `return_blocks` is True or False, says what it would do, with or
+# without the blocks of pairs that it would visit: the values of a Plan.
+
 def attention(
     query, key, value, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
-    alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads,
+    alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads, return_blocks=None,
 ):
     """Output, lse, weights; the latter two None where they are not wanted."""
     cdef Call call = Call.__new__(Call)
     call.set_operands(query, key, value, True)
     call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
                      alibi_slopes, sink_logits)
-    return call.attend(query, return_lse, return_weights, out, num_threads)
+    return call.attend(query, return_lse, return_weights, out, num_threads, return_blocks)
 
 
 def attention_weights(
-    query, key, str stage, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
-    alibi_slopes, sink_logits, num_threads,
+    query, key, stage, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
+    alibi_slopes, sink_logits, num_threads, return_blocks=None,
 ):
     cdef Call call = Call.__new__(Call)
     cdef cnp.ndarray weights
     cdef int threads
+    if not isinstance(stage, str) or stage not in STAGES:
+        raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
     call.set_operands(query, key, None, False)
     call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
                      alibi_slopes, sink_logits)
@@ -141,48 +151,13 @@ def attention_weights(
     if call.results.stage == AF_SCORES:
         call.score.softcap = 0
     threads = thread_count(num_threads)
+    if return_blocks is not None:
+        call.results.weights.data = WANTED
+        return call.describe(threads, return_blocks)
     weights = call.new_array(call.p.Lk)
     call.set_strides(&call.results.weights, weights)
     call.run(threads)
     return weights
-
-
-def describe(
-    query, key, value, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
-    alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads, return_blocks,
-):
-    cdef Call call = Call.__new__(Call)
-    cdef af_report report
-    cdef bint want_weights, want_blocks
-    cdef cnp.ndarray blocks = None
-    cdef af_run how
-    cdef af_status status
-    cdef int64_t room
-    call.set_operands(query, key, value, True)
-    call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
-                     alibi_slopes, sink_logits)
-    flag(return_lse, "return_lse")
-    want_weights = flag(return_weights, "return_weights")
-    if out is not None:
-        call.checked_out(out)
-    if want_weights:
-        call.results.weights.data = &call.p  # wanted; not touched
-    how = run_with(thread_count(num_threads))
-    want_blocks = flag(return_blocks, "return_blocks")
-    if <double>call.p.B * call.p.H * call.p.Lq * max(call.p.Lk, 1) > 2.0 ** 62:
-        raise ValueError(f"query and key make more pairs than can be counted, "
-                         f"got shapes {shape_of(call.query)} and {shape_of(call.key)}")
-    with nogil:
-        status = af_describe(&call.p, &how, &report, NULL, 0)
-    finished(status)
-    if want_blocks:
-        room = report.rectangles
-        blocks = np.empty((room, 6), np.int64)
-        with nogil:
-            status = af_describe(&call.p, &how, &report, <af_rectangle *>cnp.PyArray_DATA(blocks), room)
-        finished(status)
-    return (report.visible_pairs, report.visited_pairs, int(report.flops), int(report.bytes), report.tasks,
-            report.threads, report.isa.decode(), report.kernel.decode(), blocks)
 
 
 def set_threads(num_threads):

@@ -2,7 +2,7 @@
 
 def attention_topk(
     query, key, k, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap, alibi_slopes,
-    sink_logits, num_threads,
+    sink_logits, num_threads, return_blocks=None,
 ):
     """Keys and weights."""
     cdef Call call = Call.__new__(Call)
@@ -17,6 +17,9 @@ def attention_topk(
     call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
                      alibi_slopes, sink_logits)
     threads = thread_count(num_threads)
+    if return_blocks is not None:
+        call.results.topk = heaviest
+        return call.describe(threads, return_blocks)
     weight = call.new_array(heaviest)
     index = np.empty(shape_of(weight), np.int64)
     call.set_strides(&call.results.top_index, index)
@@ -29,7 +32,7 @@ def attention_topk(
 
 def key_importance(
     query, key, per_kv_head, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
-    alibi_slopes, sink_logits, num_threads,
+    alibi_slopes, sink_logits, num_threads, return_blocks=None,
 ):
     cdef Call call = Call.__new__(Call)
     cdef cnp.ndarray total
@@ -39,6 +42,9 @@ def key_importance(
     call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
                      alibi_slopes, sink_logits)
     threads = thread_count(num_threads)
+    if return_blocks is not None:
+        call.results.importance = WANTED
+        return call.describe(threads, return_blocks)
     batch, H, Hk, Lk = call.batch_shape(), call.p.H, call.p.Hk, call.p.Lk
     total = np.zeros(batch + (H, Lk), np.float64 if call.p.dtype == AF_F64 else np.float32)
     call.results.importance = cnp.PyArray_DATA(total)

@@ -2,7 +2,7 @@
 
 
 cdef class LocalCall(Call):
-    """A call whose windows lie about centers, are dilated, or have global tokens beside them."""
+    """A call whose windows have centers of their own, or a dilation and global tokens."""
 
     cdef object global_tokens, dilation, centers, sigma  # as given
 
@@ -107,6 +107,7 @@ cdef class LocalCall(Call):
 def local_attention(
     query, key, value, window_size, global_tokens, dilation, centers, sigma, mask, bias, is_causal, q_offset,
     q_lengths, kv_lengths, scale, softcap, alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads,
+    return_blocks=None,
 ):
     """Output, lse, weights; the latter two None where they are not wanted."""
     cdef LocalCall call = LocalCall.__new__(LocalCall)
@@ -114,4 +115,4 @@ def local_attention(
     call.set_operands(query, key, value, True)
     call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
                      alibi_slopes, sink_logits)
-    return call.attend(query, return_lse, return_weights, out, num_threads)
+    return call.attend(query, return_lse, return_weights, out, num_threads, return_blocks)

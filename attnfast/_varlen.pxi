@@ -76,17 +76,19 @@ cdef class PackedCall(Call):
         self.visible.q_offset = <const int64_t *>cnp.PyArray_DATA(a)
         return 0
 
-    cdef int run(self, int threads) except -1:
-        cdef af_run how = run_with(threads)
-        cdef af_status status
-        with nogil:
-            status = af_attention_packed(&self.p, self.sequences, self.first_query, self.first_key, &how)
-        return finished(status)
+    cdef af_status computed(self, const af_run *how) noexcept nogil:
+        return af_attention_packed(&self.p, self.sequences, self.first_query, self.first_key, how)
+
+    cdef af_status described(
+        self, const af_run *how, af_report *report, af_rectangle *rectangles, int64_t room,
+    ) noexcept nogil:
+        return af_describe_packed(&self.p, self.sequences, self.first_query, self.first_key, how, report, rectangles,
+                                  room)
 
 
 def attention_varlen(
     query, key, value, cu_q, cu_k, is_causal, window_size, q_offset, scale, softcap, alibi_slopes, sink_logits,
-    return_lse, out, num_threads,
+    return_lse, out, num_threads, return_blocks=None,
 ):
     """Output (rows, H, Dv) and lse (rows, H) or None."""
     cdef PackedCall call = PackedCall.__new__(PackedCall)
@@ -110,5 +112,7 @@ def attention_varlen(
         if out.shape != (call.p.Lq, call.p.H, call.p.Dv):
             raise ValueError(f"out must have shape {(call.p.Lq, call.p.H, call.p.Dv)}, got {out.shape}")
         target = out.swapaxes(0, 1)
-    output, lse, _ = call.attend(heads_first[0], return_lse, False, target, num_threads)
+    if return_blocks is not None:
+        return call.attend(heads_first[0], return_lse, False, target, num_threads, return_blocks)
+    output, lse, _ = call.attend(heads_first[0], return_lse, False, target, num_threads, None)
     return output.swapaxes(0, 1) if out is None else out, None if lse is None else lse.T

@@ -8,7 +8,7 @@ from . import _core
 from ._keywords import refuse_unknown
 from ._signature import plain_signature
 from .options import Array, AttentionOptions, Mask, Offset, Window
-from .result import AttentionResult, Plan
+from .result import AttentionResult
 
 Stage = Literal["scores", "capped", "biased", "weights"]
 
@@ -271,8 +271,6 @@ def attention_weights(
     """
     if unknown:
         refuse_unknown(attention_weights, unknown)
-    if not isinstance(stage, str) or stage not in _core.STAGES:
-        raise ValueError(f"stage must be one of {', '.join(_core.STAGES)}, got {stage!r}")
     return _core.attention_weights(
         query,
         key,
@@ -289,92 +287,4 @@ def attention_weights(
         alibi_slopes,
         sink_logits,
         num_threads,
-    )
-
-
-@plain_signature
-def plan(
-    query: ArrayLike,
-    key: ArrayLike,
-    value: ArrayLike,
-    *,
-    mask: Mask | None = None,
-    bias: ArrayLike | None = None,
-    is_causal: bool = False,
-    window_size: Window = None,
-    q_offset: Offset | None = None,
-    q_lengths: ArrayLike | None = None,
-    kv_lengths: ArrayLike | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: ArrayLike | None = None,
-    sink_logits: ArrayLike | None = None,
-    return_lse: bool = False,
-    return_weights: bool = False,
-    out: Array | None = None,
-    num_threads: int | None = None,
-    return_blocks: bool = False,
-    **unknown: Never,
-) -> Plan:
-    """What the same call to :func:`attention` would do, without doing it.
-
-    Parameters
-    ----------
-    query, key, value : array_like, ``(..., H, Lq, D)``, ``(..., Hk, Lk, D)``, ``(..., Hk, Lk, Dv)``
-        As for :func:`attention`; only shape, strides and dtype matter.
-    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths : optional
-        As for :func:`attention`. A `mask` is read. A `bias` is not: a pair that ``-inf`` hides
-        counts as visible.
-    scale, softcap, alibi_slopes, sink_logits : optional
-        As for :func:`attention`.
-    return_lse, return_weights, out, num_threads : optional
-        As for :func:`attention`.
-    return_blocks : bool
-        Also list the rectangles of (query, key) pairs that the call visits; see
-        :func:`attnfast.plot.window`.
-
-    Returns
-    -------
-    Plan
-        Named tuple ``(visible_pairs, visited_pairs, flops, bytes, tasks, threads, isa, kernel,
-        blocks)``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for :func:`attention`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from attnfast import plan
-    >>> x = np.zeros((8, 65536, 64), np.float32)
-    >>> full, local = plan(x, x, x), plan(x, x, x, window_size=256)
-    >>> full.visible_pairs // local.visible_pairs
-    128
-    """
-    if unknown:
-        refuse_unknown(plan, unknown)
-    return Plan(
-        *_core.describe(
-            query,
-            key,
-            value,
-            mask,
-            bias,
-            is_causal,
-            window_size,
-            q_offset,
-            q_lengths,
-            kv_lengths,
-            scale,
-            softcap,
-            alibi_slopes,
-            sink_logits,
-            return_lse,
-            return_weights,
-            out,
-            num_threads,
-            return_blocks,
-        )
     )

@@ -89,7 +89,7 @@ def local_attention(
     .. math:: j = p + d\,t, \qquad -left \le t \le right
 
     of its window, d being the dilation of its head; the global tokens; and, if it is a global token
-    itself, every key. This is the pattern of Longformer [1]_. With `centers` the window lies about
+    itself, every key. This is the pattern of Longformer [1]_. With `centers` the window is around
     a place of each query's own, as in Luong's local attention [2]_: integers are his local-m, real
     numbers with a `sigma` his local-p, where each weight is multiplied, after the softmax, by
 

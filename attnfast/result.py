@@ -35,7 +35,7 @@ class AttentionResult(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a call to :func:`attnfast.attention` would do.
+    """What a call would do, see :func:`attnfast.plan`.
 
     Attributes
     ----------
@@ -44,7 +44,8 @@ class Plan(NamedTuple):
     visited_pairs : int
         Pairs whose score is computed: those of the key blocks in which anything is visible.
     flops : int
-        Floating-point operations of both products over the visible pairs, ``2 pairs (D + Dv)``.
+        Floating-point operations of both products over the visible pairs, ``2 pairs (D + Dv)``;
+        an element of an additive score counts as 2.
     bytes : int
         Bytes of query, key, value and output, each counted once.
     tasks : int
@@ -57,9 +58,12 @@ class Plan(NamedTuple):
         ``"forward"`` (queries in the vector lanes), ``"decode"`` (few queries) or ``"none"``
         (nothing to do).
     blocks : ndarray of int64 or None
-        If asked for, the rectangles of pairs that are visited, ``(n, 6)``: batch row, key/value
-        head, first query, past the last query, first key, past the last key. Where heads share a
-        key/value head, a query of which only some heads are visited together counts whole.
+        If asked for, the rectangles of pairs that are visited, ``(n, 7)``: batch row, or sequence
+        where they are packed; key/value head; first query, past the last query; first key, past
+        the last key; and the step from one of these queries, or keys, to the next, which is the
+        dilation of windows and else 1. Queries and keys of packed sequences are rows of the packed
+        arrays. Where heads share a key/value head, a query of which only some heads are visited
+        together counts whole.
 
     Examples
     --------

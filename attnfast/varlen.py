@@ -64,7 +64,7 @@ def attention_varlen(
     num_threads: int | None = None,
     **unknown: Never,
 ) -> Array | AttentionResult:
-    """Attention within each of several sequences that lie one after the other.
+    """Attention within each of several sequences that are packed one after the other.
 
     Sequence ``s`` has the rows ``cu_q[s] : cu_q[s + 1]`` of `query` and the rows
     ``cu_k[s] : cu_k[s + 1]`` of `key` and `value`. The bits of its result are those of

@@ -111,9 +111,11 @@ typedef struct af_report {
     int64_t rectangles;
 } af_report;
 
-/* Pairs that are visited together: queries [first_query, end_query) of all heads of key/value head hk, and keys. */
+/* Pairs that are visited together: queries first_query, first_query + step ... below end_query of all heads of
+ * key/value head hk, and keys likewise. The step is the dilation of windows, else 1. b counts sequences where they are
+ * packed. */
 typedef struct af_rectangle {
-    int64_t b, hk, first_query, end_query, first_key, end_key;
+    int64_t b, hk, first_query, end_query, first_key, end_key, step;
 } af_rectangle;
 
 /* Writes nothing before it returns AF_NO_MEMORY, unless there are dilations or global tokens, or topk is above 64: then
@@ -131,6 +133,9 @@ af_status af_attention_packed(const af_problem *whole, int64_t sequences, const 
  * must be fewer than 2^62 (query, key) pairs. */
 af_status af_describe(const af_problem *problem, const af_run *run, af_report *report, af_rectangle *rectangles,
                       int64_t room);
+af_status af_describe_packed(const af_problem *whole, int64_t sequences, const int64_t *first_query,
+                             const int64_t *first_key, const af_run *run, af_report *report, af_rectangle *rectangles,
+                             int64_t room);
 
 /* Number of threads that a call from this thread uses by default: what was set for the calling thread, else for the
  * process, else the least of what OpenMP allows the calling thread, the CPUs the process may run on and the CPU quota

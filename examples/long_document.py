@@ -36,11 +36,11 @@ RANKED = 24  # words that receive the most weight
 INK = "#262626"
 
 
-def count_pairs(length: int, window: int, first: int) -> int:
-    """Return the pairs that see each other where the first tokens are global."""
-    i = np.arange(first, length)
-    low, past = np.maximum(i - window, 0), np.minimum(i + window + 1, length)
-    return int((past - low + np.minimum(first, low)).sum()) + first * length
+def plan_of(q: Array, k: Array, window: int, first: int) -> attnfast.Plan:
+    """Return what a layer computes, and where; the values have the shape of the keys."""
+    tokens = np.arange(first)
+    call = (attnfast.local_attention, q, k, k, window)
+    return attnfast.plan(*call, global_tokens=tokens, return_blocks=True)
 
 
 def exact(q: Array, k: Array, v: Array, window: int, first: int, queries: Array) -> Array:
@@ -132,12 +132,13 @@ def draw(
     left.set_xlabel("tokens from the query to the key", color=INK, fontsize=9)
     left.set_ylabel("head", color=INK, fontsize=9)
     corner = (0, min(CORNER, length))
-    pairs = count_pairs(length, window, first)
+    plan = plan_of(q[:1], k[:1], window, first)
+    share = plan.visible_pairs / length**2
     title = (
         f"which pairs are computed among the first {corner[1]:,} tokens\n"
-        f"(in the whole text, {100 * pairs / length**2:.2g} % of the full square are visible)"
+        f"(in the whole text, {100 * share:.2g} % of the full square are visible)"
     )
-    plot.window(plan_of(q, k, window, first), queries=corner, keys=corner, ax=right, title=title)
+    plot.window(plan, queries=corner, keys=corner, ax=right, title=title)
 
     names, means = receive(q, k, words, window)
     axis = middle.subplots()
@@ -168,16 +169,6 @@ def draw(
     plot.topk(indices, weights, words[part], ax=axis, titles=title)
     axis.set_xlabel(f"tokens after token {part.start:,}", color=INK, fontsize=9)
     figure.savefig(path, dpi=110)
-
-
-def plan_of(q: Array, k: Array, window: int, first: int) -> attnfast.Plan:
-    """Return the plan of one head, with the blocks of the global tokens."""
-    length, one = q.shape[-2], q[:1]
-    plan = attnfast.plan(one, k[:1], one, window_size=window, return_blocks=True)
-    # The plan is that of the window; what global tokens add is known.
-    added = [(0, 0, 0, first, 0, length), (0, 0, first, length, 0, first)] if first else []
-    added = np.array(added, np.int64).reshape(-1, 6)
-    return plan._replace(blocks=np.concatenate([plan.blocks, added]))
 
 
 def passage(words: list[str]) -> slice:
@@ -221,7 +212,6 @@ def main() -> None:
     first = min(first, length)
     print(f"{length:,} tokens, window {window} on either side, {first} global tokens")
 
-    pairs = model.heads * count_pairs(length, window, first)
     x = model.look_up(ids)
     for layer in range(options.layers):
         began = time.perf_counter()
@@ -231,9 +221,9 @@ def main() -> None:
         took = time.perf_counter() - called
         if layer + 1 < options.layers:
             x = model.finish(x, context, layer)
-        flops = 4 * pairs * q.shape[-1]
+        plan = plan_of(q, k, window, first)
         print(
-            f"layer {layer}: attention {took:.2f} s, {flops / took / 1e9:.0f} GFLOP/s; "
+            f"layer {layer}: attention {took:.2f} s, {plan.flops / took / 1e9:.0f} GFLOP/s; "
             f"with projections {time.perf_counter() - began:.2f} s"
         )
     peak = peak_memory()
@@ -245,8 +235,8 @@ def main() -> None:
     speed = time_full(q, k, v)
     scores = 4 * model.heads * length**2
     print(
-        f"pairs: {pairs:,}; of full attention {full.visible_pairs:,}, "
-        f"{full.visible_pairs / pairs:.0f} times as many\n"
+        f"pairs: {plan.visible_pairs:,}; of full attention {full.visible_pairs:,}, "
+        f"{full.visible_pairs / plan.visible_pairs:.0f} times as many\n"
         f"full attention, at the {speed / 1e9:.0f} GFLOP/s that it reaches on "
         f"{min(PIECE, length):,} tokens: {full.flops / speed:.0f} s a layer\n"
         f"peak memory: {peak}; the scores of full attention would take {scores / 1e9:,.0f} GB"

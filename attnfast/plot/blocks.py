@@ -99,7 +99,7 @@ def window(
     Lq, Lk = _check_shape(shape, blocks)
     top, bottom = _check_span(queries, "queries", Lq)
     left, right = _check_span(keys, "keys", Lk)
-    own = blocks[(blocks[:, 0] == row) & (blocks[:, 1] == group), 2:]
+    own = _with_step_1(blocks[(blocks[:, 0] == row) & (blocks[:, 1] == group), 2:])
     computed = int(((own[:, 1] - own[:, 0]) * (own[:, 3] - own[:, 2])).sum())
     title = _words(plan, computed, Lq * Lk) if title is None else title
     fonts = choose_fonts(title=[title])
@@ -135,11 +135,20 @@ def _check_blocks(plan: Plan) -> Array:
             "plan has no blocks, which are needed to draw it: write plan(..., return_blocks=True)"
         )
     found = np.asarray(blocks)
-    if found.ndim != 2 or found.shape[1] != 6 or found.dtype.kind not in "iu":
+    if found.ndim != 2 or found.shape[1] != 7 or found.dtype.kind not in "iu":
         raise ValueError(
-            f"plan has blocks of shape {found.shape} and {found.dtype}, must have (n, 6) integers"
+            f"plan has blocks of shape {found.shape} and {found.dtype}, must have (n, 7) integers"
         )
     return found
+
+
+def _with_step_1(blocks: Array) -> Array:
+    """First and past the last query and key; of dilated windows a rectangle for each pair."""
+    whole = [blocks[blocks[:, 4] == 1, :4]]
+    for first, past, left, right, step in blocks[blocks[:, 4] > 1]:
+        i, j = np.meshgrid(np.arange(first, past, step), np.arange(left, right, step))
+        whole.append(np.stack([i, i + 1, j, j + 1], axis=-1).reshape(-1, 4))
+    return np.concatenate(whole)
 
 
 def _check_shape(shape: tuple[int, int] | None, blocks: Array) -> tuple[int, int]:

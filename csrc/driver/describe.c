@@ -2,6 +2,7 @@
 
 #include "driver/local.h"
 #include "driver/passes.h"
+#include "driver/topk.h"
 #include "kernels.h"
 #include "plan/visibility.h"
 #include "runtime/dispatch.h"
@@ -58,11 +59,58 @@ static int64_t visible_in(const af_call *call, const af_visibility *vis, int fir
     return seen;
 }
 
-static void add_rectangle(count *c, const af_rectangle *rectangle)
+/* Adds a rectangle, in the numbers of the whole call. */
+static void add_rectangle(count *c, af_rectangle r)
 {
-    if (rectangle->first_key == rectangle->end_key) return;
-    if (c->report->rectangles < c->room) c->rectangles[c->report->rectangles] = *rectangle;
+    const af_subset *s = &c->call->subset;
+    if (r.first_key == r.end_key) return;
+    r.step = 1;
+    if (s->class_step) {
+        r.step = s->class_step;
+        r.first_query = s->class_query[r.b] + r.first_query * r.step;
+        r.end_query = s->class_query[r.b] + (r.end_query - 1) * r.step + 1;
+        r.first_key = s->class_key[r.b] + r.first_key * r.step;
+        r.end_key = s->class_key[r.b] + (r.end_key - 1) * r.step + 1;
+        r.b /= s->classes;
+    }
+    r.b += s->first_b;
+    r.hk += s->first_hk;
+    if (c->report->rectangles < c->room) c->rectangles[c->report->rectangles] = r;
     c->report->rectangles++;
+}
+
+/* The first of rows [r, last) whose query does not follow the one before. */
+static int end_of_queries(const af_visibility *vis, int r, int last)
+{
+    for (r++; r < last; r++)
+        if (vis->query[r] != vis->query[r - 1] && vis->query[r] != vis->query[r - 1] + 1) break;
+    return r;
+}
+
+static int64_t end_of_keys(const int64_t *position, int64_t j, int64_t end)
+{
+    if (!position) return end;
+    for (j++; j < end; j++)
+        if (position[j] != position[j - 1] + 1) break;
+    return j;
+}
+
+/* Rows and keys of a piece in an order of their own: a rectangle for each run of successive ones. */
+static void add_runs(count *c, const af_visibility *vis, int first, int last, int64_t j0, int64_t j1)
+{
+    const int64_t *position = c->call->subset.key_position;
+    for (int r = first, next; r < last; r = next) {
+        next = end_of_queries(vis, r, last);
+        for (int64_t j = j0, end; j < j1; j = end) {
+            end = end_of_keys(position, j, j1);
+            af_rectangle own = {.b = vis->b, .hk = vis->hk};
+            own.first_query = vis->query[r];
+            own.end_query = vis->query[next - 1] + 1;
+            own.first_key = position ? position[j] : j;
+            own.end_key = position ? position[end - 1] + 1 : end;
+            add_rectangle(c, own);
+        }
+    }
 }
 
 /* Goes through the pieces of keys as kernel/forward.h and kernel/decode.h do. */
@@ -86,9 +134,13 @@ static af_status count_block(count *c, af_unit unit)
             c->report->visible_pairs += seen;
             if (first >= last || (!seen && !plan->decode)) continue;
             c->report->visited_pairs += n * (last - first);
+            if (c->call->subset.query_order.data || c->call->subset.key_position) {
+                add_runs(c, &vis, first, last, j, j + n);
+                continue;
+            }
             const int64_t i = vis.query[first], end = vis.query[last - 1] + 1;
             if (wide.end_key != j || wide.first_query != i || wide.end_query != end) {
-                add_rectangle(c, &wide);
+                add_rectangle(c, wide);
                 wide.first_query = i;
                 wide.end_query = end;
                 wide.first_key = j;
@@ -96,7 +148,7 @@ static af_status count_block(count *c, af_unit unit)
             wide.end_key = j + n;
         }
     }
-    add_rectangle(c, &wide);
+    add_rectangle(c, wide);
     return AF_OK;
 }
 
@@ -111,7 +163,7 @@ static bool rows_are_alike(const af_call *call)
 {
     const af_visible *v = &call->visible;
     return !v->mask.b && !v->mask.batch && !v->blocks.b && !v->blocks.batch && !v->q_offset && !v->q_length &&
-           !v->kv_length && !call->subset.block_step;
+           !v->kv_length && !call->subset.class_step;
 }
 
 /* Counts what one call visits, into a report of its own. */
@@ -160,19 +212,33 @@ af_status af_describe_call(const af_call *call, const af_run *run, af_watch *wat
     return AF_OK;
 }
 
+void af_begin_report(const af_call *call, af_report *report)
+{
+    *report = (af_report){.isa = af_isa_in_use(call->dtype), .kernel = "none", .threads = 1};
+}
+
+void af_end_report(const af_call *call, af_report *report)
+{
+    const double size = (double)af_elem_bytes(call->dtype), width = (double)(call->D + call->Dv);
+    const double queries = (double)call->B * (double)call->H * (double)call->Lq * width;
+    const double keys = (double)call->B * (double)call->Hk * (double)call->Lk * width;
+    report->flops = 2 * (double)report->visible_pairs * width;
+    report->bytes = size * (queries + keys);
+}
+
 af_status af_describe(const af_problem *problem, const af_run *run, af_report *report, af_rectangle *rectangles,
                       int64_t room)
 {
     af_call call;
     af_open_call(&call, problem);
-    *report = (af_report){.isa = af_isa_in_use(call.dtype), .kernel = "none", .threads = 1};
+    af_begin_report(&call, report);
     if (call.B == 0 || call.H == 0 || call.Lq == 0) return AF_OK;
     af_watch watch = af_start_watch(run);
+    if (call.results.topk > AF_LISTED_KEYS) { /* as run: from the lse and whole rows of scores */
+        call.results.topk = 0;
+        call.results.lse.data = &call;
+    }
     const af_status status = af_describe_local(&call, run, &watch, report, rectangles, room);
-    const double size = (double)af_elem_bytes(call.dtype), width = (double)(call.D + call.Dv);
-    const double queries = (double)call.B * (double)call.H * (double)call.Lq * width;
-    const double keys = (double)call.B * (double)call.Hk * (double)call.Lk * width;
-    report->flops = 2 * (double)report->visible_pairs * width;
-    report->bytes = size * (queries + keys);
+    af_end_report(&call, report);
     return status;
 }

@@ -9,4 +9,8 @@
 af_status af_describe_call(const af_call *call, const af_run *run, af_watch *watch, af_report *report,
                            af_rectangle *rectangles, int64_t room);
 
+/* A report before the first call is added, and its totals after the last. */
+void af_begin_report(const af_call *call, af_report *report);
+void af_end_report(const af_call *call, af_report *report);
+
 #endif

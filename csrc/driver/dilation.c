@@ -140,10 +140,11 @@ static af_status call_classes(const af_call *whole, int64_t step, int64_t first,
         for (int64_t n = 0; batch && n < c.B * c.count; n++)
             batch[n] = af_offset(&call.visible.blocks, n / c.count, 0, 0);
         call.visible.blocks.batch = batch;
-        call.subset.block_step = step;
-        call.subset.block_first_query = c.own;
-        call.subset.block_first_key = c.other;
     }
+    call.subset.classes = c.count;
+    call.subset.class_step = step;
+    call.subset.class_query = c.own;
+    call.subset.class_key = c.other;
     if (c.failed) return AF_NO_MEMORY;
     call.B *= c.count;
     call.Lq = Lq;
@@ -159,6 +160,7 @@ static af_call cut_heads(const af_call *whole, int64_t h, int64_t end)
     af_call call = *whole;
     call.H = end - h;
     call.Hk = af_max(1, call.H / group);
+    call.subset.first_hk += h / group;
 #define SKIP(tensor, heads, bytes)                                                                                     \
     if ((tensor).data) (tensor).data = (char *)(tensor).data + (heads) * (tensor).h * (bytes)
     SKIP(call.operands.query, h, size);

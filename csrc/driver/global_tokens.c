@@ -1,6 +1,6 @@
 /* One batch row after the other. Rows at the position of a global token see every key and come first, in an order of
  * their own, so that few blocks hold them all. The others see the tokens only, whose keys and values are gathered,
- * unless a mask or bias goes by the keys' positions; then the walk jumps from one token to the next. */
+ * unless a mask or bias goes by the keys' positions; then the pieces of keys jump from one token to the next. */
 #include "driver/global_tokens.h"
 
 #include <string.h>
@@ -74,6 +74,7 @@ static af_call cut_row(const af_call *whole, int64_t b, bool causal)
     const int64_t size = af_elem_bytes(whole->dtype), real_size = af_real_bytes(whole->dtype);
     af_call call = *whole;
     call.B = 1;
+    call.subset.first_b += b;
     af_move_tensor(&call.operands.query, b, 0, 0, size);
     af_move_tensor(&call.operands.key, b, 0, 0, size);
     af_move_tensor(&call.operands.value, b, 0, 0, size);

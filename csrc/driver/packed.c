@@ -1,4 +1,5 @@
 /* Sequences packed one after the other: a call for each. */
+#include "driver/describe.h"
 #include "driver/queue.h"
 #include "plan/intervals.h"
 
@@ -44,5 +45,40 @@ af_status af_attention_packed(const af_problem *problem, int64_t sequences, cons
     }
     if (status == AF_OK) status = af_flush_queue(&queue);
     af_give_back(&arena);
+    return status;
+}
+
+/* Rectangles of one sequence in the rows of all. */
+static void move_rectangles(af_rectangle *rectangles, int64_t count, int64_t s, int64_t query, int64_t key)
+{
+    for (int64_t n = 0; n < count; n++) {
+        af_rectangle *r = &rectangles[n];
+        r->b = s;
+        r->first_query += query;
+        r->end_query += query;
+        r->first_key += key;
+        r->end_key += key;
+    }
+}
+
+af_status af_describe_packed(const af_problem *problem, int64_t sequences, const int64_t *first_query,
+                             const int64_t *first_key, const af_run *run, af_report *report, af_rectangle *rectangles,
+                             int64_t room)
+{
+    af_watch watch = af_start_watch(run);
+    af_status status = AF_OK;
+    af_call whole;
+    af_open_call(&whole, problem);
+    af_begin_report(&whole, report);
+    af_causality_as_window(&whole.visible);
+    for (int64_t s = 0; s < sequences && status == AF_OK; s++) {
+        const af_call call = cut_out(&whole, s, first_query, first_key);
+        const int64_t before = af_min(report->rectangles, room);
+        status = af_describe_call(&call, run, &watch, report, rectangles, room);
+        if (rectangles)
+            move_rectangles(rectangles + before, af_min(report->rectangles, room) - before, s, first_query[s],
+                            first_key[s]);
+    }
+    af_end_report(&whole, report);
     return status;
 }

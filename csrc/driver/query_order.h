@@ -5,7 +5,7 @@
 #include "driver/arena.h"
 #include "plan/call.h"
 
-/* Sets the order of a call's queries, unless their centers rise as they are. False if there is no memory. */
+/* Sets the order of a call's queries, unless their centers rise already. False if there is no memory. */
 bool af_order_by_centers(af_call *call, af_arena *arena);
 
 #endif

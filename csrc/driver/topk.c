@@ -110,9 +110,9 @@ static af_call cut_queries(const af_call *whole, int64_t b, int64_t h, const int
     af_move_tensor(&call.visible.mask, b, h, i, 1);
     af_move_tensor(&call.visible.blocks, b, h, 0, 1);
     af_move_tensor(&call.score.bias, b, h, i, real_size);
-    call.subset.block_step = 1;
-    call.subset.block_first_query = first;
-    call.subset.block_first_key = zero;
+    call.subset.classes = call.subset.class_step = 1;
+    call.subset.class_query = first;
+    call.subset.class_key = zero;
     call.visible.q_offset = offset;
     call.visible.q_length = length;
     if (v->kv_length) call.visible.kv_length += b;

@@ -88,7 +88,7 @@ static void tile_weights(const af_call *call, const af_plan *plan, const query_b
     else store_tile(block, w, j0, n, s->s);
 }
 
-/* Weights of visible pairs only, of a call that has not all pairs: what no row sees is not gone through. */
+/* Writes the weights of visible pairs only; keys that no row sees are skipped. */
 static void write_visible(const af_call *call, const af_plan *plan, query_block *block, const scratch *s,
                           const weight_rows *w, af_interval span)
 {

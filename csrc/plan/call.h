@@ -24,9 +24,13 @@ typedef struct af_subset {
      * the excluded window; nothing else may depend on it. [Lk] of rising positions, B = 1; or NULL. */
     const int64_t *key_position;
 
-    /* Queries and keys of one residue class: block masks count query i as first + i * block_step, key j likewise. */
-    int64_t block_step;                                 /* 0: as they are */
-    const int64_t *block_first_query, *block_first_key; /* [B] */
+    /* Residue classes of a dilation: each is a batch row, whose query i is query class_query[b] + i * class_step of the
+     * original batch row b / classes, and whose key j is key class_key[b] + j * class_step. Block masks go by these. */
+    int64_t classes, class_step; /* 0: there are none */
+    const int64_t *class_query, *class_key;
+
+    int64_t first_b,
+        first_hk; /* of a part of a call: the batch row and key/value head of the whole that are its first */
 } af_subset;
 
 typedef struct af_call {

@@ -56,21 +56,21 @@ static inline bool af_rows_see_alike(const af_call *call)
 
 static inline int64_t af_block_of_query(const af_call *call, int64_t b, int64_t i)
 {
-    return (call->subset.block_step ? call->subset.block_first_query[b] + i * call->subset.block_step : i) /
+    return (call->subset.class_step ? call->subset.class_query[b] + i * call->subset.class_step : i) /
            call->visible.block_q;
 }
 
 static inline int64_t af_block_of_key(const af_call *call, int64_t b, int64_t j)
 {
-    return (call->subset.block_step ? call->subset.block_first_key[b] + j * call->subset.block_step : j) /
+    return (call->subset.class_step ? call->subset.class_key[b] + j * call->subset.class_step : j) /
            call->visible.block_k;
 }
 
 static inline int64_t af_block_end(const af_call *call, int64_t b, int64_t column)
 {
     const int64_t end = (column + 1) * call->visible.block_k;
-    return call->subset.block_step
-               ? (end - call->subset.block_first_key[b] + call->subset.block_step - 1) / call->subset.block_step
+    return call->subset.class_step
+               ? (end - call->subset.class_key[b] + call->subset.class_step - 1) / call->subset.class_step
                : end;
 }
 

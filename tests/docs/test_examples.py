@@ -325,7 +325,9 @@ def test_pairs_are_counted(long_document, length, window, first):
     first = min(first, length)
     i, j = np.arange(length)[:, None], np.arange(length)
     seen = (abs(i - j) <= window) | (i < first) | (j < first)
-    assert long_document.count_pairs(length, window, first) == seen.sum()
+    x = np.zeros((2, length, 8), np.float32)
+    plan = long_document.plan_of(x, x, window, first)
+    assert plan.visible_pairs == 2 * seen.sum() and plan.flops == 4 * 8 * plan.visible_pairs
 
 
 def test_exact_is_what_the_reference_gives(long_document, rng):
@@ -421,7 +423,9 @@ def test_a_long_document_is_read(long_document, run, tmp_path, texts, tokens):
     assert count > 1500
     assert re.search(r"layer 1: attention \d+\.\d\d s, \d+ GFLOP/s; with projections", out)
     assert float(re.search(r"against float64: (\S+)", out)[1]) < 1e-5
-    pairs = 12 * long_document.count_pairs(count, 50, tokens)
+    hidden = (count - 51) * (count - 50)  # farther apart than the window
+    first = sum(2 * (count - 51 - token) for token in range(tokens))
+    pairs = 12 * (count**2 - hidden + first)
     assert f"pairs: {pairs:,}; of full attention {12 * count**2:,}, " in out
     assert "peak memory: " in out
     assert is_picture(tmp_path / "long_document.png")

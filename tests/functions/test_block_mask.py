@@ -278,9 +278,10 @@ class TestPlan:
         without = attnfast.plan(q, k, k, **options)
         assert without.blocks is None and plan[:-1] == without[:-1]
         assert plan._fields[-1] == "blocks"
-        assert plan.blocks.dtype == np.int64 and plan.blocks.shape[1:] == (6,)
+        assert plan.blocks.dtype == np.int64 and plan.blocks.shape[1:] == (7,)
         visits = np.zeros((2, 2, lq, 250), int)
-        for row, head, first_q, end_q, first_k, end_k in plan.blocks:
+        for row, head, first_q, end_q, first_k, end_k, step in plan.blocks:
+            assert step == 1
             assert 0 <= first_q < end_q <= lq and 0 <= first_k < end_k <= 250
             visits[row, head, first_q:end_q, first_k:end_k] += 1
         assert visits.max() <= 1

@@ -1,16 +1,20 @@
 """plan: how much a call would do, and that work is in proportion to what is visible."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 import attnfast
 from attnfast import reference
 from support.arrays import DTYPE_IDS, DTYPES, qkv, same_batch
-from support.criterion import SCORE_OPTIONS
-from support.draws import calls
+from support.criterion import LOCAL_OPTIONS, SCORE_OPTIONS
+from support.drawn_call import OF_KEYS
+from support.draws import additive_calls, calls, importance_calls, local_calls, topk_calls
+from support.family_draws import varlen_calls
 
 pytestmark = pytest.mark.quick
 
@@ -44,6 +48,104 @@ def test_pairs_of_any_call(call, each_isa):
         assert plan.threads >= 1 and plan.tasks >= (visible > 0)
 
     each_isa(compare)
+
+
+FAMILY = {
+    "attention_weights": importance_calls(),
+    "local_attention": local_calls(),
+    "additive_attention": additive_calls(),
+    "attention_topk": topk_calls(),
+    "key_importance": importance_calls(),
+}
+
+
+def visits(blocks, *shape):
+    """How often a pair of (rows, Hk, Lq, Lk) is in one of the rectangles."""
+    counts = np.zeros(shape, int)
+    for row, head, first_q, end_q, first_k, end_k, step in blocks:
+        counts[row, head, first_q:end_q:step, first_k:end_k:step] += 1
+    return counts
+
+
+@pytest.mark.parametrize("function", FAMILY)
+@given(data=st.data())
+def test_pairs_of_any_function(function, data, each_isa):
+    """As many as the reference sees, each of them in a rectangle."""
+    call = data.draw(FAMILY[function])
+    named = {n: x for n, x in call.options.items() if n != "bias"}
+    if function == "attention_weights":
+        del named["per_kv_head"]
+    arrays = (call.query, call.key, call.value)[: 2 if function in OF_KEYS else 3]
+    query, key, _ = same_batch(call.query, call.key, call.value)
+    seen = {n: x for n, x in named.items() if n in (*SCORE_OPTIONS, *LOCAL_OPTIONS)}
+    biased = reference.attention_weights(query * 0, key * 0, stage="biased", **seen)
+    visible = biased != -np.inf
+    *batch, heads, lq, lk = (1,) * (3 - visible.ndim) + visible.shape
+    shape = (math.prod(batch), key.shape[-3] if key.ndim > 2 else 1, lq, lk)
+    group = heads // shape[1] if shape[1] else 0
+    of_any_head = visible.reshape(*shape[:2], group, lq, lk).any(axis=2)
+
+    def compare() -> None:
+        plan = attnfast.plan(getattr(attnfast, function), *arrays, return_blocks=True, **named)
+        assert plan.visible_pairs == visible.sum() <= plan.visited_pairs
+        assert plan.threads >= 1 and plan.tasks >= visible.any()
+        assert (visits(plan.blocks, *shape)[of_any_head] > 0).all()
+
+    each_isa(compare)
+
+
+@given(drawn=varlen_calls())
+def test_pairs_of_packed_sequences(drawn, each_isa):
+    """Those of a call for each sequence."""
+    (query, key, value, cu_q, cu_k), options = drawn
+    spans = list(
+        zip(itertools.pairwise(cu_q.tolist()), itertools.pairwise(cu_k.tolist()), strict=True)
+    )
+
+    def compare() -> None:
+        function, arrays = attnfast.attention_varlen, (query, key, value)
+        packed = attnfast.plan(function, *arrays, cu_q, cu_k, return_blocks=True, **options)
+        found = visits(packed.blocks, len(spans), key.shape[1], len(query), len(key))
+        visible = visited = 0
+        for n, ((first_q, end_q), (first_k, end_k)) in enumerate(spans):
+            own = dict(options)
+            for name, axes in (("q_offset", 1), ("alibi_slopes", 2)):
+                if np.ndim(own.get(name)) == axes:
+                    own[name] = own[name][n]
+            rows = (query[first_q:end_q], key[first_k:end_k], value[first_k:end_k])
+            one = attnfast.plan(*(x.swapaxes(0, 1) for x in rows), return_blocks=True, **own)
+            visible, visited = visible + one.visible_pairs, visited + one.visited_pairs
+            mine = found[n, :, first_q:end_q, first_k:end_k]
+            assert np.array_equal(mine > 0, visits(one.blocks, 1, *mine.shape)[0] > 0)
+            assert mine.sum() == found[n].sum()
+        assert (packed.visible_pairs, packed.visited_pairs) == (visible, visited)
+
+    each_isa(compare)
+
+
+@pytest.mark.usefixtures("isa")
+def test_a_plan_of_another_function():
+    x = zeros(1, 4, 65, 8)
+    dilated = attnfast.plan(attnfast.local_attention, x, x, x, 2, dilation=8, return_blocks=True)
+    assert set(dilated.blocks[:, 6]) == {8}
+    assert attnfast.plan(attnfast.attention, x, x, x) == attnfast.plan(x, x, x)
+    named = attnfast.plan(attnfast.local_attention, query=x, key=x, value=x, window_size=2)
+    assert named == attnfast.plan(x, x, x, window_size=2)
+
+
+def test_what_has_no_plan():
+    x = zeros(1, 4, 8)
+    names = "attention, attention_weights, local_attention, additive_attention, attention_topk, "
+    names += "key_importance, attention_varlen"
+    for function in (np.sum, attnfast.merge_attention):
+        with pytest.raises(TypeError, match=f"^function must be one of {names}, got <"):
+            attnfast.plan(function, x, x)
+    with pytest.raises(TypeError, match=r"^causal is not an argument of attention: .*is_causal"):
+        attnfast.plan(x, x, x, causal=True)
+    with pytest.raises(TypeError, match="missing a required argument: 'value'"):
+        attnfast.plan(x, x)
+    with pytest.raises(TypeError, match="missing a required argument: 'window_size'"):
+        attnfast.plan(attnfast.local_attention, x, x, x)
 
 
 def test_fields(isa):

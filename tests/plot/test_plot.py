@@ -30,8 +30,8 @@ def heaviest(values, k):
 
 
 def a_plan(rectangles, visible=10, visited=20):
-    """A plan whose blocks are those of batch row 0 and head 0."""
-    rows = np.array([(0, 0, *four) for four in rectangles], np.int64).reshape(-1, 6)
+    """A plan whose blocks are those of batch row 0 and head 0, with step 1."""
+    rows = np.array([(0, 0, *four, 1) for four in rectangles], np.int64).reshape(-1, 7)
     return attnfast.Plan(visible, visited, 0, 0, 1, 1, "any", "forward", rows)
 
 
@@ -317,10 +317,25 @@ def test_window_draws_the_blocks_of_a_call():
     (drawn,) = axis.collections
     own = plan.blocks[(plan.blocks[:, 0] == 1) & (plan.blocks[:, 1] == 1)]
     boxes = [path.get_extents().extents.tolist() for path in drawn.get_paths()]
-    assert sorted(boxes) == sorted([[a, q, b, p] for q, p, a, b in own[:, 2:].tolist()])
+    assert sorted(boxes) == sorted([[a, q, b, p] for q, p, a, b in own[:, 2:6].tolist()])
     assert max(box[2] for box in boxes) <= 300
     assert axis.get_xlim() == (0, 640)
     assert axis.get_ylim() == (640, 0)
+
+
+def test_a_dilated_window_draws_single_pairs():
+    x = np.zeros((1, 1, 9, 8), np.float32)
+    plan = attnfast.plan(
+        *(attnfast.local_attention, x, x, x, 1), dilation=3, global_tokens=[4], return_blocks=True
+    )
+    axis = plot.window(plan, shape=(9, 9)).axes[0]
+    boxes = [path.get_extents().extents for path in axis.collections[0].get_paths()]
+    drawn = np.zeros((9, 9), bool)
+    for left, top, right, bottom in np.array(boxes, int):
+        drawn[top:bottom, left:right] = True
+    i, j = np.indices(drawn.shape)
+    # Queries and keys of one remainder are a block of their own, here with all its pairs.
+    assert (drawn == ((i % 3 == j % 3) | (i == 4) | (j == 4))).all()
 
 
 def test_window_says_the_share():

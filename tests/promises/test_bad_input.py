@@ -15,11 +15,12 @@ import attnfast
 from attnfast import BlockMask
 from support.arrays import same_bits
 from support.bad_cases import OPERANDS, cases
-from support.legal import FUNCTIONS, K, Q, V, call, named
+from support.legal import FUNCTIONS, K, Q, V, call, named, parameters_of
 
 pytestmark = pytest.mark.quick
 
 
+PLANNED_FUNCTIONS = [function.__name__ for function in attnfast.planning.CORES]
 EACH_CASE = [(function, case) for function in FUNCTIONS for case in cases(function)]
 
 
@@ -50,6 +51,17 @@ def test_one_bad_argument(function, case):
         assert same_bits(a, copy), "an array was written"
 
 
+PLANNED = [(form, case) for form, case in EACH_CASE if form.partition(",")[0] in PLANNED_FUNCTIONS]
+
+
+@pytest.mark.parametrize(("function", "case"), PLANNED, ids=map(show, PLANNED))
+def test_a_plan_refuses_what_the_call_refuses(function, case):
+    kind, name, bad, message = case
+    with pytest.raises(kind, match=re.compile(message, re.DOTALL)) as caught:
+        attnfast.plan(named(function), **{**FUNCTIONS[function], name: bad})
+    assert caught.type is kind
+
+
 def test_every_argument_has_a_case():
     broken, legal = {}, {}
     for form, arguments in FUNCTIONS.items():
@@ -57,7 +69,7 @@ def test_every_argument_has_a_case():
         broken.setdefault(function, set()).update(name for _, name, _, _ in cases(form))
         legal.setdefault(function, set()).update(arguments)
     for function in broken:
-        parameters = inspect.signature(named(function)).parameters.keys() - {"self"}
+        parameters = parameters_of(function)
         assert legal[function] - {"self"} == parameters, function
         assert parameters <= broken[function], function
 

@@ -53,6 +53,14 @@ def those_of(function, arguments):
     return {name: x for name, x in arguments.items() if name in parameters}
 
 
+def parameters_of(function):
+    """The names of what a public function takes; of `plan`, those of a plan of `attention`."""
+    names = set(inspect.signature(named(function)).parameters) - {"self"}
+    if function != "plan":
+        return names
+    return names - {"operands", "options"} | parameters_of("attention")
+
+
 # By name; what stands behind a comma tells two forms of one function apart.
 FUNCTIONS = {
     "attention": {**GOOD, **RESULTS},

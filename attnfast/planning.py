@@ -1,0 +1,124 @@
+"""What a call would do, without doing it."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Unpack, overload
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from . import _core
+from ._keywords import refuse_unknown
+from .additive import additive_attention
+from .api import attention, attention_weights
+from .explain import attention_topk, key_importance
+from .local import local_attention
+from .options import AttentionOptions
+from .result import Plan
+from .varlen import attention_varlen
+
+# What computes each function, and describes it.
+CORES: dict[Callable[..., Any], Callable[..., Any]] = {
+    attention: _core.attention,
+    attention_weights: _core.attention_weights,
+    local_attention: _core.local_attention,
+    additive_attention: _core.additive_attention,
+    attention_topk: _core.attention_topk,
+    key_importance: _core.key_importance,
+    attention_varlen: _core.attention_varlen,
+}
+
+
+class PlanOptions(AttentionOptions, total=False):
+    """Those of :func:`attnfast.plan` of a call to :func:`attnfast.attention`."""
+
+    return_lse: bool
+    return_weights: bool
+
+
+@overload
+def plan(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    /,
+    *,
+    return_blocks: bool = ...,
+    **options: Unpack[PlanOptions],
+) -> Plan: ...
+@overload
+def plan(
+    *,
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    return_blocks: bool = ...,
+    **options: Unpack[PlanOptions],
+) -> Plan: ...
+@overload
+def plan(
+    function: Callable[..., Any],
+    /,
+    *operands: Any,
+    return_blocks: bool = ...,
+    **options: Any,
+) -> Plan: ...
+def plan(*operands: Any, return_blocks: bool = False, **options: Any) -> Plan:
+    """What a call would do, without doing it.
+
+    ``plan(query, key, value, ...)`` is about :func:`attention`,
+    ``plan(local_attention, query, key, value, 256, ...)`` about any other function.
+
+    Parameters
+    ----------
+    *operands
+        A function, :func:`attention` if it is left out, and what comes first in its call. The
+        functions are :func:`attention`, :func:`attention_weights`, :func:`local_attention`,
+        :func:`additive_attention`, :func:`attention_varlen`, :func:`attention_topk` and
+        :func:`key_importance`. Of query, key and value only shape, strides and dtype matter.
+    return_blocks : bool
+        Also list the rectangles of (query, key) pairs that the call visits; see
+        :func:`attnfast.plot.window`.
+    **options
+        As for the function. A `mask` is read. A `bias` is not: a pair that ``-inf`` hides counts as
+        visible.
+
+    Returns
+    -------
+    Plan
+        Named tuple ``(visible_pairs, visited_pairs, flops, bytes, tasks, threads, isa, kernel,
+        blocks)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for the function.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast import local_attention, plan
+    >>> x = np.zeros((8, 65536, 64), np.float32)
+    >>> full, local = plan(x, x, x), plan(x, x, x, window_size=256)
+    >>> full.visible_pairs // local.visible_pairs
+    128
+    >>> tokens = plan(local_attention, x, x, x, 256, global_tokens=range(8))
+    >>> tokens.visible_pairs - local.visible_pairs
+    8355264
+    """
+    function: Callable[..., Any] = attention
+    if operands and callable(operands[0]):
+        function, *given = operands
+        operands = tuple(given)
+    if function not in CORES:
+        names = ", ".join(known.__name__ for known in CORES)
+        raise TypeError(f"function must be one of {names}, got {function!r}")
+    signature = inspect.signature(function)
+    unknown = [name for name in options if name not in signature.parameters]
+    if unknown:
+        refuse_unknown(function, unknown)
+    if not isinstance(return_blocks, bool | np.bool_):
+        raise TypeError(f"return_blocks must be True or False, got {type(return_blocks).__name__}")
+    call = signature.bind(*operands, **options)
+    call.apply_defaults()
+    return Plan(*CORES[function](**call.arguments, return_blocks=return_blocks))
