@@ -44,6 +44,11 @@ cdef class LocalCall(Call):
             )
         if kind == "b" and whole[0] != (Lk,):
             raise ValueError(f"global_tokens must have one bool for each of the {Lk} keys, got shape {shape_of(a)}")
+        if kind != "b" and whole[0] == (Lk,) and Lk > 4 and a.min() >= 0 and a.max() <= 1:
+            raise ValueError(
+                f"global_tokens has {Lk} integers of 0 and 1 for {Lk} keys: write global_tokens != 0 if there is one "
+                f"for each key, np.unique(global_tokens) if they are indices"
+            )
         if kind != "b" and a.size and (a.min() < 0 or a.max() >= Lk):
             raise ValueError(f"global_tokens must be within 0 .. {Lk - 1}, got {a.min()} .. {a.max()}")
         rows = np.broadcast_to(a, (self.p.B,) + whole[0]) if cnp.PyArray_NDIM(a) == 1 else a.reshape(

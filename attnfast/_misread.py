@@ -1,5 +1,6 @@
 """What to write instead of an argument that is refused, or that can be read in two ways."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,11 @@ def as_array(x: Any, name: str) -> Array:
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array{_masked_advice(name)}")
     _refuse_tensor(x, name)
+    if name == "mask" and callable(x):
+        raise TypeError(
+            "mask is a function: write mask=BlockMask.from_function(mask, Lq, Lk, block_size), "
+            "which calls it with arrays of query and key numbers, mask(i, j)"
+        )
     try:
         a = np.asarray(x)
     except ValueError as error:
@@ -113,6 +119,11 @@ def wrong_bias(a: Array, x: Any) -> TypeError:
     advice = "write {0}.astype(np.float32)"
     if a.dtype == bool:
         advice = "write mask=bias if True means that a query may attend, mask=~{0} if it hides"
+    elif a.dtype.kind in "iu" and a.size and ((a == 0) | (a == 1)).all():
+        advice = (
+            "write mask={0} != 0 if 1 is visible, mask={0} == 0 if 1 hides, "
+            "{0}.astype(np.float32) if it is added to the scores"
+        )
     return wrong_dtype(a, x, "bias", "floating point", advice)
 
 
@@ -130,13 +141,18 @@ def wrong_mask(
 ) -> TypeError:
     """For a mask that is not bool: its values say what it was made for.
 
-    `bias` says whether the call takes one. The advice never turns a mask round.
+    `bias` says whether the call takes one. Where 1 may show or hide, the advice is for both.
     """
     accepted, shown, added = f"bool, True {true}", "{0} != 0", "{0} == 0"
     whole = a.dtype.kind in "iu"
     if bias:
         added = "bias={0}.astype(np.float32)" if whole else f"bias={name}"
     real = whole or a.dtype.kind == "f" or (a.dtype.kind == "V" and a.dtype.type is not np.void)
+    if bias and a.dtype.kind in "US":
+        got = f"text ({a.dtype})"
+        return TypeError(
+            f"{name} must be {accepted}, got {got}: write is_causal=True for a causal mask"
+        )
     if not real or a.size == 0:
         return wrong_dtype(a, x, name, accepted, f"write {shown}")
     zero = a == 0
@@ -144,7 +160,17 @@ def wrong_mask(
         advice = f"write {added} if 0 is added to the scores, {shown} if 0 hides a key"
         return wrong_dtype(a, x, name, accepted, advice, " that is 0 everywhere")
     if (zero | (a == 1)).all():
-        return wrong_dtype(a, x, name, accepted, f"write {shown} (1 = True)", " of 0 and 1")
+        return wrong_dtype(
+            a,
+            x,
+            name,
+            accepted,
+            f"write {shown} if 1 is visible, {{0}} == 0 if 1 hides",
+            " of 0 and 1",
+        )
+    if whole and ((a == -1) | (a == -2)).all():
+        advice = "write {0} != -1 for what was 1 before, {0} == -1 for what was 0"
+        return wrong_dtype(a, x, name, accepted, advice, " of -1 and -2, which ~ makes of 0 and 1")
     if whole and (a >= 0).all():
         return wrong_dtype(a, x, name, accepted, f"write {shown}")
     if bias:
@@ -173,7 +199,7 @@ def check_axes(name: str, shape: Shape, batch: Shape, last: Shape, *, blocks: bo
     got = f"{name} has shape {shape}"
     misfit = f"{got}, which does not broadcast to {full}"
     if not lost:
-        raise ValueError(misfit)
+        raise ValueError(f"{misfit}{_other_axes(name, shape, batch, last)}")
     index = ", ".join([":"] * len(batch) + ["None"] * lost + [":"] * (lost - 1))
     if blocks:
         raise ValueError(f"{misfit}: write BlockMask(mask.blocks[{index}], mask.block_size)")
@@ -188,6 +214,20 @@ def check_axes(name: str, shape: Shape, batch: Shape, last: Shape, *, blocks: bo
         f"({', '.join(per_row)}), {name}[{', '.join(['None'] * lost)}] if it is "
         f"({', '.join(axes[-len(shape) :])})"
     )
+
+
+def _other_axes(name: str, shape: Shape, batch: Shape, last: Shape) -> str:
+    """Advice on a shape that fits another reading of the arrays."""
+    rows = math.prod(batch) * last[0]
+    if batch and len(shape) == len(last) and shape == (rows, *last[1:]):
+        return f": write {name}.reshape{(*batch, *last)} if its first axis is batch times heads"
+    of_rows = len(shape) in (len(last) - 1, len(last) + 1) and shape[0] == last[0] > 1
+    if not batch and of_rows and shape[-1] in (1, last[-1]):
+        return (
+            f": arrays of rank 3 are (heads, length, head size), write query[:, None] (key and "
+            f"value alike) if they are (batch, length, head size), and {name} as for rank 4"
+        )
+    return ""
 
 
 def _lost_axes(shape: Shape, batch: Shape, last: Shape) -> int:

@@ -61,6 +61,8 @@ cdef class Operands:
             raise ValueError(
                 f"key has {p.Hk} heads, which does not divide the {p.H} heads of query: "
                 f"key {shape_of(self.key)}, query {shape_of(self.query)}"
+                + (": write query[..., None, :] if it is one query without the axis of lengths"
+                   if cnp.PyArray_NDIM(self.query) == cnp.PyArray_NDIM(self.key) - 1 else "")
             )
         self.ndim = max(cnp.PyArray_NDIM(self.query), cnp.PyArray_NDIM(self.key))
         if self.value is not None:

@@ -114,7 +114,7 @@ def plan(*operands: Any, return_blocks: bool = False, **options: Any) -> Plan:
         names = ", ".join(known.__name__ for known in CORES)
         raise TypeError(f"function must be one of {names}, got {function!r}")
     signature = inspect.signature(function)
-    unknown = [name for name in options if name not in signature.parameters]
+    unknown = {name: x for name, x in options.items() if name not in signature.parameters}
     if unknown:
         refuse_unknown(function, unknown)
     if not isinstance(return_blocks, bool | np.bool_):

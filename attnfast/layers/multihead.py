@@ -354,9 +354,10 @@ class MultiHeadAttention:
             ``(..., Lq, Lk)``, in which an extra key comes last. A query that sees no key or is past
             ``q_lengths`` gives the bias of the output projection.
         """
-        unknown = [name for name in options if name not in CallOptions.__annotations__]
+        known = CallOptions.__annotations__
+        unknown = {name: x for name, x in options.items() if name not in known}
         if unknown:
-            refuse_unknown(MultiHeadAttention.__call__, unknown, CallOptions.__annotations__)
+            refuse_unknown(MultiHeadAttention.__call__, unknown, known)
         if not isinstance(return_weights, (bool, np.bool_)) and return_weights != "mean":
             raise ValueError(f'return_weights must be a bool or "mean", got {return_weights!r}')
         output, weights = forward(

@@ -58,6 +58,14 @@ def test_the_signature_of_attention_is_what_a_person_writes():
         ("need_weights", "return_weights=True"),
         ("sliding_window", r"window_size=\(sliding_window - 1, 0\)"),
         ("window_sise", r"did you mean window_size\?"),
+        ("kv_length", r"did you mean kv_lengths\?"),
+        ("seq_lens", "kv_lengths= for keys and q_lengths= for queries"),
+        ("tgt_mask", "mask=tgt_mask .*mask=~tgt_mask if True means hidden, bias=tgt_mask if"),
+        ("pad_mask", r"mask=~pad_mask\[:, None, None, :\] if its True is padding, mask=pad_mask"),
+        ("global_attention_mask", "use local_attention.*global_tokens=global_attention_mask != 0"),
+        ("num_heads", r"leave it out, .*query.reshape\(B, L, H, D\).swapaxes\(1, 2\)"),
+        ("return_scores", 'use attention_weights\\(query, key, stage="scores"\\)'),
+        ("cu_q", "use attention_varlen"),
         ("nonsense", "which takes query, key, value, mask, bias, is_causal, .*num_threads$"),
     ],
 )
@@ -68,25 +76,34 @@ def test_keywords_of_other_libraries(keyword, advice):
     assert (out == 7).all()
 
 
-@pytest.mark.parametrize("keyword", _keywords.FOREIGN)
+def test_all_foreign_keywords_are_told_at_once():
+    message = "^attn_mask is not an argument of attention: leave it out; enable_gqa .* fewer heads"
+    with pytest.raises(TypeError, match=message):
+        attnfast.attention(X, X, X, attn_mask=None, enable_gqa=True)
+
+
+@pytest.mark.parametrize("keyword", [*_keywords.FOREIGN, "seq_lens", "tgt_mask", "pad_mask"])
 @pytest.mark.parametrize("form", ATTENDING)
 def test_advice_names_arguments_that_the_function_has(form, keyword):
     """Every `name=` in the advice is an argument of the function that gives it."""
     function = form.partition(",")[0]
     arguments = FUNCTIONS[form]
-    if keyword in arguments:
+    if keyword in parameters_of(function):
         return
     meant = "attention" if function == "plan" else function
     with pytest.raises(TypeError, match=f"^{keyword} is not an argument of {meant}") as caught:
-        call(form, {**arguments, keyword: None})
+        call(form, {**arguments, keyword: 1})
     message = re.sub(r"\(axis=-?\d\)", "", str(caught.value))
-    assert set(re.findall(r"(\w+)=", message)) <= parameters_of(function)
+    other = re.search(r": use (\w+)\(", message)
+    advised = parameters_of(other[1] if other else function)
+    assert set(re.findall(r"(\w+)=", message)) <= advised
 
 
 @pytest.mark.parametrize(
     ("keyword", "advice"),
     [
         ("key_padding_mask", "key_mask=~key_padding_mask"),
+        ("padding_mask", "key_mask= with True for a real key: ~padding_mask if its True is"),
         ("need_weights", "return_weights=True"),
         ("nonsense", "which takes query, key, value, return_weights, key_mask, "),
     ],

@@ -196,7 +196,7 @@ ADDITIVE = np.where(CAUSAL, 0, -INF)
 BIG = np.where(CAUSAL, 0, -10000)
 SHOWN, ADDED = "write mask != 0", "write bias=mask"
 MASKS = [
-    (CAUSAL, "float64 of 0 and 1: write mask != 0"),
+    (CAUSAL, "float64 of 0 and 1: write mask != 0 if 1 is visible, mask == 0 if 1 hides"),
     (CAUSAL.astype(np.float32), SHOWN),
     (CAUSAL.astype(ml_dtypes.bfloat16), SHOWN),
     (CAUSAL.astype(np.uint8), SHOWN),
@@ -215,6 +215,12 @@ MASKS = [
     (np.zeros((6, 6)), "write bias=mask if 0 is added to the scores, mask != 0 if 0 hides"),
     (np.zeros((6, 6), int), "write bias=mask.astype(np.float32) if 0 is added to the scores, mask"),
     (np.full((6, 6), np.nan), ADDED),
+    (
+        ~CAUSAL.astype(int),
+        "of -1 and -2, which ~ makes of 0 and 1: write mask != -1 for what was 1 before",
+    ),
+    (np.array("causal"), "write is_causal=True"),
+    (lambda i, j: i > j, "write mask=BlockMask.from_function(mask, Lq, Lk, block_size)"),
 ]
 
 
@@ -228,12 +234,16 @@ def advised(mask):
     """The keywords that the message writes, evaluated."""
     with pytest.raises(TypeError) as caught:
         attnfast.attention(np.ones((6, 2)), np.ones((6, 2)), np.ones((6, 2)), mask=mask)
-    written = re.search(r": write (.*?)( \(1 = True\)| for what.*)?$", str(caught.value))[1]
+    ends = " if 1 is visible, .* == 0 if 1 hides| for what.*"
+    written = re.search(rf": write (.*?)({ends})?$", str(caught.value))[1]
     written = written if written.startswith("bias=") else f"mask={written}"
     return eval(f"dict({written})", {"mask": mask, "np": np})
 
 
-@pytest.mark.parametrize("mask", [mask for mask, message in MASKS if " if " not in message])
+OF_ONE_MEANING = [mask for mask, message in MASKS[:-3] if "if 0" not in message]
+
+
+@pytest.mark.parametrize("mask", OF_ONE_MEANING)
 def test_advice_does_not_turn_a_mask_round(mask):
     options = advised(mask)
     x = np.random.default_rng(0).standard_normal((6, 2))
@@ -268,6 +278,50 @@ def test_masks_of_tokens_and_blocks(bad, message):
 def test_values_between_are_no_mask_of_blocks():
     with pytest.raises(TypeError, match=r"^blocks must be bool, .*float64$"):
         BlockMask(0.5 * CAUSAL, 1)
+
+
+def test_a_bias_of_0_and_1():
+    message = "write mask=bias != 0 if 1 is visible, mask=bias == 0 if 1 hides, bias.astype(np"
+    refused("attention", "bias", CAUSAL.astype(int), message, TypeError)
+
+
+# ---- arrays without batch, and with batch times heads ----
+
+
+@pytest.mark.parametrize("name", ["mask", "bias"])
+@pytest.mark.parametrize("shape", [(4, 6), (4, 1, 1, 6), (4, 1, 6, 6)])
+def test_a_batch_that_is_taken_for_heads(name, shape):
+    bad = np.ones(shape, bool if name == "mask" else np.float32)
+    message = "arrays of rank 3 are (heads, length, head size), write query[:, None] (key and value"
+    refused("attention", name, bad, message, batch=(), lq=5)
+
+
+def test_one_mask_for_each_row_and_head(rng):
+    q, k, v = qkv(rng, 6, 6, heads=4, batch=(3,))
+    mask = rng.random((12, 6, 6)) < 0.6
+    refused("attention", "mask", mask, "write mask.reshape(3, 4, 6, 6) if its first", batch=(3,))
+    right = mask.reshape(3, 4, 6, 6)
+    check(attnfast.attention(q, k, v, mask=right), q, k, v, mask=right)
+
+
+def test_a_query_without_the_axis_of_lengths(rng):
+    q, k, v = qkv(rng, 6, 6, heads=4, batch=(3,))
+    with pytest.raises(
+        ValueError, match=r"^key has 4 heads, .* query: .*write query\[\.\.\., None,"
+    ):
+        attnfast.attention(q[:, :, -1], k, v)
+
+
+# ---- global tokens ----
+
+
+@pytest.mark.parametrize("row", [[1, 0, 0, 0, 0, 0], [0] * 6, np.ones((4, 6), np.uint8)], ids=str)
+def test_global_tokens_as_0_and_1_for_each_key(row):
+    given = {**arguments("local_attention"), "global_tokens": row}
+    message = "global_tokens has 6 integers of 0 and 1 for 6 keys: write global_tokens != 0 if"
+    assert_refused("local_attention", ValueError, "global_tokens", message, given)
+    given["global_tokens"] = np.asarray(row) != 0
+    attnfast.local_attention(**given)
 
 
 # ---- local-m and local-p ----
