@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 # Keyword of another library: pairs of an argument here and the advice that needs it. The first
@@ -171,6 +171,22 @@ KINDS: list[tuple[str, str, str]] = [
         "bias={0} if it is floating point",
     ),
 ]
+
+
+def refuse_arguments(
+    function: Callable[..., Any], extra: Sequence[Any], unknown: Mapping[str, Any]
+) -> NoReturn:
+    """Raise the TypeError for what a public function does not take, by position or by name."""
+    if unknown:
+        refuse_unknown(function, unknown)
+    parameters = inspect.signature(function).parameters.values()
+    first = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    named = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    value = "" if "value" in first else ", and no value is needed"
+    raise TypeError(
+        f"{function.__name__} takes {len(first)} arguments by position, {', '.join(first)}, got "
+        f"{len(first) + len(extra)}: write the others by name, {', '.join(named[:3])} ...{value}"
+    )
 
 
 def refuse_unknown(

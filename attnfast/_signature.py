@@ -8,7 +8,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def plain_signature(function: F) -> F:
-    """Show a function without its types, whose aliases fill a screen, and without ``**unknown``.
+    """Show a function without its types, whose aliases fill a screen, and without ``*extra``
+    and ``**unknown``, which are there to be refused with advice.
 
     Type checkers read the types in the source, readers those in the docstring.
     """
@@ -16,7 +17,7 @@ def plain_signature(function: F) -> F:
     shown = [
         parameter.replace(annotation=inspect.Parameter.empty)
         for parameter in signature.parameters.values()
-        if parameter.name != "unknown"
+        if parameter.name not in ("extra", "unknown")
     ]
     plain = signature.replace(parameters=shown, return_annotation=inspect.Signature.empty)
     function.__signature__ = plain  # type: ignore[attr-defined]

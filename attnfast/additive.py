@@ -5,7 +5,7 @@ from typing import Literal, Never, Unpack, overload
 from numpy.typing import ArrayLike
 
 from . import _core
-from ._keywords import refuse_unknown
+from ._keywords import refuse_arguments
 from ._signature import plain_signature
 from .options import AdditiveOptions, Array, Mask, Offset, Window
 from .result import AttentionResult
@@ -61,7 +61,7 @@ def additive_attention(
     key: ArrayLike,
     value: ArrayLike,
     score_weight: ArrayLike | None = None,
-    *,
+    *extra: Never,
     score_bias: ArrayLike | None = None,
     mask: Mask | None = None,
     bias: ArrayLike | None = None,
@@ -133,8 +133,8 @@ def additive_attention(
     >>> np.allclose(weights, np.exp(scores) / np.exp(scores).sum())
     True
     """
-    if unknown:
-        refuse_unknown(additive_attention, unknown)
+    if extra or unknown:
+        refuse_arguments(additive_attention, extra, unknown)
     output, lse, weights = _core.additive_attention(
         query,
         key,

@@ -5,7 +5,7 @@ from typing import Literal, Never, Unpack, overload
 from numpy.typing import ArrayLike
 
 from . import _core
-from ._keywords import refuse_unknown
+from ._keywords import refuse_arguments
 from ._signature import plain_signature
 from .options import Array, AttentionOptions, Mask, Offset, Window
 from .result import AttentionResult
@@ -58,7 +58,7 @@ def attention(
     query: ArrayLike,
     key: ArrayLike,
     value: ArrayLike,
-    *,
+    *extra: Never,
     mask: Mask | None = None,
     bias: ArrayLike | None = None,
     is_causal: bool = False,
@@ -186,8 +186,8 @@ def attention(
     >>> bool((o[1, :, 70:] == 0).all())
     True
     """
-    if unknown:
-        refuse_unknown(attention, unknown)
+    if extra or unknown:
+        refuse_arguments(attention, extra, unknown)
     output, lse, weights = _core.attention(
         query,
         key,
@@ -217,7 +217,7 @@ def attention(
 def attention_weights(
     query: ArrayLike,
     key: ArrayLike,
-    *,
+    *extra: Never,
     stage: Stage = "weights",
     mask: Mask | None = None,
     bias: ArrayLike | None = None,
@@ -269,8 +269,8 @@ def attention_weights(
            [0.27, 0.73, 0.  ],
            [0.21, 0.21, 0.58]], dtype=float32)
     """
-    if unknown:
-        refuse_unknown(attention_weights, unknown)
+    if extra or unknown:
+        refuse_arguments(attention_weights, extra, unknown)
     return _core.attention_weights(
         query,
         key,

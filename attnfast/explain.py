@@ -5,7 +5,7 @@ from typing import Never
 from numpy.typing import ArrayLike
 
 from . import _core
-from ._keywords import refuse_unknown
+from ._keywords import refuse_arguments
 from ._signature import plain_signature
 from .options import Array, Mask, Offset, Window
 from .result import AttentionTopK
@@ -16,7 +16,7 @@ def attention_topk(
     query: ArrayLike,
     key: ArrayLike,
     k: int,
-    *,
+    *extra: Never,
     mask: Mask | None = None,
     bias: ArrayLike | None = None,
     is_causal: bool = False,
@@ -75,8 +75,8 @@ def attention_topk(
            [0.91, 0.05],
            [0.87, 0.04]], dtype=float32)
     """
-    if unknown:
-        refuse_unknown(attention_topk, unknown)
+    if extra or unknown:
+        refuse_arguments(attention_topk, extra, unknown)
     indices, weights = _core.attention_topk(
         query,
         key,
@@ -101,7 +101,7 @@ def attention_topk(
 def key_importance(
     query: ArrayLike,
     key: ArrayLike,
-    *,
+    *extra: Never,
     per_kv_head: bool = False,
     mask: Mask | None = None,
     bias: ArrayLike | None = None,
@@ -152,8 +152,8 @@ def key_importance(
     >>> key_importance(x, x).round(2)
     array([1., 1., 1.])
     """
-    if unknown:
-        refuse_unknown(key_importance, unknown)
+    if extra or unknown:
+        refuse_arguments(key_importance, extra, unknown)
     return _core.key_importance(
         query,
         key,

@@ -5,7 +5,7 @@ from typing import Literal, Never, Unpack, overload
 from numpy.typing import ArrayLike
 
 from . import _core
-from ._keywords import refuse_unknown
+from ._keywords import refuse_arguments
 from ._signature import plain_signature
 from .options import Array, LocalOptions, Mask, Offset, Window
 from .result import AttentionResult
@@ -61,7 +61,7 @@ def local_attention(
     key: ArrayLike,
     value: ArrayLike,
     window_size: Window,
-    *,
+    *extra: Never,
     global_tokens: ArrayLike | None = None,
     dilation: ArrayLike = 1,
     centers: ArrayLike | None = None,
@@ -163,8 +163,8 @@ def local_attention(
     >>> int((w[0, 1] > 0).sum()), bool(w[0, 1].sum() < 1)
     (20, True)
     """
-    if unknown:
-        refuse_unknown(local_attention, unknown)
+    if extra or unknown:
+        refuse_arguments(local_attention, extra, unknown)
     scoring = (scale, softcap, alibi_slopes, sink_logits)
     positions = (is_causal, q_offset, q_lengths, kv_lengths)
     output, lse, weights = _core.local_attention(

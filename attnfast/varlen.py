@@ -5,7 +5,7 @@ from typing import Literal, Never, Unpack, overload
 from numpy.typing import ArrayLike
 
 from . import _core
-from ._keywords import refuse_unknown
+from ._keywords import refuse_arguments
 from ._signature import plain_signature
 from .options import Array, Offset, VarlenOptions, Window
 from .result import AttentionResult
@@ -51,7 +51,7 @@ def attention_varlen(
     value: ArrayLike,
     cu_q: ArrayLike,
     cu_k: ArrayLike,
-    *,
+    *extra: Never,
     is_causal: bool = False,
     window_size: Window = None,
     q_offset: Offset | None = None,
@@ -119,8 +119,8 @@ def attention_varlen(
     >>> np.array_equal(o[5:14].swapaxes(0, 1), attention(second, second, second, is_causal=True))
     True
     """
-    if unknown:
-        refuse_unknown(attention_varlen, unknown)
+    if extra or unknown:
+        refuse_arguments(attention_varlen, extra, unknown)
     output, lse = _core.attention_varlen(
         query,
         key,

@@ -22,3 +22,7 @@ __all__ = [
     "Projections",
     "read_safetensors",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

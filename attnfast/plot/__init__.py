@@ -10,3 +10,7 @@ from .blocks import window
 from .heat import weights
 
 __all__ = ["topk", "weights", "window"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -53,6 +53,9 @@ assert "matplotlib" not in sys.modules
 
 def test_dir_shows_what_is_public():
     assert dir(attnfast) == sorted([*attnfast.__all__, "layers", "plot", "reference"])
+    assert dir(attnfast.layers) == sorted(attnfast.layers.__all__)
+    pytest.importorskip("matplotlib")
+    assert dir(attnfast.plot) == sorted(attnfast.plot.__all__)
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

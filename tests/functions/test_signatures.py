@@ -9,7 +9,7 @@ import pytest
 import attnfast
 import attnfast.layers
 import attnfast.plot
-from attnfast import _keywords
+from attnfast import _keywords, planning
 from support.legal import FUNCTIONS, call, parameters_of
 
 pytestmark = pytest.mark.quick
@@ -74,6 +74,17 @@ def test_keywords_of_other_libraries(keyword, advice):
     with pytest.raises(TypeError, match=f"^{keyword} is not an argument of attention.*{advice}"):
         attnfast.attention(X, X, X, out=out, **{keyword: True})
     assert (out == 7).all()
+
+
+@pytest.mark.parametrize("function", planning.CORES, ids=lambda function: function.__name__)
+def test_arguments_by_position(function):
+    parameters = inspect.signature(function).parameters.values()
+    first = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    wanted = f"^{function.__name__} takes {len(first)} arguments by position, {', '.join(first)}, "
+    wanted += rf"got {len(first) + 1}: write the others by name, \w+, \w+, \w+ \.\.\."
+    with pytest.raises(TypeError, match=wanted) as caught:
+        function(*[X] * len(first), X)
+    assert str(caught.value).endswith("...") == ("value" in first)
 
 
 def test_all_foreign_keywords_are_told_at_once():

@@ -62,7 +62,7 @@ def test_stub_of_the_compiled_module(tmp_path, cache):
 def keywords(function):
     """The arguments of a function and their types, those in Unpack[...] too."""
     types = dict(function.__annotations__)
-    for name in ("return", "unknown"):
+    for name in ("return", "extra", "unknown"):
         types.pop(name, None)
     packed = types.pop("options", None)
     return types if packed is None else types | typing.get_type_hints(*typing.get_args(packed))

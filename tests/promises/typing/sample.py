@@ -111,7 +111,7 @@ def the_family() -> None:
 def what_it_looks_at() -> None:
     assert_type(attention_weights(q, k, stage="biased", bias=q[..., :1]), Array)
     attention_weights(q, k, stage="logits")  # type: ignore[arg-type]
-    attention_weights(q, k, v)  # type: ignore[call-arg, arg-type]
+    attention_weights(q, k, v)  # type: ignore[arg-type]
 
     top = attention_topk(q, k, 5, is_causal=True)
     assert_type(top, AttentionTopK)
@@ -122,7 +122,7 @@ def what_it_looks_at() -> None:
     attention_topk(q, k, 2.5)  # type: ignore[arg-type]
 
     assert_type(key_importance(q, k, per_kv_head=True), Array)
-    key_importance(q, k, v)  # type: ignore[call-arg, arg-type]
+    key_importance(q, k, v)  # type: ignore[arg-type]
 
     what = plan(q, k, v, window_size=256, return_blocks=True)
     assert_type(what, Plan)
