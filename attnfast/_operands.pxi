@@ -85,9 +85,10 @@ cdef class Operands:
             if n == 1 or n == self.batch[k]:
                 continue
             if self.batch[k] != 1:
+                others = [("query", self.query), ("key", self.key)]
+                shapes = [f"{other} {shape_of(x)}" for other, x in others if other != name]
                 raise ValueError(
-                    f"the batch axes of {name} do not broadcast: {name} {shape_of(a)}, "
-                    f"query {shape_of(self.query)}, key {shape_of(self.key)}"
+                    f"the batch axes of {name} do not broadcast: {name} {shape_of(a)}, {', '.join(shapes)}"
                 )
             self.batch[k] = n
         return 0

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._misread import as_array
+from ..result import AttentionResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,6 +69,10 @@ def check_axes(ax: Axes | Sequence[Axes] | None, panels: int) -> list[Axes]:
 
 def check_numbers(array: ArrayLike, name: str) -> Array:
     """Return a float64 array for float64, else a float32 one; refuse negative numbers."""
+    if isinstance(array, AttentionResult):
+        raise TypeError(
+            f"{name} is a whole result: write {name}.weights of a call with return_weights=True"
+        )
     values = as_array(array, name)
     if values.dtype.kind not in "fiub" and values.dtype.name != "bfloat16":
         raise TypeError(f"{name} must be real numbers, got {values.dtype}")

@@ -47,6 +47,15 @@ def written(axis):
 
 
 @pytest.mark.quick
+def test_a_whole_result_is_not_its_weights(rng):
+    x = rng.standard_normal((2, 6, 8))
+    result = attnfast.attention(x, x, x, return_weights=True)
+    with pytest.raises(TypeError, match=r"^weights is a whole result: write weights\.weights of a"):
+        plot.weights(result)
+    assert plot.weights(result.weights).axes
+
+
+@pytest.mark.quick
 def test_weights_have_a_panel_for_each_head(rng):
     values = some_weights(rng, 5, 9, 9)
     figure = plot.weights(values, WORDS, WORDS)

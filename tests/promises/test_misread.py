@@ -304,6 +304,17 @@ def test_one_mask_for_each_row_and_head(rng):
     check(attnfast.attention(q, k, v, mask=right), q, k, v, mask=right)
 
 
+@pytest.mark.parametrize("name", ["key", "value"])
+def test_batch_axes_that_do_not_fit(name, rng):
+    """Each shape is told once."""
+    given = dict(zip(("query", "key", "value"), qkv(rng, 6, 6, batch=(3,)), strict=True))
+    given[name] = given[name][:2]
+    with pytest.raises(ValueError, match=f"^the batch axes of {name} do not broadcast: ") as caught:
+        attnfast.attention(**given)
+    told = str(caught.value).partition(": ")[2]
+    assert [told.count(word) for word in ("query", "key")] == [1, 1]
+
+
 def test_a_query_without_the_axis_of_lengths(rng):
     q, k, v = qkv(rng, 6, 6, heads=4, batch=(3,))
     with pytest.raises(
