@@ -64,6 +64,14 @@ cdef class Operands:
                 + (": write query[..., None, :] if it is one query without the axis of lengths"
                    if cnp.PyArray_NDIM(self.query) == cnp.PyArray_NDIM(self.key) - 1 else "")
             )
+        if 2 < cnp.PyArray_NDIM(self.query) == cnp.PyArray_NDIM(self.key) - 1:
+            rows = shape_of(self.query)[:-1]
+            if rows == shape_of(self.key)[:-2] and max(rows[:-1]) > 1:
+                raise ValueError(
+                    f"query has shape {shape_of(self.query)} beside key {shape_of(self.key)}, which can be read in two "
+                    f"ways: write query[..., None, :] if it is one query for each head, query[None] if it is "
+                    f"(heads, Lq, D)"
+                )
         self.ndim = max(cnp.PyArray_NDIM(self.query), cnp.PyArray_NDIM(self.key))
         if self.value is not None:
             self.ndim = max(self.ndim, cnp.PyArray_NDIM(self.value))

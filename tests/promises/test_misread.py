@@ -321,6 +321,13 @@ def test_a_query_without_the_axis_of_lengths(rng):
         ValueError, match=r"^key has 4 heads, .* query: .*write query\[\.\.\., None,"
     ):
         attnfast.attention(q[:, :, -1], k, v)
+    square = [x[[0, 1, 2, 0]] for x in (q, k, v)]
+    with pytest.raises(ValueError, match=r"^query .*two ways: write query\[\.\.\., None, :\] if"):
+        attnfast.attention(square[0][:, :, -1], *square[1:])
+    for query in (square[0][:, :, -1][..., None, :], square[0][:, :, -1][None]):
+        check(attnfast.attention(query, *square[1:]), query, *square[1:])
+    for query, key in [(q[0], k), (q[0, :, :2], k), (q[:1, :1, 0], k[:1, :1])]:
+        attnfast.attention(query, key, key)
 
 
 # ---- global tokens ----

@@ -92,6 +92,8 @@ def _call(dice: Dice, dtypes: Any, most_pairs: int) -> Call:
 
     amplitude = dice.pick([0.0, 1.0, 1.0, 3.0, 100.0])
     q_batch, k_batch, v_batch = (_thinned(dice, batch) for _ in range(3))
+    if (*q_batch, heads, lq) == (*k_batch, kv_heads):  # could be one query for each head
+        q_batch = (1, *q_batch)
     rank2 = batch == () and heads == 1 and dice.one_in(2)
     query = amplitude * rng.standard_normal((*q_batch, heads, lq, d))
     key = rng.standard_normal((*k_batch, kv_heads, lk, d))
