@@ -154,7 +154,8 @@ def attention(
         `q_offset`. The page "Which call, which argument" (docs/guide/which-call.md) shows what to
         write for each layout, mask and offset.
     MemoryError
-        No memory for the result or the working memory (under 2 MB a thread).
+        No memory for the result or the working memory (under 2 MB a thread; SECURITY.md has the
+        exceptions).
 
     Notes
     -----

@@ -4,10 +4,9 @@
  *   windows with dilation                   a call for the residue classes of each dilation (dilation.c)
  *   global tokens                           the windows first, then the pairs that they leave out (global_tokens.c)
  *
- * Where weights are wanted of several calls, each recomputes those of its own pairs from the lse over all keys. */
+ * Where weights are wanted of several calls, each recomputes those of its own pairs from the lse over all keys; then
+ * each row is divided by its sum. */
 #include "driver/local.h"
-
-#include <string.h>
 
 #include "driver/describe.h"
 #include "driver/dilation.h"
@@ -15,6 +14,7 @@
 #include "driver/passes.h"
 #include "driver/query_order.h"
 #include "driver/queue.h"
+#include "driver/weight_rows.h"
 #include "driver/widen.h"
 #include "plan/intervals.h"
 
@@ -44,17 +44,6 @@ static af_status call_pairs(const af_call *call, bool causal, af_sink *sink, af_
     if (status == AF_OK) status = sink->barrier(sink);
     if (status == AF_OK && call->visible.global) status = af_call_global_tokens(call, causal, sink);
     return status;
-}
-
-/* Everything weighs 0 but what calls write. */
-static void clear_weights(const af_call *call)
-{
-    const af_tensor *t = &call->results.weights;
-    const int64_t size = af_elem_bytes(call->dtype);
-    for (int64_t b = 0; b < call->B; b++)
-        for (int64_t h = 0; h < call->H; h++)
-            for (int64_t i = 0; i < call->Lq; i++)
-                memset((char *)t->data + af_offset(t, b, h, i) * size, 0, (size_t)(call->Lk * size));
 }
 
 /* The calls that write weights: each those of its own pairs. */
@@ -98,7 +87,7 @@ static bool take_lse(af_call *call, af_arena *arena)
     return lse->data != NULL;
 }
 
-static af_status run_several(af_call *call, bool causal, af_sink *sink, af_arena *arena)
+static af_status run_several(af_call *call, bool causal, af_queue *queue, af_sink *sink, af_arena *arena)
 {
     if (!take_lse(call, arena)) return AF_NO_MEMORY;
     af_call pairs = *call;
@@ -106,8 +95,9 @@ static af_status run_several(af_call *call, bool causal, af_sink *sink, af_arena
     const bool wide = call->dtype > AF_F64 && call->visible.global;
     af_status status = (wide ? run_wide : call_pairs)(&pairs, causal, sink, arena);
     if (status != AF_OK || !call->results.weights.data) return status;
-    clear_weights(call);
-    return call_weights(call, causal, &call->results.lse, sink, arena);
+    status = af_clear_weights(call, queue->run, queue->watch);
+    if (status == AF_OK) status = call_weights(call, causal, &call->results.lse, sink, arena);
+    return status == AF_OK ? af_normalise_weights(call, queue->run, queue->watch) : status;
 }
 
 /* Prepares a call: causality as a window, an order for its centers, no global tokens where there are none. Returns
@@ -146,7 +136,7 @@ af_status af_run_local(af_call *call, const af_run *run, af_watch *watch)
     if (kind == ONE) status = af_run_call(call, run, watch);
     if (kind == SEVERAL) {
         runner r = {.sink = {run_later, run_now}};
-        if (af_open_queue(&r.queue, run, watch, &arena)) status = run_several(call, causal, &r.sink, &arena);
+        if (af_open_queue(&r.queue, run, watch, &arena)) status = run_several(call, causal, &r.queue, &r.sink, &arena);
     }
     af_give_back(&arena);
     return status;

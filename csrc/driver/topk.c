@@ -80,11 +80,13 @@ static void choose_unit(void *context, int64_t row, void *scratch)
     int64_t *index = (int64_t *)r->index->data + af_offset(r->index, r->b, r->h, i);
     char *weight = (char *)r->weight->data + af_offset(r->weight, r->b, r->h, i) * size;
     const af_kernels *kernels = af_kernels_for(r->dtype);
-    const double lse = real_at(r, r->lse, row);
+    /* The share of the heaviest key, which the rounding of its score and of the lse must not lift above 1. */
+    const double top = r->k ? real_at(r, r->scores, row * r->call->Lk + heap[0].key) : 0;
+    const double share = fmin(0, top - real_at(r, r->lse, row));
     for (int64_t n = 0; n < r->k; n++, weight += size) {
         const double score = real_at(r, r->scores, row * r->call->Lk + heap[n].key);
         const bool there = score != -INFINITY;
-        const double exact = there ? exp(score - lse) : 0;
+        const double exact = there ? exp(score - top + share) : 0;
         const float narrow = (float)exact;
         index[n] = there ? heap[n].key : -1;
         if (r->dtype == AF_F64) *(double *)weight = exact;

@@ -42,7 +42,7 @@ static void block_importance(const af_call *call, const af_plan *plan, af_unit u
         n = take_keys(&block, call, j, plan->key_block);
         const int seen = block.v0 == block.v1 ? SEES_NOTHING : visible_words(call, &block, j, (int)n, s->words);
         if (seen == SEES_NOTHING) continue;
-        if (!packed) load_row_softmax(call, plan, &block, &rows);
+        if (!packed) load_row_softmax(call, &block, &rows);
         if (!packed) pack_query(call, plan, &block, s);
         packed = true;
         score_block(call, &block, s, j, (int)n, &(prefetch){0});

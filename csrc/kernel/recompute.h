@@ -18,7 +18,7 @@ AF_INLINE int64_t row_number(const af_call *call, const af_visibility *vis, int 
     return (vis->b * call->H + vis->head[lane]) * call->Lq + vis->query[lane];
 }
 
-static void load_row_softmax(const af_call *call, const af_plan *plan, const query_block *block, row_softmax *rows)
+static void load_row_softmax(const af_call *call, const query_block *block, row_softmax *rows)
 {
     const af_tensor *t = &call->subset.row_lse;
     const af_visibility *vis = &block->vis;
@@ -27,7 +27,7 @@ static void load_row_softmax(const af_call *call, const af_plan *plan, const que
         if (t->data) {
             const real lse = ((const real *)t->data)[af_offset(t, vis->b, vis->head[lane], vis->query[lane])];
             if (lse == -AF_INFINITY) continue;
-            rows->shift[lane] = lse * (plan->base2 ? AF_LOG2E : 1);
+            rows->shift[lane] = lse; /* scores are in natural units: base2 needs a softmax of the pass itself */
             rows->factor[lane] = 1;
         } else {
             rows->shift[lane] = ((const real *)call->subset.row_max)[row_number(call, vis, lane)];

@@ -1,7 +1,7 @@
 /* Scores and weights themselves, [rows][keys], for callers who ask for them.
  *
- * Stages: SCORES and CAPPED hold every pair, BIASED has -inf where a key is hidden, WEIGHTS are recomputed from the lse
- * of each row; hidden keys weigh 0. The tile is transposed on its way out. */
+ * Stages: SCORES and CAPPED hold every pair, BIASED has -inf where a key is hidden, WEIGHTS are recomputed from what
+ * the softmax of each row left (recompute.h); hidden keys weigh 0. The tile is transposed on its way out. */
 #ifndef AF_WEIGHTS_H
 #define AF_WEIGHTS_H
 
@@ -130,7 +130,7 @@ static void weights(const af_call *call, const af_plan *plan, af_unit unit, void
     make_block(&block, call, plan, unit);
     carve(&s, call, plan, memory);
     find_rows(&call->results.weights, &block.vis, w.row);
-    if (call->results.stage == AF_WEIGHTS) load_row_softmax(call, plan, &block, &w.softmax);
+    if (call->results.stage == AF_WEIGHTS) load_row_softmax(call, &block, &w.softmax);
     if (!plan->decode) pack_query(call, plan, &block, &s);
     const af_interval chunk = af_split((af_interval){0, call->Lk}, unit.split, plan->chunk_keys);
     if (call->subset.visible_weights) write_visible(call, plan, &block, &s, &w, af_intersect(chunk, block.vis.span));

@@ -521,3 +521,26 @@ def test_factors_of_extreme_centers(center, sigma, factor, lq, each_isa):
     centers = np.full(lq, center)
     o = attnfast.local_attention(q, k, k + 1, None, centers=centers, sigma=sigma)
     np.testing.assert_allclose(o, factor, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("size", [1, 10, 30])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dilation": 2},
+        {"global_tokens": [3]},
+        {"dilation": 3, "global_tokens": [0, 9], "sink_logits": [0.5]},
+    ],
+    ids=["dilation", "tokens", "both"],
+)
+def test_weights_of_large_scores(options, size, dtype, rng):
+    """The lse of large scores is rounded by more than weights may be off: their sum must not be."""
+    q, k, v = (size * rng.standard_normal((3, 1, 80, 64))).astype(dtype)
+    weights = attnfast.local_attention(q, k, v, 4, return_weights=True, **options).weights
+    exact = reference.local_attention(q, k, v, 4, return_weights=True, **options).weights
+    eps = np.finfo(dtype).eps
+    assert weights.max() <= 1 + eps
+    sums = weights.astype(np.float64).sum(axis=-1)
+    np.testing.assert_allclose(sums, exact.astype(np.float64).sum(axis=-1), rtol=0, atol=4 * eps)

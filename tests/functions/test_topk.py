@@ -219,3 +219,9 @@ def test_sums_that_are_equal_go_by_index(k, isa, rng):
     order = np.argsort(-scores, axis=-1, kind="stable")[..., :k]
     result = attnfast.attention_topk(query, key, k, scale=1.0)
     np.testing.assert_array_equal(result.indices, order)
+
+
+@pytest.mark.parametrize("k", [64, 65])
+def test_no_key_weighs_more_than_everything(k, rng):
+    q, key = (100 * rng.standard_normal((2, 1, 200, 64))).astype(np.float32)
+    assert attnfast.attention_topk(q, key, k)[1].max() <= 1

@@ -1,0 +1,102 @@
+#include "driver/weight_rows.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "driver/passes.h"
+#include "kernels.h"
+#include "plan/intervals.h"
+#include "runtime/dispatch.h"
+
+enum { PIECE = 512 };
+
+/* A row, its lse, and the score of its sink. */
+typedef struct weight_row {
+    char *weights;
+    double lse, sink;
+} weight_row;
+
+static weight_row find_row(const af_call *call, int64_t row)
+{
+    const int64_t i = row % call->Lq, h = row / call->Lq % call->H, b = row / call->Lq / call->H;
+    const af_tensor *t = &call->results.weights, *lse = &call->results.lse;
+    weight_row found = {.weights = (char *)t->data + af_offset(t, b, h, i) * af_elem_bytes(call->dtype)};
+    const int64_t at = af_offset(lse, b, h, i);
+    if (lse->data) found.lse = call->dtype == AF_F64 ? ((double *)lse->data)[at] : ((float *)lse->data)[at];
+    found.sink = call->score.sink ? call->score.sink[h] : -INFINITY;
+    return found;
+}
+
+static void clear_row(void *context, int64_t row, void *scratch)
+{
+    const af_call *call = context;
+    (void)scratch;
+    memset(find_row(call, row).weights, 0, (size_t)(call->Lk * af_elem_bytes(call->dtype)));
+}
+
+/* n weights from key j on, as they are or, of 16 bits, widened. */
+static double sum_of(const af_call *call, const char *weights, int64_t j, int64_t n)
+{
+    float wide[PIECE];
+    double sum = 0;
+    if (call->dtype == AF_F64) {
+        for (int64_t m = 0; m < n; m++) sum += ((const double *)weights)[j + m];
+        return sum;
+    }
+    const float *from = (const float *)weights + j;
+    if (call->dtype != AF_F32) {
+        af_kernels_for(call->dtype)->widen((const uint16_t *)weights + j, wide, n);
+        from = wide;
+    }
+    for (int64_t m = 0; m < n; m++) sum += from[m];
+    return sum;
+}
+
+static void scale_by(const af_call *call, char *weights, int64_t j, int64_t n, double factor)
+{
+    float wide[PIECE];
+    if (call->dtype == AF_F64) {
+        for (int64_t m = 0; m < n; m++) ((double *)weights)[j + m] *= factor;
+    } else if (call->dtype == AF_F32) {
+        for (int64_t m = 0; m < n; m++) ((float *)weights)[j + m] = (float)(((float *)weights)[j + m] * factor);
+    } else {
+        af_kernels_for(call->dtype)->widen((uint16_t *)weights + j, wide, n);
+        for (int64_t m = 0; m < n; m++) wide[m] = (float)(wide[m] * factor);
+        af_kernels_for(call->dtype)->narrow(wide, (uint16_t *)weights + j, n);
+    }
+}
+
+/* 16-bit weights whose lse is exact enough stay as they are: the sum of rounded weights would be less exact. */
+static bool is_exact(const af_call *call, double lse) { return call->dtype > AF_F64 && fabs(lse) < 2048; }
+
+static void normalise_row(void *context, int64_t row, void *scratch)
+{
+    const af_call *call = context;
+    const weight_row r = find_row(call, row);
+    (void)scratch;
+    if (!isfinite(r.lse) || is_exact(call, r.lse)) return;
+    double sum = exp(r.sink - r.lse);
+    for (int64_t j = 0; j < call->Lk; j += PIECE) sum += sum_of(call, r.weights, j, af_min(PIECE, call->Lk - j));
+    if (!isfinite(sum) || sum == 0) return;
+    for (int64_t j = 0; j < call->Lk; j += PIECE) scale_by(call, r.weights, j, af_min(PIECE, call->Lk - j), 1 / sum);
+}
+
+static af_status for_each_row(const af_call *call, void (*unit)(void *, int64_t, void *), const af_run *run,
+                              af_watch *watch)
+{
+    af_call rows = *call;
+    const int64_t count = call->B * call->H * call->Lq;
+    const af_work work = {.unit = unit, .context = &rows, .count = count, .chunk = 1 + 4096 / (1 + call->Lk)};
+    const bool worth_threads = af_worth_threads((double)count * (double)call->Lk);
+    return af_run_work(&work, watch, af_threads_for(run->threads, count, worth_threads));
+}
+
+af_status af_clear_weights(const af_call *call, const af_run *run, af_watch *watch)
+{
+    return for_each_row(call, clear_row, run, watch);
+}
+
+af_status af_normalise_weights(const af_call *call, const af_run *run, af_watch *watch)
+{
+    return for_each_row(call, normalise_row, run, watch);
+}

@@ -1,0 +1,15 @@
+/* Rows of weights that several calls write together, each those of its own pairs. */
+#ifndef AF_WEIGHT_ROWS_H
+#define AF_WEIGHT_ROWS_H
+
+#include "plan/call.h"
+#include "runtime/parallel.h"
+
+/* Zeros, which stay where no call writes. */
+af_status af_clear_weights(const af_call *call, const af_run *run, af_watch *watch);
+
+/* Weights exp(S - lse) over their sum. lse is rounded, which puts a factor of up to exp(|lse| eps) on all weights of a
+ * row; the sum has the same factor. */
+af_status af_normalise_weights(const af_call *call, const af_run *run, af_watch *watch);
+
+#endif
