@@ -2,6 +2,8 @@
  * batch rows whose strides are d times as long, so the kernels need not know. */
 #include "driver/dilation.h"
 
+#include <float.h>
+#include <math.h>
 #include <string.h>
 
 #include "plan/intervals.h"
@@ -82,15 +84,19 @@ static void split_pairs(classes *c, af_tensor *t, const af_call *call, int64_t L
             }
 }
 
-/* The slope of a head for distances that are counted in steps. */
-static void split_alibi(classes *c, af_score *score, int64_t H)
+/* The slope of a head for distances that are counted in steps; what is finite stays so, and a
+ * distance of 0 costs nothing. */
+static void split_alibi(classes *c, af_score *score, af_dtype dtype, int64_t H)
 {
+    const double most = dtype == AF_F64 ? DBL_MAX : FLT_MAX;
     if (!score->alibi) return;
     double *slopes = take(c, c->B * c->count * H, sizeof *slopes);
     if (!slopes) return;
     for (int64_t n = 0; n < c->B * c->count; n++)
-        for (int64_t h = 0; h < H; h++)
-            slopes[n * H + h] = score->alibi[n / c->count * score->alibi_b + h] * (double)c->step;
+        for (int64_t h = 0; h < H; h++) {
+            const double slope = score->alibi[n / c->count * score->alibi_b + h], product = slope * (double)c->step;
+            slopes[n * H + h] = isfinite(slope) ? fmax(-most, fmin(product, most)) : slope;
+        }
     score->alibi = slopes;
     score->alibi_b = H;
 }
@@ -134,7 +140,7 @@ static af_status call_classes(const af_call *whole, int64_t step, int64_t first,
     split_rows(&c, &call.operands.value, c.other, Lk);
     split_pairs(&c, &call.visible.mask, whole, Lq, Lk, 1);
     split_pairs(&c, &call.score.bias, whole, Lq, Lk, af_real_bytes(whole->dtype));
-    split_alibi(&c, &call.score, whole->H);
+    split_alibi(&c, &call.score, whole->dtype, whole->H);
     if (call.visible.blocks.data) {
         int64_t *batch = take_row_numbers(&c);
         for (int64_t n = 0; batch && n < c.B * c.count; n++)

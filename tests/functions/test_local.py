@@ -544,3 +544,12 @@ def test_weights_of_large_scores(options, size, dtype, rng):
     assert weights.max() <= 1 + eps
     sums = weights.astype(np.float64).sum(axis=-1)
     np.testing.assert_allclose(sums, exact.astype(np.float64).sum(axis=-1), rtol=0, atol=4 * eps)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize(("dilation", "slope"), [(10, 1e38), (2**58, 1e25)])
+def test_a_slope_times_a_dilation_may_be_too_large(dilation, slope, rng):
+    q, k, v = rng.standard_normal((3, 2, 30, 8)).astype(np.float32)
+    options = {"dilation": dilation, "alibi_slopes": [slope, 1.0]}
+    exact = reference.local_attention(q, k, v, 3, **options)
+    np.testing.assert_allclose(attnfast.local_attention(q, k, v, 3, **options), exact, atol=1e-5)
