@@ -118,8 +118,8 @@ typedef struct af_rectangle {
     int64_t b, hk, first_query, end_query, first_key, end_key, step;
 } af_rectangle;
 
-/* Writes nothing before it returns AF_NO_MEMORY, unless there are dilations or global tokens, or topk is above 64: then
- * results may be there in part. Without rows (B, H or Lq is 0) results stay as they are, importance too. */
+/* If it returns AF_NO_MEMORY, nothing was written; with dilations, global tokens or topk above 64, part of the results
+ * may have been. If B, H or Lq is 0, nothing is written, not even importance. */
 af_status af_attention(const af_problem *problem, const af_run *run);
 
 /* Several sequences packed one after the other: sequence s has the rows first_query[s] .. first_query[s + 1] of query

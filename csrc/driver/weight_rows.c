@@ -34,7 +34,7 @@ static void clear_row(void *context, int64_t row, void *scratch)
     memset(find_row(call, row).weights, 0, (size_t)(call->Lk * af_elem_bytes(call->dtype)));
 }
 
-/* n weights from key j on, as they are or, of 16 bits, widened. */
+/* The sum of n weights from key j on. */
 static double sum_of(const af_call *call, const char *weights, int64_t j, int64_t n)
 {
     float wide[PIECE];
@@ -66,7 +66,8 @@ static void scale_by(const af_call *call, char *weights, int64_t j, int64_t n, d
     }
 }
 
-/* 16-bit weights whose lse is exact enough stay as they are: the sum of rounded weights would be less exact. */
+/* Whether the rounding of lse changes 16-bit weights less than their own rounding does. Then they are not divided:
+ * their sum, of rounded numbers, would be further from the truth than lse. */
 static bool is_exact(const af_call *call, double lse) { return call->dtype > AF_F64 && fabs(lse) < 2048; }
 
 static void normalise_row(void *context, int64_t row, void *scratch)

@@ -66,7 +66,7 @@ def refused(function, name, bad, message, kind=ValueError, **shape):
 
 
 AXES = [
-    # The batch, heads and lengths of a call, the shape of a mask, what is said of it.
+    # The batch axes, heads and length of a call; the shape of a mask; a part of the error message.
     ((3,), 4, 6, (3, 6, 6), "does not broadcast to (3, 4, 6, 6): write {}[:, None]"),
     ((3,), 4, 6, (3, 1, 6), "write {}[:, None]"),
     ((4,), 4, 6, (4, 6, 6), "two ways: write {}[:, None] if it is (batch, Lq, Lk), {}[None] if"),
@@ -174,18 +174,20 @@ def test_leading_axes_of_a_block_mask_are_heads(size, rng):
 
 
 def test_the_rule_of_axes_by_hand():
-    def said(shape, batch=(4,), last=(4, 6, 7), **more):
+    def error_of(shape, batch=(4,), last=(4, 6, 7), **more):
         try:
             check_axes("mask", shape, batch, last, **more)
         except ValueError as error:
             return str(error)
         return None
 
-    assert said((6, 7)) is said((7,)) is said(()) is said((4, 1, 6, 7)) is said((1, 7)) is None
-    assert said((4, 6, 7)).endswith("mask[None] if it is (heads, Lq, Lk)")
-    assert said((4, 7), last=(4, 4, 7)).endswith("mask[None, None] if it is (Lq, Lk)")
-    assert said((4, 6, 7), blocks=True) is said((1, 6, 7), batch=(1,)) is None
-    assert said((5, 7)) == "mask has shape (5, 7), which does not broadcast to (4, 4, 6, 7)"
+    for shape in [(6, 7), (7,), (), (4, 1, 6, 7), (1, 7)]:
+        assert error_of(shape) is None
+    assert error_of((4, 6, 7)).endswith("mask[None] if it is (heads, Lq, Lk)")
+    assert error_of((4, 7), last=(4, 4, 7)).endswith("mask[None, None] if it is (Lq, Lk)")
+    assert error_of((4, 6, 7), blocks=True) is None
+    assert error_of((1, 6, 7), batch=(1,)) is None
+    assert error_of((5, 7)) == "mask has shape (5, 7), which does not broadcast to (4, 4, 6, 7)"
 
 
 # ---- dtypes of masks ----
@@ -346,7 +348,7 @@ def test_global_tokens_as_0_and_1_for_each_key(row):
 
 
 SIGMA = [
-    # Window, centers, sigma, what is said.
+    # window_size, centers, sigma; a part of the error message.
     (2, np.arange(6), 1.0, "write centers.astype(np.float64), or leave sigma out"),
     (2, list(range(6)), 1.0, "write np.asarray(centers).astype(np.float64), or leave sigma out"),
     (2, np.arange(6.0), None, "write sigma=(2 + 2) / 4 for local-p, or centers=np.rint(centers)"),

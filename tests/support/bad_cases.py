@@ -12,7 +12,7 @@ from support.arrays import BFLOAT16
 from support.legal import FUNCTIONS, PACKED, RESULTS, K, Q, V
 
 NAN, INF = float("nan"), float("inf")
-# What is said about query, key and value depends on which of them are given.
+# Errors about one of these may name another: two arrays that do not fit are a fault of either.
 OPERANDS = ("query", "key", "value")
 OVERLAPPING = as_strided(np.full(30, 7, np.float32), (2, 4, 3, 6), (24, 4, 4, 4))
 
