@@ -17,6 +17,7 @@ const af_kernels AF_TABLE(AF_TYPE, AF_ISA) = {
     .real_size = sizeof(real),
     .vl = VL,
     .nr = AF_NR,
+    .cache_bytes = AF_CACHE_BYTES,
     .decode_rows = DECODE_ROWS,
     .scratch_bytes = scratch_bytes,
     .forward = forward,

@@ -18,6 +18,7 @@ struct af_kernels {
     af_dtype dtype;
     unsigned needs;
     int real_size, vl, nr; /* bytes of a real; reals in a vector; query rows in a block */
+    int64_t cache_bytes;   /* of the second-level cache that processors with this instruction set have at least */
     int decode_rows;       /* the most rows that `decode` takes */
     size_t (*scratch_bytes)(const af_call *, const af_plan *);
     /* Attention of one unit. Without splits the result is final, else it is stored in `partial`. */

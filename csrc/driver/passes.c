@@ -30,23 +30,23 @@ enum { CACHE_LINE = 64 };
 void af_attend_unit(const af_pass *pass, int64_t index, void *scratch)
 {
     const af_plan *plan = pass->plan;
-    const af_unit unit = af_plan_unit(plan, index, plan->splits);
-    const int64_t block = index % pass->round / plan->splits;
+    const af_unit unit = af_plan_unit(plan, index, plan->unit_blocks, plan->splits);
+    const int64_t rows = index % pass->round / plan->splits;
     char *partials = NULL, *partial = NULL;
     if (plan->splits > 1) {
-        partials = pass->partials + (size_t)block * plan->partial_bytes * (size_t)plan->splits;
+        partials = pass->partials + (size_t)rows * (size_t)plan->unit_blocks * plan->block_partials;
         partial = partials + plan->partial_bytes * (size_t)unit.split;
     }
     if (plan->decode) plan->kernels->decode(pass->call, plan, unit, scratch, partial);
     else plan->kernels->forward(pass->call, plan, unit, scratch, partial);
-    if (!partials || atomic_fetch_sub(&pass->remaining[block], 1) != 1) return;
-    atomic_store(&pass->remaining[block], (int)plan->splits); /* for the next round */
+    if (!partials || atomic_fetch_sub(&pass->remaining[rows], 1) != 1) return;
+    atomic_store(&pass->remaining[rows], (int)plan->splits); /* for the next round */
     plan->kernels->merge(pass->call, plan, unit, scratch, partials);
 }
 
 static void weights_unit(const af_pass *pass, int64_t index, void *scratch)
 {
-    const af_unit unit = af_plan_unit(pass->plan, index, pass->plan->chunks);
+    const af_unit unit = af_plan_unit(pass->plan, index, 1, pass->plan->chunks);
     pass->plan->kernels->weights(pass->call, pass->plan, unit, scratch);
 }
 
@@ -110,7 +110,8 @@ void af_schedule_call(af_schedule *s, const af_call *call)
     s->scratch_bytes = (s->scratch_bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
     const int64_t blocks = call->B * plan->head_groups * plan->blocks;
     if (plan->softmax) {
-        const int64_t units = blocks * plan->splits;
+        const int64_t rows = call->B * plan->head_groups * af_units_of_rows(plan, plan->unit_blocks);
+        const int64_t units = rows * plan->splits;
         const int64_t chunk = attend_chunk(call, plan, s->flops, units);
         add_pass(s, call, (af_pass){.unit = af_attend_unit, .units = units, .round = units, .chunk = chunk});
     }
@@ -132,14 +133,14 @@ static bool take_partials(af_pass *pass, af_arena *arena, int threads)
 {
     const af_plan *plan = pass->plan;
     if (plan->splits == 1 || pass->unit != af_attend_unit) return true;
-    const size_t block_bytes = plan->partial_bytes * (size_t)plan->splits;
-    const int64_t fit = (int64_t)(PARTIAL_BYTES * (size_t)threads / block_bytes);
-    const int64_t blocks = af_min(pass->units / plan->splits, af_max(1, fit));
-    pass->round = blocks * plan->splits;
-    pass->partials = af_take(arena, blocks, block_bytes);
-    pass->remaining = af_take(arena, blocks, sizeof *pass->remaining);
+    const size_t unit_bytes = plan->block_partials * (size_t)plan->unit_blocks;
+    const int64_t fit = (int64_t)(PARTIAL_BYTES * (size_t)threads / unit_bytes);
+    const int64_t rows = af_min(pass->units / plan->splits, af_max(1, fit));
+    pass->round = rows * plan->splits;
+    pass->partials = af_take(arena, rows, unit_bytes);
+    pass->remaining = af_take(arena, rows, sizeof *pass->remaining);
     if (!pass->partials || !pass->remaining) return false;
-    for (int64_t i = 0; i < blocks; i++) atomic_store(&pass->remaining[i], (int)plan->splits);
+    for (int64_t i = 0; i < rows; i++) atomic_store(&pass->remaining[i], (int)plan->splits);
     return true;
 }
 

@@ -20,8 +20,8 @@ typedef struct af_pass {
     int64_t units, round; /* so many units run at a time; those of the next round wait for all of them */
     int64_t chunk;        /* the most that a thread takes at a time */
     /* Partial results of attend, where rows are split over their keys. */
-    char *partials;         /* [blocks of a round][splits] */
-    _Atomic int *remaining; /* [blocks of a round]: splits still to come */
+    char *partials;         /* [rows of a round's units][unit_blocks][splits] */
+    _Atomic int *remaining; /* [rows of a round's units]: splits still to come */
 } af_pass;
 
 enum { AF_MAX_PASSES = 2 };

@@ -62,9 +62,10 @@ static void pack_additive_query(const af_call *call, const query_block *block, c
 }
 
 /* s->key_exp[n][D] = exp(2 key); s->key_overflow: which keys are out of range. */
-static void exp_keys(const scratch *s, int n, int64_t D, const real *key, int64_t ldk)
+static void exp_keys(const scratch *s, int n, int64_t D, matrix keys)
 {
-    for (int j = 0; j < n; j++, key += ldk) {
+    for (int j = 0; j < n; j++) {
+        const real *key = keys.at + j * keys.ld;
         uint64_t overflow = 0;
         for (int64_t d = 0; d < D; d += VL) {
             const int here = D - d < VL ? (int)(D - d) : VL;
@@ -155,19 +156,19 @@ static void additive_overflow(int nv, int64_t D, const real *key, const real *qu
 }
 
 /* S[n][NR] of the lanes in use. */
-static void additive_product(const af_call *call, const query_block *block, const scratch *s, int n, const real *key,
-                             int64_t ldk, real *out)
+static void additive_product(const af_call *call, const query_block *block, const scratch *s, int n, matrix key,
+                             real *out)
 {
     const int nv = block->v1 - block->v0, at = block->v0 * VL;
     const real *weight = head_row(&call->score.score_weight, block);
-    exp_keys(s, n, call->D, key, ldk);
+    exp_keys(s, n, call->D, key);
     if (nv == 1) additive_tiles(1, n, call->D, s, at, weight, out + at);
     else if (nv == 2) additive_tiles(2, n, call->D, s, at, weight, out + at);
     else additive_tiles(AF_NV, n, call->D, s, at, weight, out + at);
     for (int j = 0; j < n; j++) {
         const uint64_t lanes = (s->key_overflow[j] ? ~(uint64_t)0 : *s->overflow) >> at;
         if (lanes & low_bits(nv * VL))
-            additive_overflow(nv, call->D, key + j * ldk, s->query + at, weight, lanes, out + j * AF_NR + at);
+            additive_overflow(nv, call->D, key.at + j * key.ld, s->query + at, weight, lanes, out + j * AF_NR + at);
     }
 }
 

@@ -2,7 +2,8 @@
 #ifndef AF_BLOCK_H
 #define AF_BLOCK_H
 
-#include "kernel/types.h"
+#include "kernel/prefetch.h"
+#include "kernel/rows.h"
 #include "plan/visibility.h"
 
 typedef struct query_block {
@@ -34,6 +35,15 @@ static void find_rows(const af_tensor *t, const af_visibility *vis, elem *rows[A
     for (int lane = 0; lane < vis->n; lane++) rows[lane] = (elem *)t->data + offset[lane];
 }
 
+/* Block g of a unit; without rows where the unit has fewer blocks. */
+static af_unit block_of_unit(const af_plan *plan, af_unit unit, int g)
+{
+    const int before = g * plan->block_rows;
+    unit.row += before;
+    unit.rows = (int)af_max(0, af_min(plan->block_rows, unit.rows - before));
+    return unit;
+}
+
 static void make_block(query_block *block, const af_call *call, const af_plan *plan, af_unit unit)
 {
     int64_t offset[AF_NR];
@@ -61,13 +71,15 @@ static int64_t take_keys(query_block *block, const af_call *call, int64_t j, int
     return piece.keys;
 }
 
+/* The memory of a unit. Where a unit has several blocks of rows, each has its own `block_scratch`. */
 typedef struct scratch {
-    real *query;       /* [D][NR], or [rows][D] in decode */
-    real *s;           /* [key_block][NR], or [rows][key_block] */
-    real *o;           /* [Dv][NR], or [rows][Dv] in decode */
-    real *m, *l;       /* [NR] running maximum and sum */
-    real *key, *value; /* widened 16-bit keys and values */
-    uint64_t *words;   /* [key_block + 1], or [key_block / 64][DECODE_ROWS] in decode */
+    real *query;                 /* [D][NR], or [rows][D] in decode */
+    real *s;                     /* [key_block][NR], or [rows][key_block] */
+    real *o;                     /* [Dv][NR], or [rows][Dv] in decode */
+    real *m, *l;                 /* [NR] running maximum and sum */
+    af_rows *keys, *values;      /* those of the unit's key/value head */
+    real *key_copy, *value_copy; /* of 16-bit rows */
+    uint64_t *words;             /* [key_block + 1], or [key_block / 64][DECODE_ROWS] in decode */
     /* Additive scores: [D][NR], [key_block][D], [D / DEPTH]; the lanes and keys beyond AF_TANH_RANGE. */
     real *query_exp, *key_exp, *start;
     uint64_t *overflow;
@@ -76,29 +88,43 @@ typedef struct scratch {
     real *sums, *totals; /* importance: [chunk_keys][VL] */
 } scratch;
 
+/* A block of rows on its way through the keys. */
+typedef struct block_run {
+    query_block block;
+    scratch s;          /* the unit's, with the block's own query, o, m and l */
+    int64_t next;       /* the first key that has not been taken yet */
+    bool packed, empty; /* the query is packed; nothing is in O yet */
+    bool nan_safe;
+    edges edge;
+} block_run;
+
 /* Elements of O. */
 static int64_t output_size(const af_call *call, const af_plan *plan)
 {
     return call->Dv * (plan->decode ? plan->block_rows : AF_NR);
 }
 
-/* Lays out the scratch memory from `base`, unless that is NULL; returns its size. */
+/* Lays out the scratch memory from `base`, unless that is NULL; returns its size. Unless it is for decode, it begins
+ * with the blocks of a unit, block_run[unit_blocks]. */
 static size_t carve(scratch *s, const af_call *call, const af_plan *plan, char *base)
 {
-    size_t size = 0;
+    size_t size = plan->decode ? 0 : ((size_t)plan->unit_blocks * sizeof(block_run) + 63) & ~(size_t)63;
 #define TAKE(field, count)                                                                                             \
     do {                                                                                                               \
         (s)->field = base ? (void *)(base + size) : NULL;                                                              \
         size += ((size_t)(count) * sizeof *(s)->field + 63) & ~(size_t)63;                                             \
     } while (0)
-    const int64_t keys = plan->key_block;
-    TAKE(query, call->D * AF_NR);
+    const int64_t keys = plan->key_block, blocks = plan->unit_blocks;
+    const int64_t copied = AF_HALF && !plan->decode ? keys * (blocks > 1 ? 2 : 1) : 0;
+    TAKE(query, blocks * call->D * AF_NR);
     TAKE(s, keys * (plan->decode ? plan->block_rows : AF_NR));
-    TAKE(o, output_size(call, plan));
-    TAKE(m, AF_NR);
-    TAKE(l, AF_NR);
-    TAKE(key, AF_HALF && !plan->decode ? keys * call->D : 0);
-    TAKE(value, AF_HALF && !plan->decode ? keys * call->Dv : 0);
+    TAKE(o, blocks * output_size(call, plan));
+    TAKE(m, blocks * AF_NR);
+    TAKE(l, blocks * AF_NR);
+    TAKE(keys, 1);
+    TAKE(values, 1);
+    TAKE(key_copy, copied * call->D);
+    TAKE(value_copy, copied * call->Dv);
     TAKE(words, keys + 1);
     const bool exps = call->score.additive && !plan->decode;
     TAKE(query_exp, exps ? call->D * AF_NR : 0);
@@ -112,6 +138,24 @@ static size_t carve(scratch *s, const af_call *call, const af_plan *plan, char *
     TAKE(totals, call->results.importance ? plan->chunk_keys * VL : 0);
 #undef TAKE
     return size;
+}
+
+/* The memory of block g of a unit. */
+static void carve_block(scratch *s, const scratch *unit, const af_call *call, const af_plan *plan, int g)
+{
+    *s = *unit;
+    s->query += g * call->D * AF_NR;
+    s->o += g * output_size(call, plan);
+    s->m += g * AF_NR;
+    s->l += g * AF_NR;
+}
+
+/* The keys and values of a block's head. 16-bit rows are widened in the room that carve gives them. */
+static void open_key_rows(const scratch *s, const af_call *call, const af_plan *plan, const af_visibility *vis)
+{
+    const int64_t room = plan->key_block * (plan->unit_blocks > 1 ? 2 : 1);
+    *s->keys = open_rows(&call->operands.key, vis, call->D, s->key_copy, room);
+    *s->values = open_rows(&call->operands.value, vis, call->Dv, s->value_copy, room);
 }
 
 static size_t scratch_bytes(const af_call *call, const af_plan *plan)

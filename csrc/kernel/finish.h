@@ -166,7 +166,7 @@ static void add_rows(int rows, int64_t Dv, const real *part, const real *weight,
         }
 }
 
-static void merge(const af_call *call, const af_plan *plan, af_unit unit, void *memory, const void *partials)
+static void merge_block(const af_call *call, const af_plan *plan, af_unit unit, void *memory, const void *partials)
 {
     query_block block;
     scratch s;
@@ -197,6 +197,14 @@ static void merge(const af_call *call, const af_plan *plan, af_unit unit, void *
         else add_lanes(block.nv, call->Dv, partial_o(part), weight, s.o);
     }
     finish(call, plan, &block, &s);
+}
+
+/* The splits of each block of a unit. */
+static void merge(const af_call *call, const af_plan *plan, af_unit unit, void *memory, const void *partials)
+{
+    const char *partial = partials;
+    for (int g = 0; g * plan->block_rows < unit.rows; g++, partial += plan->block_partials)
+        merge_block(call, plan, block_of_unit(plan, unit, g), memory, partial);
 }
 
 #endif

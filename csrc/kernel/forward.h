@@ -1,11 +1,17 @@
-/* Attention of a block of query rows, queries in the lanes: O[i] = sum_j softmax_j(S[j, i]) V[j], S = K Q'.
+/* Attention of the blocks of query rows of one unit, queries in the lanes: O[i] = sum_j softmax_j(S[j, i]) V[j],
+ * S = K Q'.
  *
- *   pack Q once:  Qt[D][NR], scale folded in
- *   for each block of keys in the span:   S = K Qt    modifiers, masks    online softmax    O += V' P
+ *   for each run of keys, for each block of rows that sees any of them:
+ *       pack Q the first time:  Qt[D][NR], scale folded in
+ *       S = K Qt    modifiers, masks    online softmax    O += V' P
  *   finish:  O / l transposed to the output's rows, lse
  *
- * Cost: 2 (D + Dv) NR flops a key; memory: the few tiles of block.h, all in cache. A hidden key gets P = 0, and 0 * V
- * is 0 unless V holds NaN or inf. So a block whose output is not finite although something was hidden from it is
+ * All blocks of a unit go through one run of keys before any goes on to the next: keys and values that do not fit the
+ * cache are then read once for all blocks, and 16-bit rows widened once. Each block takes its keys in pieces that do
+ * not depend on the other blocks, so neither do its bits.
+ *
+ * Cost: 2 (D + Dv) NR flops a key and block; memory: the tiles of block.h, all in cache. A hidden key gets P = 0, and
+ * 0 * V is 0 unless V holds NaN or inf. So a block whose output is not finite although something was hidden from it is
  * computed again in the NaN-safe way: V then enters only the lanes that see the key. Where V is finite both ways give
  * the same bits. */
 #ifndef AF_FORWARD_H
@@ -16,11 +22,17 @@
 #include "kernel/fused_softmax.h"
 #include "kernel/mask.h"
 #include "kernel/pack.h"
-#include "kernel/prefetch.h"
+#include "kernel/prefetch_block.h"
 #include "kernel/score.h"
 #include "kernel/softmax.h"
 #include "kernel/tile.h"
 #include "kernel/topk.h"
+
+/* Keys [j0, j0 + n) of which something is visible: SEES_SOME or SEES_ALL. */
+typedef struct key_piece {
+    int64_t j0;
+    int n, seen;
+} key_piece;
 
 static void pack_query(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s)
 {
@@ -33,54 +45,18 @@ static void pack_query(const af_call *call, const af_plan *plan, const query_blo
     rows_to_lanes(block->n, block->nv, call->D, rows, (real)plan->query_scale, s->query);
 }
 
-static void find_next_edges(edges *e, const af_call *call, const af_plan *plan, const query_block *block, af_unit unit)
-{
-    const af_unit own = unit;
-    if (!af_next_block(plan, call, &unit)) return;
-    e->queries = unit.rows;
-    af_visibility next; /* of which only the rows are wanted */
-    next.b = unit.b;
-    next.n = unit.rows;
-    af_find_rows(&next, call, plan, unit);
-    find_rows(&call->operands.query, &next, e->query_row);
-    const bool same = own.b == unit.b && own.hg == unit.hg;
-    const int64_t hk = af_key_head(call, plan, unit);
-    af_interval seen = af_visible_keys(call, unit.b, 0, next.query[0]);
-    if (same) seen.end = af_min(seen.end, block->vis.span.begin);
-    e->keys = af_max(0, af_min(plan->key_block, seen.end - seen.begin));
-    e->key = (const elem *)call->operands.key.data + af_offset(&call->operands.key, unit.b, hk, seen.begin);
-    if (!same || !call->operands.value.data) return;
-    e->values = e->keys;
-    e->value = (const elem *)call->operands.value.data + af_offset(&call->operands.value, unit.b, hk, seen.begin);
-}
-
-static void find_edges(edges *e, const af_call *call, const af_plan *plan, const query_block *block, af_unit unit)
-{
-    const bool in_turn = !call->subset.query_order.data && !call->visible.center.data && !call->subset.global &&
-                         !call->subset.key_position; /* the next unit sees keys nearby */
-    const int64_t keys = af_max(0, block->vis.span.end - block->vis.span.begin);
-    e->outputs = call->operands.value.data && plan->splits == 1 ? block->n : 0;
-    if (e->outputs) find_rows(&call->results.output, &block->vis, e->output_row);
-    e->far = !in_turn || unit.row + unit.rows == plan->rows ||
-             (double)keys * (double)(call->D + call->Dv) * (double)sizeof(elem) > NEAR_BYTES;
-    e->queries = e->keys = e->values = 0;
-    if (in_turn) find_next_edges(e, call, plan, block, unit);
-    const int64_t tiles = af_max(1, keys / AF_MR);
-    e->rows_a_tile = (e->outputs + e->queries + e->keys + e->values + tiles - 1) / tiles;
-}
-
 /* O[d][lane] += P[j][lane] V[j][d] for the lanes that see key j, and no other. */
-static void nan_safe_values(const query_block *block, int n, int64_t Dv, const real *value, int64_t ldv,
-                            const uint64_t *words, const real *p, real *o)
+static void nan_safe_values(const query_block *block, int n, int64_t Dv, matrix value, const scratch *s)
 {
     for (int64_t d = 0; d < Dv; d++)
         for (int c = block->v0; c < block->v1; c++) {
             v sum = v_zero();
             for (int j = 0; j < n; j++) {
-                const v more = v_fma(v_set1(value[j * ldv + d]), v_load(p + j * AF_NR + c * VL), sum);
-                sum = v_select(vm_bits(words[j] >> c * VL), more, sum);
+                const v more = v_fma(v_set1(value.at[j * value.ld + d]), v_load(s->s + j * AF_NR + c * VL), sum);
+                sum = v_select(vm_bits(s->words[j] >> c * VL), more, sum);
             }
-            v_store(o + d * AF_NR + c * VL, v_add(v_load(o + d * AF_NR + c * VL), sum));
+            real *o = s->o + d * AF_NR + c * VL;
+            v_store(o, v_add(v_load(o), sum));
         }
 }
 
@@ -98,168 +74,176 @@ static bool finite_output(const query_block *block, int64_t Dv, const real *o)
     return !(bad & low_bits(block->n));
 }
 
-/* Prefetches of this block's values, needed after its scores, and of the next block's keys. */
-static prefetch values_and_next_keys(const af_call *call, const af_plan *plan, const query_block *block, int64_t j0,
-                                     int n, edges *e)
-{
-    const int64_t next = j0 + n;
-    prefetch a = {.edge = e,
-                  .value_stride = call->operands.value.i,
-                  .key_stride = call->operands.key.i,
-                  .D = call->D,
-                  .Dv = call->Dv};
-    a.apart = call->operands.key.i != call->D;
-    if (!e->far) return a;
-    if (call->operands.value.data) {
-        a.value =
-            (const elem *)call->operands.value.data + af_offset(&call->operands.value, block->vis.b, block->vis.hk, j0);
-        a.values = n;
-    }
-    if (next < block->vis.span.end) {
-        a.key =
-            (const elem *)call->operands.key.data + af_offset(&call->operands.key, block->vis.b, block->vis.hk, next);
-        a.keys = af_min(plan->key_block, block->vis.span.end - next);
-    }
-    return a;
-}
-
-/* Prefetches of the bias of this block of keys and of the mask of the next, unless all rows share one. */
-static void prefetch_lanes(prefetch *a, const af_call *call, const af_plan *plan, const query_block *block, int64_t j0,
-                           int n)
-{
-    const bool bias =
-        call->score.bias.data && call->score.bias.j && block->bias_row[0] != block->bias_row[block->n - 1];
-    const bool mask =
-        call->visible.mask.data && call->visible.mask.j && !block->vis.mask && j0 + n < block->vis.span.end;
-    if (!bias && !mask) return;
-    a->lanes = block->n;
-    a->lanes_a_tile = block->n / (n / AF_MR + 1) + 1;
-    a->bias = bias ? block->bias_row : NULL;
-    a->bias_begin = j0;
-    a->bias_end = j0 + n;
-    a->mask = mask ? block->mask_row : NULL;
-    a->mask_begin = j0 + n;
-    a->mask_end = af_min(block->vis.span.end, j0 + n + plan->key_block);
-}
-
-static const real *key_rows(const af_call *call, const query_block *block, const scratch *s, int64_t j0, int n,
-                            int64_t *ldk)
-{
-    const elem *key =
-        (const elem *)call->operands.key.data + af_offset(&call->operands.key, block->vis.b, block->vis.hk, j0);
-    return real_rows(key, call->operands.key.i, n, call->D, s->key, ldk);
-}
-
-/* Scores of one block of keys after modifiers; the block is at least partly visible. */
-static void score_block(const af_call *call, const query_block *block, const scratch *s, int64_t j0, int n,
+/* Scores of a piece after modifiers. */
+static void score_block(const af_call *call, const query_block *block, const scratch *s, key_piece piece,
                         const prefetch *next)
 {
-    int64_t ldk;
-    const real *rows = key_rows(call, block, s, j0, n, &ldk);
-    if (call->score.additive) additive_product(call, block, s, n, rows, ldk, s->s);
+    const matrix key = rows_at(s->keys, piece.j0, piece.n);
+    if (call->score.additive) additive_product(call, block, s, piece.n, key, s->s);
     else
-        score_product(block->v1 - block->v0, n, call->D, rows, ldk, s->query + block->v0 * VL, s->s + block->v0 * VL,
+        score_product(block->v1 - block->v0, piece.n, call->D, key, s->query + block->v0 * VL, s->s + block->v0 * VL,
                       next);
-    modify_scores(call, block, j0, n, s->s);
+    modify_scores(call, block, piece.j0, piece.n, s->s);
 }
 
-/* The weights of one block of keys whose scores nothing modifies, see fused_softmax.h. */
-static bool fused_softmax_block(const af_call *call, const query_block *block, const scratch *s, int64_t j0, int n,
-                                int seen, bool nan_safe, const prefetch *next, real *factor)
+/* The weights of a piece whose scores nothing modifies, see fused_softmax.h. */
+static bool fused_softmax_block(const af_call *call, const block_run *run, key_piece piece, const prefetch *next,
+                                real *factor)
 {
+    const query_block *block = &run->block;
+    const scratch *s = &run->s;
     fused_softmax w;
-    const int nv = block->v1 - block->v0;
-    start_fused_softmax(&w, s, seen == SEES_SOME ? s->words : NULL, block->v0, factor);
+    const int nv = block->v1 - block->v0, n = piece.n;
+    start_fused_softmax(&w, s, piece.seen == SEES_SOME ? s->words : NULL, block->v0, factor);
 #if AF_FUSED_SOFTMAX
-    if (!nan_safe) {
-        int64_t ldk;
-        const real *rows = key_rows(call, block, s, j0, n, &ldk);
-        fused_softmax_product(&w, nv, n, call->D, rows, ldk, s->query + block->v0 * VL, next);
+    if (!run->nan_safe) {
+        w.key = rows_at(s->keys, piece.j0, n);
+        w.query = s->query + block->v0 * VL;
+        fused_softmax_product(&w, nv, n, call->D, next);
         return end_fused_softmax(&w, nv);
     }
 #endif
     const int few = fused_softmax_keys(n);
-    score_block(call, block, s, j0, n, next);
-    if (seen == SEES_SOME) hide_scores(block, n, s->words, s->s);
-    if (nan_safe) words_of_scores(block, n, s->s, s->words);
+    score_block(call, block, s, piece, next);
+    if (piece.seen == SEES_SOME) hide_scores(block, n, s->words, s->s);
+    if (run->nan_safe) words_of_scores(block, n, s->s, s->words);
     for (int j = 0; j < n; j += few) softmax_from_memory(&w, nv, j, n - j < few ? n - j : few);
     return end_fused_softmax(&w, nv);
 }
 
-/* The weights of one block of keys of which something is visible; returns whether a maximum moved, and by which
- * factors. */
-static bool block_weights(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
-                          int64_t j0, int n, int seen, bool nan_safe, const prefetch *next, real *factor)
+/* The weights of a piece; returns whether a maximum moved, and by which factors. */
+static bool block_weights(const af_call *call, const af_plan *plan, const block_run *run, key_piece piece,
+                          const prefetch *next, real *factor)
 {
-    if (plan->base2) return fused_softmax_block(call, block, s, j0, n, seen, nan_safe, next, factor);
+    if (plan->base2) return fused_softmax_block(call, run, piece, next, factor);
+    const query_block *block = &run->block;
+    const scratch *s = &run->s;
     const int at = block->v0 * VL;
-    score_block(call, block, s, j0, n, next);
-    if (seen == SEES_SOME && (nan_safe || call->results.topk)) hide_scores(block, n, s->words, s->s);
-    if (nan_safe) words_of_scores(block, n, s->s, s->words);
-    if (call->results.topk) update_topk(call, block, s, j0, n);
-    const uint64_t *words = seen == SEES_SOME && !nan_safe && !call->results.topk ? s->words : NULL;
-    return softmax_step(block->v1 - block->v0, n, s->s + at, words, block->v0, s->m + at, s->l + at, factor);
+    const bool hide_first = run->nan_safe || call->results.topk;
+    score_block(call, block, s, piece, next);
+    if (piece.seen == SEES_SOME && hide_first) hide_scores(block, piece.n, s->words, s->s);
+    if (run->nan_safe) words_of_scores(block, piece.n, s->s, s->words);
+    if (call->results.topk) update_topk(call, block, s, piece.j0, piece.n);
+    const uint64_t *words = piece.seen == SEES_SOME && !hide_first ? s->words : NULL;
+    const softmax_state state = {s->m + at, s->l + at, factor};
+    return softmax_step(block->v1 - block->v0, piece.n, s->s + at, words, block->v0, state);
 }
 
-/* O += V' P for one block of keys. */
-static void value_block(const af_call *call, const query_block *block, const scratch *s, int64_t j0, int n,
-                        bool accumulate, bool nan_safe)
+/* O += V' P for a piece. */
+static void value_block(const af_call *call, const block_run *run, key_piece piece)
 {
-    const elem *value =
-        (const elem *)call->operands.value.data + af_offset(&call->operands.value, block->vis.b, block->vis.hk, j0);
-    int64_t ldv;
-    const real *rows = real_rows(value, call->operands.value.i, n, call->Dv, s->value, &ldv);
-    if (nan_safe) nan_safe_values(block, n, call->Dv, rows, ldv, s->words, s->s, s->o);
+    const query_block *block = &run->block;
+    const scratch *s = &run->s;
+    const matrix value = rows_at(s->values, piece.j0, piece.n);
+    if (run->nan_safe) nan_safe_values(block, piece.n, call->Dv, value, s);
     else
-        value_product(block->v1 - block->v0, accumulate, n, call->Dv, rows, ldv, s->s + block->v0 * VL,
+        value_product(block->v1 - block->v0, !run->empty, piece.n, call->Dv, value, s->s + block->v0 * VL,
                       s->o + block->v0 * VL);
 }
 
-static void run_keys(const af_call *call, const af_plan *plan, query_block *block, const scratch *s, edges *edge,
-                     bool nan_safe)
+/* Begins with no key seen. */
+static void begin_run(const af_call *call, block_run *run, bool nan_safe)
+{
+    run->next = run->block.vis.span.begin;
+    run->nan_safe = nan_safe;
+    run->empty = true;
+    reset_state(&run->s);
+    if (call->results.topk) reset_topk(call, &run->s);
+}
+
+/* One step through the keys: the block's next piece. */
+static void run_piece(const af_call *call, const af_plan *plan, block_run *run)
 {
     real factor[AF_NR];
-    bool first = true, empty = true; /* no block done yet, nothing in O yet */
-    reset_state(s);
-    if (call->results.topk) reset_topk(call, s);
-    for (int64_t j0 = block->vis.span.begin, n; j0 < block->vis.span.end; j0 += n) {
-        n = take_keys(block, call, j0, plan->key_block);
-        const int seen = block->v0 == block->v1 ? SEES_NOTHING : visible_words(call, block, j0, (int)n, s->words);
-        if (seen == SEES_NOTHING) continue;
-        prefetch next = values_and_next_keys(call, plan, block, j0, (int)n, edge);
-        if (first && !nan_safe) pack_query(call, plan, block, s);
-        prefetch_lanes(&next, call, plan, block, j0, (int)n);
-        first = false;
-        const bool moved = block_weights(call, plan, block, s, j0, (int)n, seen, nan_safe, &next, factor);
-        if (!call->operands.value.data) continue;
-        if (call->score.gaussian > 0) gaussian_tile(call, block, j0, (int)n, s->s);
-        if (empty && (nan_safe || block->v1 - block->v0 < block->nv)) {
-            zero_output(call, plan, s);
-            empty = false;
-        }
-        if (moved && !empty) rescale(block->v1 - block->v0, call->Dv, factor, s->o + block->v0 * VL);
-        value_block(call, block, s, j0, (int)n, !empty, nan_safe);
-        empty = false;
+    query_block *block = &run->block;
+    const scratch *s = &run->s;
+    const int64_t n = take_keys(block, call, run->next, plan->key_block);
+    const af_interval keys = {run->next, run->next + n};
+    run->next += n;
+    const int seen = block->v0 == block->v1 ? SEES_NOTHING : visible_words(call, block, keys.begin, (int)n, s->words);
+    if (seen == SEES_NOTHING) return;
+    const key_piece piece = {keys.begin, (int)n, seen};
+    prefetch next = values_and_next_keys(call, plan, run, keys);
+    if (!run->packed) pack_query(call, plan, block, s);
+    run->packed = true;
+    prefetch_lanes(&next, call, plan, block, keys);
+    const bool moved = block_weights(call, plan, run, piece, &next, factor);
+    if (!call->operands.value.data) return;
+    if (call->score.gaussian > 0) gaussian_tile(call, block, piece.j0, piece.n, s->s);
+    if (run->empty && (run->nan_safe || block->v1 - block->v0 < block->nv)) {
+        zero_output(call, plan, s);
+        run->empty = false;
     }
-    if (empty && call->operands.value.data) zero_output(call, plan, s);
-    block->v0 = 0;
-    block->v1 = block->nv;
+    if (moved && !run->empty) rescale(block->v1 - block->v0, call->Dv, factor, s->o + block->v0 * VL);
+    value_block(call, run, piece);
+    run->empty = false;
+}
+
+static void end_run(const af_call *call, const af_plan *plan, block_run *run)
+{
+    if (run->empty && call->operands.value.data) zero_output(call, plan, &run->s);
+    run->block.v0 = 0;
+    run->block.v1 = run->block.nv;
+}
+
+/* The first key that a block has still to take; AF_FAR if there is none in any block. */
+static int64_t first_key(const block_run *runs, int count)
+{
+    int64_t first = AF_FAR;
+    for (int g = 0; g < count; g++)
+        if (runs[g].next < runs[g].block.vis.span.end) first = af_min(first, runs[g].next);
+    return first;
+}
+
+/* All blocks through all keys, a run of keys at a time. */
+static void run_blocks(const af_call *call, const af_plan *plan, block_run *runs, int count)
+{
+    for (int64_t begin = first_key(runs, count); begin < AF_FAR; begin = first_key(runs, count)) {
+        forget_rows_before(runs->s.keys, begin);
+        forget_rows_before(runs->s.values, begin);
+        for (int g = count - 1; g >= 0; g--) {
+            const int64_t end = af_min(runs[g].block.vis.span.end, begin + plan->key_block);
+            while (runs[g].next < end) run_piece(call, plan, &runs[g]);
+        }
+    }
+    for (int g = 0; g < count; g++) end_run(call, plan, &runs[g]);
+}
+
+/* The rows of each block of a unit, what they see, and what they prefetch; returns how many blocks there are. */
+static int begin_blocks(const af_call *call, const af_plan *plan, af_unit unit, block_run *runs)
+{
+    const int count = (unit.rows + plan->block_rows - 1) / plan->block_rows;
+    int leader = count - 1;
+    for (int g = 0; g < count; g++) {
+        block_run *run = &runs[g];
+        if (g) carve_block(&run->s, &runs->s, call, plan, g);
+        make_block(&run->block, call, plan, block_of_unit(plan, unit, g));
+        run->block.vis.span = af_split(run->block.vis.span, unit.split, plan->split_keys);
+        run->packed = false;
+        begin_run(call, run, false);
+    }
+    open_key_rows(&runs->s, call, plan, &runs->block.vis);
+    const int64_t begin = first_key(runs, count);
+    while (leader > 0 && runs[leader].next == runs[leader].block.vis.span.end) leader--;
+    for (int g = 0; g < count; g++) find_edges(&runs[g], call, plan, unit, g, g == leader, begin);
+    return count;
 }
 
 static void forward(const af_call *call, const af_plan *plan, af_unit unit, void *memory, void *partial)
 {
-    query_block block;
-    scratch s;
-    make_block(&block, call, plan, unit);
-    carve(&s, call, plan, memory);
-    block.vis.span = af_split(block.vis.span, unit.split, plan->split_keys);
-    edges edge;
-    find_edges(&edge, call, plan, &block, unit);
-    run_keys(call, plan, &block, &s, &edge, false);
-    if (call->operands.value.data && block.hides && !finite_output(&block, call->Dv, s.o))
-        run_keys(call, plan, &block, &s, &edge, true);
-    if (plan->splits > 1) save_partial(call, plan, &s, partial);
-    else finish(call, plan, &block, &s);
+    block_run *runs = memory;
+    carve(&runs->s, call, plan, memory);
+    const int count = begin_blocks(call, plan, unit, runs);
+    run_blocks(call, plan, runs, count);
+    for (int g = 0; g < count; g++) {
+        block_run *run = &runs[g];
+        if (call->operands.value.data && run->block.hides && !finite_output(&run->block, call->Dv, run->s.o)) {
+            begin_run(call, run, true);
+            run_blocks(call, plan, run, 1);
+        }
+        if (plan->splits > 1) save_partial(call, plan, &run->s, (char *)partial + (size_t)g * plan->block_partials);
+        else finish(call, plan, &run->block, &run->s);
+    }
 }
 
 #endif

@@ -19,6 +19,8 @@ typedef struct fused_softmax {
     real *p, *m, *l, *factor;
     const uint64_t *words; /* bit c * VL + i of words[j]: whether lane i of vector c - v0 sees key j; NULL if all do */
     int v0;
+    matrix key; /* the keys of the block, and the queries that meet them */
+    const real *query;
     real sum[AF_NR];
     bool moved;
 } fused_softmax;
@@ -119,22 +121,24 @@ AF_INLINE v hide(const fused_softmax *w, int64_t j, int c, v x)
 }
 
 AF_INLINE void fused_softmax_tiles(fused_softmax *w, const int nv, const bool masked, int64_t n, int64_t D,
-                                   const real *key, int64_t ldk, const real *query, const prefetch *next)
+                                   const prefetch *next)
 {
+    const tile_kind kind = {AF_MR, nv, true, false};
+    const matrix key = w->key, query = {w->query, AF_NR};
     int64_t j = 0;
     for (; j + AF_MR <= n; j += AF_MR) {
         prefetch_ahead(next, j);
         v x[AF_MR][AF_NV];
-        tile_sums(AF_MR, nv, true, D, key + j * ldk, ldk, query, x, next, j);
+        tile_sums(kind, D, from_row(kind, key, j), query, x, next, j);
         UNROLL(i, AF_MR)
             UNROLL(c, nv)
                 if (masked) x[i][c] = hide(w, j + i, c, x[i][c]);
         if (softmax_in_registers(w, nv, j, x)) continue;
-        tile_store(AF_MR, nv, false, x, w->p + j * AF_NR);
+        tile_store(kind, x, (tile_result){w->p + j * AF_NR, AF_NR});
         softmax_from_memory(w, nv, j, AF_MR);
     }
     if (j == n) return;
-    score_product(nv, n - j, D, key + j * ldk, ldk, query, w->p + j * AF_NR, next);
+    score_product(nv, n - j, D, from_row(kind, key, j), w->query, w->p + j * AF_NR, next);
     for (int64_t i = j; masked && i < n; i++)
         UNROLL(c, nv) {
             real *p = w->p + i * AF_NR + c * VL;
@@ -145,15 +149,14 @@ AF_INLINE void fused_softmax_tiles(fused_softmax *w, const int nv, const bool ma
 
 /* n keys, see score_product. */
 static __attribute__((noinline)) void fused_softmax_product(fused_softmax *w, int nv, int64_t n, int64_t D,
-                                                            const real *key, int64_t ldk, const real *query,
                                                             const prefetch *next)
 {
-    if (nv == 1 && w->words) fused_softmax_tiles(w, 1, true, n, D, key, ldk, query, next);
-    else if (nv == 1) fused_softmax_tiles(w, 1, false, n, D, key, ldk, query, next);
-    else if (nv == 2 && w->words) fused_softmax_tiles(w, 2, true, n, D, key, ldk, query, next);
-    else if (nv == 2) fused_softmax_tiles(w, 2, false, n, D, key, ldk, query, next);
-    else if (w->words) fused_softmax_tiles(w, AF_NV, true, n, D, key, ldk, query, next);
-    else fused_softmax_tiles(w, AF_NV, false, n, D, key, ldk, query, next);
+    if (nv == 1 && w->words) fused_softmax_tiles(w, 1, true, n, D, next);
+    else if (nv == 1) fused_softmax_tiles(w, 1, false, n, D, next);
+    else if (nv == 2 && w->words) fused_softmax_tiles(w, 2, true, n, D, next);
+    else if (nv == 2) fused_softmax_tiles(w, 2, false, n, D, next);
+    else if (w->words) fused_softmax_tiles(w, AF_NV, true, n, D, next);
+    else fused_softmax_tiles(w, AF_NV, false, n, D, next);
 }
 
 #endif

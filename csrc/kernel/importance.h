@@ -37,6 +37,7 @@ static void block_importance(const af_call *call, const af_plan *plan, af_unit u
     row_softmax rows;
     make_block(&block, call, plan, unit);
     block.vis.span = af_intersect(block.vis.span, keys);
+    open_key_rows(s, call, plan, &block.vis);
     bool packed = false;
     for (int64_t j = block.vis.span.begin, n; j < block.vis.span.end; j += n) {
         n = take_keys(&block, call, j, plan->key_block);
@@ -45,7 +46,7 @@ static void block_importance(const af_call *call, const af_plan *plan, af_unit u
         if (!packed) load_row_softmax(call, &block, &rows);
         if (!packed) pack_query(call, plan, &block, s);
         packed = true;
-        score_block(call, &block, s, j, (int)n, &(prefetch){0});
+        score_block(call, &block, s, (key_piece){j, (int)n, seen}, NULL);
         if (seen == SEES_SOME) hide_scores(&block, (int)n, s->words, s->s);
         add_weights(plan, &block, (int)n, s->s, &rows, s->sums + (j - keys.begin) * VL);
     }

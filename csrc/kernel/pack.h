@@ -58,25 +58,6 @@ static void lanes_to_rows(int n, int nv, int64_t width, const real *lanes, const
     }
 }
 
-/* Keys or values n x width as reals: in place if they are reals, else widened into `copy`. *ld is the distance of
- * rows. */
-static const real *real_rows(const elem *rows, int64_t stride, int64_t n, int64_t width, real *copy, int64_t *ld)
-{
-#if AF_HALF
-    for (int64_t r = 0; r < n; r++, rows += stride) {
-        int64_t c = 0;
-        for (; c + VL <= width; c += VL) v_store(copy + r * width + c, e_load(rows + c));
-        if (c < width) v_store_n(copy + r * width + c, e_load_n(rows + c, (int)(width - c)), (int)(width - c));
-    }
-    *ld = width;
-    return copy;
-#else
-    (void)n, (void)width, (void)copy;
-    *ld = stride;
-    return rows;
-#endif
-}
-
 static void widen(const void *elems, void *reals, int64_t n)
 {
     const elem *from = elems;

@@ -22,14 +22,15 @@ PROBE_FUNCTION(exp_twice_fast)
 
 static void probe_tile(bool accumulate, int64_t rows, int64_t k, const void *a, int64_t lda, const void *b, void *c)
 {
-    if (accumulate) value_product(AF_NV, true, k, rows, a, lda, b, c);
-    else score_product(AF_NV, rows, k, a, lda, b, c, &(prefetch){0});
+    const matrix from = {a, lda};
+    if (accumulate) value_product(AF_NV, true, k, rows, from, b, c);
+    else score_product(AF_NV, rows, k, from, b, c, NULL);
 }
 
 static void probe_softmax(void *s, int n, void *m, void *l)
 {
     real factor[AF_NR];
-    softmax_step(AF_NV, n, s, NULL, 0, m, l, factor);
+    softmax_step(AF_NV, n, s, NULL, 0, (softmax_state){m, l, factor});
 }
 
 /* As many independent chains as a tile has accumulators. */

@@ -17,11 +17,17 @@ enum { SLACK = 8 };
 /* exp of a difference of scores; base2: scores are in units of log 2. */
 AF_INLINE v exp_difference(const bool base2, v x) { return v_exp2(base2 ? x : v_mul(x, v_set1(AF_LOG2E))); }
 
-/* Returns whether a maximum moved; then factor[NR] is what O has to be multiplied by. Bit i of part v0 + c
- * of words[j] tells whether lane i of vector c sees key j; used if masked. */
-AF_INLINE bool softmax_tile(const int nv, const bool masked, int n, real *s, const uint64_t *words, int v0, real *m,
-                            real *l, real *factor)
+/* Of the lanes in use: running maximum and sum, and what O has to be multiplied by once a maximum has moved. */
+typedef struct softmax_state {
+    real *m, *l, *factor;
+} softmax_state;
+
+/* Returns whether a maximum moved. Bit i of part v0 + c of words[j] tells whether lane i of vector c sees key j; used
+ * if masked. */
+AF_INLINE bool softmax_tile(const int nv, const bool masked, int n, real *s, const uint64_t *words, int v0,
+                            softmax_state state)
 {
+    real *const m = state.m, *const l = state.l, *const factor = state.factor;
     const v slack = v_set1(SLACK * AF_LN2);
     v top[AF_NV], sum[AF_NV];
     UNROLL(c, nv) {
@@ -63,11 +69,10 @@ AF_INLINE bool softmax_tile(const int nv, const bool masked, int n, real *s, con
 }
 
 #define SOFTMAX(nv)                                                                                                    \
-    (words ? softmax_tile(nv, true, n, s, words, v0, m, l, factor)                                                     \
-           : softmax_tile(nv, false, n, s, NULL, 0, m, l, factor))
+    (words ? softmax_tile(nv, true, n, s, words, v0, state) : softmax_tile(nv, false, n, s, NULL, 0, state))
 
 /* words: NULL if nothing is hidden. */
-static bool softmax_step(int nv, int n, real *s, const uint64_t *words, int v0, real *m, real *l, real *factor)
+static bool softmax_step(int nv, int n, real *s, const uint64_t *words, int v0, softmax_state state)
 {
     if (nv == 1) return SOFTMAX(1);
     if (nv == 2) return SOFTMAX(2);

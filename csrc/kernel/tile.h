@@ -1,11 +1,11 @@
-/* The register tile that both products of attention are made of:
+/* The register tile that all products of attention are made of:
  *
- *   C[rows][NR] = A[rows][k] B[k][NR]        (or += )
+ *   C[i][lane] = sum_p A[i][p] B[p][lane]        (or +=)
  *
- *   scores  S = K Q'    rows: keys   k: D       A = K in place, its rows lda apart
- *   values  O += V' P   rows: Dv     k: keys    A = V' in place, its columns lda apart
+ *   scores  S = K Q'    rows i: keys   p: D       A = K in place, by rows
+ *   values  O += V' P   rows i: Dv     p: keys    A = V' in place, by columns
  *
- * B and C have NR = AF_NV * VL query lanes. AF_MR x nv accumulators stay in registers over the whole of k; every step
+ * The lanes are AF_NV * VL queries, or fewer. AF_MR x nv accumulators stay in registers over the whole of p; every step
  * loads nv vectors of B and broadcasts one element of each row of A: AF_MR * nv FMAs for AF_MR + nv loads. They start
  * at zero and C is added at the end: a long sum over many blocks of keys is made of short ones, which rounds less. */
 #ifndef AF_TILE_H
@@ -13,93 +13,116 @@
 
 #include "kernel/prefetch.h"
 
-/* mr, nv, by_rows, accumulate are constants wherever this is inlined. Every few columns one line per row of `next`,
- * unless that is NULL, is prefetched for the tile at `row`. */
-AF_INLINE void tile_sums(const int mr, const int nv, const bool by_rows, int64_t k, const real *a, int64_t lda,
-                         const real *b, v acc[AF_MR][AF_NV], const prefetch *next, int64_t row)
+typedef struct tile_result {
+    real *at;
+    int64_t ld;
+} tile_result;
+
+/* Constants wherever they are inlined: rows and vectors of lanes; A[i][p] is at[i * ld + p], or at[p * ld + i] where A
+ * is not by rows; whether C is added to. */
+typedef struct tile_kind {
+    int mr, nv;
+    bool by_rows, accumulate;
+} tile_kind;
+
+AF_INLINE matrix from_row(const tile_kind t, matrix a, int64_t i)
 {
-    UNROLL(i, mr)
-        UNROLL(j, nv) acc[i][j] = v_zero();
+    return (matrix){a.at + i * (t.by_rows ? a.ld : 1), a.ld};
+}
+
+/* Every few columns one line per row of `next`, unless that is NULL, is prefetched for the tile at `row`. */
+AF_INLINE void tile_sums(const tile_kind t, int64_t k, matrix a, matrix b, v acc[AF_MR][AF_NV], const prefetch *next,
+                         int64_t row)
+{
+    UNROLL(i, t.mr)
+        UNROLL(j, t.nv) acc[i][j] = v_zero();
     const int64_t step = next && has_lines(next, row) ? LINE_ELEMS : k;
     for (int64_t begin = 0, end; begin < k; begin = end) {
         end = k - begin < step ? k : begin + step;
         if (next) prefetch_lines(next, row, begin);
         for (int64_t p = begin; p < end; p++) {
             v lanes[AF_NV];
-            UNROLL(j, nv) lanes[j] = v_load(b + j * VL);
-            UNROLL(i, mr) {
-                const v x = v_set1(by_rows ? a[i * lda] : a[i]);
-                UNROLL(j, nv) acc[i][j] = v_fma(x, lanes[j], acc[i][j]);
+            UNROLL(j, t.nv) lanes[j] = v_load(b.at + j * VL);
+            UNROLL(i, t.mr) {
+                const v x = v_set1(t.by_rows ? a.at[i * a.ld] : a.at[i]);
+                UNROLL(j, t.nv) acc[i][j] = v_fma(x, lanes[j], acc[i][j]);
             }
-            a += by_rows ? 1 : lda;
-            b += AF_NR;
+            a.at += t.by_rows ? 1 : a.ld;
+            b.at += b.ld;
         }
     }
 }
 
-AF_INLINE void tile_store(const int mr, const int nv, const bool accumulate, v acc[AF_MR][AF_NV], real *c)
+AF_INLINE void tile_store(const tile_kind t, v acc[AF_MR][AF_NV], tile_result c)
 {
-    UNROLL(i, mr)
-        UNROLL(j, nv) {
-            real *to = c + i * AF_NR + j * VL;
-            v_store(to, accumulate ? v_add(v_load(to), acc[i][j]) : acc[i][j]);
+    UNROLL(i, t.mr)
+        UNROLL(j, t.nv) {
+            real *to = c.at + i * c.ld + j * VL;
+            v_store(to, t.accumulate ? v_add(v_load(to), acc[i][j]) : acc[i][j]);
         }
 }
 
-AF_INLINE void tile(const int mr, const int nv, const bool by_rows, const bool accumulate, int64_t k, const real *a,
-                    int64_t lda, const real *b, real *c, const prefetch *next, int64_t row)
+AF_INLINE void tile(const tile_kind t, int64_t k, matrix a, matrix b, tile_result c, const prefetch *next, int64_t row)
 {
     v acc[AF_MR][AF_NV];
-    tile_sums(mr, nv, by_rows, k, a, lda, b, acc, next, row);
-    tile_store(mr, nv, accumulate, acc, c);
+    tile_sums(t, k, a, b, acc, next, row);
+    tile_store(t, acc, c);
 }
 
-/* All rows: whole tiles, then the rest. A rest that need not accumulate repeats rows of the tile before it. */
-AF_INLINE void product(const int nv, const bool by_rows, const bool accumulate, int64_t rows, int64_t k, const real *a,
-                       int64_t lda, const real *b, real *c, const prefetch *next)
+/* mr rows from row i on. */
+AF_INLINE void tile_at(tile_kind t, const int mr, int64_t i, int64_t k, matrix a, matrix b, tile_result c)
 {
-    const int64_t step = by_rows ? lda : 1;
+    t.mr = mr;
+    tile(t, k, from_row(t, a, i), b, (tile_result){c.at + i * c.ld, c.ld}, NULL, 0);
+}
+
+/* All rows: whole tiles, then the rest. A rest that need not accumulate repeats rows of the tile before it. With
+ * `next`, unless that is NULL, every tile prefetches some of it. */
+AF_INLINE void product(const tile_kind t, int64_t rows, int64_t k, matrix a, matrix b, tile_result c,
+                       const prefetch *next)
+{
     int64_t i = 0;
     for (; i + AF_MR <= rows; i += AF_MR) {
-        if (by_rows) prefetch_ahead(next, i);
-        tile(AF_MR, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR, by_rows ? next : NULL, i);
+        if (next) prefetch_ahead(next, i);
+        tile(t, k, from_row(t, a, i), b, (tile_result){c.at + i * c.ld, c.ld}, next, i);
     }
     if (i == rows) return;
-    if (!accumulate && rows > AF_MR) {
-        i = rows - AF_MR;
-        tile(AF_MR, nv, by_rows, false, k, a + i * step, lda, b, c + i * AF_NR, NULL, 0);
+    if (!t.accumulate && rows > AF_MR) {
+        tile_at(t, AF_MR, rows - AF_MR, k, a, b, c);
         return;
     }
     if (AF_MR > 4 && i + 4 <= rows) {
-        tile(4, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR, NULL, 0);
+        tile_at(t, 4, i, k, a, b, c);
         i += 4;
     }
     if (i + 2 <= rows) {
-        tile(2, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR, NULL, 0);
+        tile_at(t, 2, i, k, a, b, c);
         i += 2;
     }
-    if (i < rows) tile(1, nv, by_rows, accumulate, k, a + i * step, lda, b, c + i * AF_NR, NULL, 0);
+    if (i < rows) tile_at(t, 1, i, k, a, b, c);
 }
 
 /* S[n][NR] = K[n][D] Qt[D][NR] */
-static void score_product(int nv, int64_t n, int64_t D, const real *key, int64_t ldk, const real *query, real *s,
-                          const prefetch *next)
+static void score_product(int nv, int64_t n, int64_t D, matrix key, const real *query, real *s, const prefetch *next)
 {
-    if (nv == 1) product(1, true, false, n, D, key, ldk, query, s, next);
-    else if (nv == 2) product(2, true, false, n, D, key, ldk, query, s, next);
-    else product(AF_NV, true, false, n, D, key, ldk, query, s, next);
+    const matrix b = {query, AF_NR};
+    const tile_result c = {s, AF_NR};
+    if (nv == 1) product((tile_kind){AF_MR, 1, true, false}, n, D, key, b, c, next);
+    else if (nv == 2) product((tile_kind){AF_MR, 2, true, false}, n, D, key, b, c, next);
+    else product((tile_kind){AF_MR, AF_NV, true, false}, n, D, key, b, c, next);
 }
 
 /* O[Dv][NR] (+)= V'[Dv][n] P[n][NR] */
-static void value_product(int nv, bool accumulate, int64_t n, int64_t Dv, const real *value, int64_t ldv, const real *p,
-                          real *o)
+static void value_product(int nv, bool accumulate, int64_t n, int64_t Dv, matrix value, const real *p, real *o)
 {
-    if (nv == 1 && accumulate) product(1, false, true, Dv, n, value, ldv, p, o, NULL);
-    else if (nv == 1) product(1, false, false, Dv, n, value, ldv, p, o, NULL);
-    else if (nv == 2 && accumulate) product(2, false, true, Dv, n, value, ldv, p, o, NULL);
-    else if (nv == 2) product(2, false, false, Dv, n, value, ldv, p, o, NULL);
-    else if (accumulate) product(AF_NV, false, true, Dv, n, value, ldv, p, o, NULL);
-    else product(AF_NV, false, false, Dv, n, value, ldv, p, o, NULL);
+    const matrix b = {p, AF_NR};
+    const tile_result c = {o, AF_NR};
+    if (nv == 1 && accumulate) product((tile_kind){AF_MR, 1, false, true}, Dv, n, value, b, c, NULL);
+    else if (nv == 1) product((tile_kind){AF_MR, 1, false, false}, Dv, n, value, b, c, NULL);
+    else if (nv == 2 && accumulate) product((tile_kind){AF_MR, 2, false, true}, Dv, n, value, b, c, NULL);
+    else if (nv == 2) product((tile_kind){AF_MR, 2, false, false}, Dv, n, value, b, c, NULL);
+    else if (accumulate) product((tile_kind){AF_MR, AF_NV, false, true}, Dv, n, value, b, c, NULL);
+    else product((tile_kind){AF_MR, AF_NV, false, false}, Dv, n, value, b, c, NULL);
 }
 
 #endif

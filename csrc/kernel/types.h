@@ -47,6 +47,12 @@ AF_INLINE void e_store_n(elem *p, v x, int n) { v_store_n(p, x, n); }
 
 #define AF_NR (AF_NV * VL) /* query rows in a block: one word of mask bits holds them */
 
+/* Rows in memory, ld elements from one to the next. */
+typedef struct matrix {
+    const real *at;
+    int64_t ld;
+} matrix;
+
 #include "simd/math.h"
 
 #endif

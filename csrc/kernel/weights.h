@@ -75,7 +75,7 @@ static void decode_weights(const af_call *call, const af_plan *plan, const query
 static void tile_weights(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
                          const weight_rows *w, int64_t j0, int n, int seen)
 {
-    score_block(call, block, s, j0, n, &(prefetch){0});
+    score_block(call, block, s, (key_piece){j0, n, seen}, NULL);
     if (seen == SEES_SOME) hide_scores(block, n, s->words, s->s);
     for (int j = 0; call->results.stage == AF_WEIGHTS && j < n; j++)
         for (int c = block->v0; c < block->v1; c++) {
@@ -132,6 +132,7 @@ static void weights(const af_call *call, const af_plan *plan, af_unit unit, void
     find_rows(&call->results.weights, &block.vis, w.row);
     if (call->results.stage == AF_WEIGHTS) load_row_softmax(call, &block, &w.softmax);
     if (!plan->decode) pack_query(call, plan, &block, &s);
+    open_key_rows(&s, call, plan, &block.vis);
     const af_interval chunk = af_split((af_interval){0, call->Lk}, unit.split, plan->chunk_keys);
     if (call->subset.visible_weights) write_visible(call, plan, &block, &s, &w, af_intersect(chunk, block.vis.span));
     else write_chunk(call, plan, &block, &s, &w, chunk);

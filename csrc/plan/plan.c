@@ -23,6 +23,10 @@ enum { FORWARD_SPLIT_KEYS = 2048, FORWARD_SPLIT_WORK = 1 << 22, FORWARD_MAX_SPLI
  * row of a global token) then lasts some 30 ms. A tanh counts as AF_TANH_WORK products. */
 enum { SPARSE_SPLIT_WORK = 1 << 25 };
 
+/* Blocks of rows in a unit of the attend pass: at most so many, so that a unit of long rows lasts some 30 ms; and fewer
+ * where a head would have less than LEAST_UNITS units for the threads. */
+enum { MOST_UNIT_BLOCKS = 8, LEAST_UNITS = 8, UNIT_WORK = 1 << 25 };
+
 /* With additive scores every row costs a tanh for each element of a key, where blocks of rows in the lanes cost about
  * an eighth of that but for all lanes. */
 enum { ADDITIVE_DECODE_ROWS = 4 };
@@ -75,6 +79,23 @@ static void plan_splits(af_plan *plan, const af_call *call)
     plan->splits = af_max(1, ceil_div(span, plan->split_keys));
 }
 
+/* How many blocks of rows go through the keys together: as many as have their queries and outputs in the second-level
+ * cache beside the keys and values that they meet there. One suffices where all keys and values stay in the cache
+ * anyway. */
+static int unit_blocks(const af_plan *plan, const af_call *call, const af_kernels *kernels)
+{
+    if (plan->decode || call->results.topk || call->score.additive) return 1;
+    const int64_t width = af_max(1, call->D + (call->operands.value.data ? call->Dv : 0));
+    const int64_t real_size = kernels->real_size;
+    const int64_t span = af_max(1, af_min(longest_span(call, plan), plan->split_keys));
+    const bool half = call->dtype > AF_F64;
+    if (!half && (double)span * (double)(width * real_size) <= (double)kernels->cache_bytes / 2) return 1;
+    const int64_t keys = plan->key_block * width * real_size * (half ? 2 : 1);
+    const int64_t fit = (kernels->cache_bytes - keys) / (kernels->nr * width * real_size);
+    const int64_t most = af_min(MOST_UNIT_BLOCKS, (int64_t)(UNIT_WORK / ((double)span * (double)width)));
+    return (int)af_max(1, af_min(af_min(fit, most), plan->blocks / LEAST_UNITS));
+}
+
 /* At least IMPORTANCE_CHUNKS chunks where keys allow it, so that all threads have work. */
 static int64_t importance_chunk(const af_call *call)
 {
@@ -100,6 +121,8 @@ void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels)
     const int64_t partial =
         (2 + 2 * call->results.topk) * kernels->nr + call->Dv * (plan->decode ? plan->block_rows : kernels->nr);
     plan->partial_bytes = (size_t)partial * (size_t)kernels->real_size;
+    plan->block_partials = plan->partial_bytes * (size_t)plan->splits;
+    plan->unit_blocks = unit_blocks(plan, call, kernels);
     plan->softmax = !call->results.weights.data || call->results.stage == AF_WEIGHTS || call->operands.value.data;
     if (call->subset.row_lse.data) plan->softmax = false; /* it is known */
     plan->base2 = call->score.softcap == 0 && !call->score.bias.data && !call->score.alibi && !call->score.sink &&
@@ -109,13 +132,14 @@ void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels)
     plan->pairs = (double)call->B * (double)plan->head_groups * (double)plan->rows * (double)longest_span(call, plan);
 }
 
-af_unit af_plan_unit(const af_plan *plan, int64_t index, int64_t splits)
+af_unit af_plan_unit(const af_plan *plan, int64_t index, int blocks, int64_t splits)
 {
+    const int64_t units = af_units_of_rows(plan, blocks), rows = (int64_t)blocks * plan->block_rows;
     af_unit unit = {.split = index % splits};
     index /= splits;
-    unit.row = (plan->blocks - 1 - index % plan->blocks) * plan->block_rows;
-    unit.rows = (int)af_min(plan->block_rows, plan->rows - unit.row);
-    index /= plan->blocks;
+    unit.row = (units - 1 - index % units) * rows;
+    unit.rows = (int)af_min(rows, plan->rows - unit.row);
+    index /= units;
     unit.hg = index % plan->head_groups;
     unit.b = index / plan->head_groups;
     return unit;

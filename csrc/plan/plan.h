@@ -11,7 +11,8 @@ typedef struct af_kernels af_kernels;
 /* What an element of an additive score costs, in elements of a product. */
 enum { AF_TANH_WORK = 8 };
 
-/* One unit of work: a block of query rows of one (batch row, head group) against one split, or chunk, of its keys. */
+/* One unit of work: some blocks of query rows of one (batch row, head group) against one split, or chunk, of their
+ * keys. */
 typedef struct af_unit {
     int64_t b, hg;
     int64_t row; /* first row; the rows of a head group are r = i * G + g for query i and head hg * G + g */
@@ -21,15 +22,17 @@ typedef struct af_unit {
 
 typedef struct af_plan {
     const af_kernels *kernels;
-    bool decode;          /* few rows: the kernel that keeps D in the lanes */
-    int64_t group;        /* G query heads that are computed together: those that share a key/value head, or 1 */
-    int64_t head_groups;  /* H / G */
-    int64_t rows, blocks; /* G * Lq rows for each (batch row, head group), in that many blocks */
-    int block_rows;
+    bool decode;                /* few rows: the kernel that keeps D in the lanes */
+    int64_t group;              /* G query heads that are computed together: those that share a key/value head, or 1 */
+    int64_t head_groups;        /* H / G */
+    int64_t rows, blocks;       /* G * Lq rows for each (batch row, head group), in that many blocks */
+    int block_rows;             /* as many rows as the registers take side by side */
+    int unit_blocks;            /* blocks of rows that go through the keys together in the attend pass */
     int key_block;              /* keys per score tile, a multiple of 64 */
     int64_t split_keys, splits; /* keys per unit, units per block of rows */
     int64_t chunk_keys, chunks; /* the same for the pass that writes weights */
-    size_t partial_bytes;       /* one unit's partial result */
+    size_t partial_bytes;       /* the partial result of one block of rows and one split */
+    size_t block_partials;      /* of all splits of a block of rows */
     double query_scale;         /* folded into the query when it is packed */
     bool base2;                 /* scores are in units of log 2 (plain problems), else of the natural log */
     bool softmax;               /* output or lse are to be computed */
@@ -38,18 +41,23 @@ typedef struct af_plan {
 
 void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels);
 
-/* The block and split of a unit's number. The last blocks of rows come first: under a causal mask they cost most. */
-af_unit af_plan_unit(const af_plan *plan, int64_t index, int64_t splits);
+/* Units of so many blocks of rows in each head group. */
+static inline int64_t af_units_of_rows(const af_plan *plan, int blocks) { return (plan->blocks + blocks - 1) / blocks; }
 
-/* Moves on to the block of rows with the next number; false after the last one. */
-static inline bool af_next_block(const af_plan *plan, const af_call *call, af_unit *unit)
+/* The unit of a number, where units have so many blocks of rows and rows so many splits. The last rows come first:
+ * under a causal mask they cost most. */
+af_unit af_plan_unit(const af_plan *plan, int64_t index, int blocks, int64_t splits);
+
+/* Moves on to the rows that the attend pass takes next; false after the last ones. */
+static inline bool af_next_unit(const af_plan *plan, const af_call *call, af_unit *unit)
 {
+    const int64_t rows = (int64_t)plan->unit_blocks * plan->block_rows;
     if (unit->row > 0) {
-        unit->row -= plan->block_rows;
-        unit->rows = plan->block_rows;
+        unit->row -= rows;
+        unit->rows = (int)rows;
         return true;
     }
-    unit->row = (plan->blocks - 1) * plan->block_rows;
+    unit->row = (af_units_of_rows(plan, plan->unit_blocks) - 1) * rows;
     unit->rows = (int)(plan->rows - unit->row);
     if (++unit->hg < plan->head_groups) return true;
     unit->hg = 0;

@@ -15,7 +15,8 @@
 #define AF_NEEDS 0
 #define AF_MR 4
 #define AF_NV 2
-#define AF_FUSED_SOFTMAX 0 /* see fused_softmax.h */
+#define AF_CACHE_BYTES (256 << 10) /* second-level cache: any */
+#define AF_FUSED_SOFTMAX 0         /* see fused_softmax.h */
 #define AF_EMBEDS 0
 #define AF_DECODE_KEYS 2
 #define AF_DECODE_COLUMNS 2

@@ -5,9 +5,10 @@
 #include <arm_neon.h>
 
 #define AF_NEEDS 0
-#define AF_MR 8            /* tile rows: 8 x 3 accumulators, 3 lane vectors and up to 5 broadcasts of 32 registers */
-#define AF_NV 3            /* tile columns in vectors */
-#define AF_FUSED_SOFTMAX 1 /* registers enough to make weights in the tile: see fused_softmax.h */
+#define AF_MR 8 /* tile rows: 8 x 3 accumulators, 3 lane vectors and up to 5 broadcasts of 32 registers */
+#define AF_NV 3 /* tile columns in vectors */
+#define AF_CACHE_BYTES (512 << 10) /* second-level cache: Neoverse N1 has 1 MiB, client cores 512 KiB */
+#define AF_FUSED_SOFTMAX 1         /* registers enough to make weights in the tile: see fused_softmax.h */
 #define AF_EMBEDS 0
 #define AF_DECODE_KEYS 4    /* keys at a time against up to 4 query rows: 16 accumulators */
 #define AF_DECODE_COLUMNS 8 /* vectors of values at a time against up to 2 query rows */
