@@ -3,13 +3,13 @@
     python bench/targets.py --json RUN.json
     python bench/scaling.py RUN.json --threads 64 --bandwidth 460
 
-A call of T seconds on one thread that is cut into `tasks` tasks takes on n threads
+A call of T seconds on one thread that is cut into units takes on n threads
 
     max(T * share of the busiest thread, bytes / bandwidth) + waking the threads
 
-where the busiest thread does ceil(tasks / n) of `tasks` equal tasks. Under a causal mask tasks are
-unequal and the heaviest come first, so there it is 1 / n, but no less than the heaviest task, twice
-the average one. Bytes are those of the arrays, each read or written once.
+where the busiest thread does ceil(units / n) of the equal units. Under a causal mask units are
+unequal and the heaviest come first, so there its share is 1 / n, but no less than that of the
+heaviest unit, twice the average one. Bytes are those of the arrays, each read or written once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,8 +60,34 @@ def model(result: CaseResult, alone: float, threads: int, bandwidth: float) -> t
         return alone, "too small"
     share = busiest_share(result.case, plan)
     memory = plan.bytes / (1e9 * bandwidth)
-    bound = "memory" if memory > alone * share else "tasks" if share > 1.1 / threads else "-"
+    bound = "memory" if memory > alone * share else "units" if share > 1.1 / threads else "-"
     return max(alone * share, memory) + WAKE_SECONDS, bound
+
+
+def speed_ups(report: Report, threads: int, bandwidth: float) -> list[dict[str, Any]]:
+    """What all threads bring in each case, by measurement and by the model, and what many bring."""
+    rows: list[dict[str, Any]] = []
+    for result in report.results:
+        if result.case.function != "attention":
+            continue  # its plan is another
+        one = on_one_thread(report, result)
+        alone = one.entries["attnfast"].median if one else None
+        together = result.entries["attnfast"].median
+        if not alone or not together:
+            continue
+        near, _ = model(result, alone, report.threads, report.limits["bandwidth"])
+        far, bound = model(result, alone, threads, bandwidth)
+        rows.append(
+            {
+                "case": result.case.name,
+                "units": plan_of(result.case, threads).tasks,
+                "measured": round(alone / together, 2),
+                "model": round(alone / near, 2),
+                "many": round(alone / far, 1),
+                "bound": bound,
+            }
+        )
+    return rows
 
 
 def main() -> None:
@@ -73,21 +100,11 @@ def main() -> None:
     report = Report.load(options.run)
     n, here = options.threads, report.threads
     print(f"{cpu_name()}; speed-up over one thread; {options.bandwidth:g} GB/s on {n} threads")
-    heads = "tasks", f"{here}: measured", "model", f"{n}: model", "bound by"
+    heads = "units", f"{here}: measured", "model", f"{n}: model", "bound by"
     print(f"{'case':32}" + "".join(f"{head:>13}" for head in heads))
-    for result in report.results:
-        if result.case.function != "attention":
-            continue  # its plan is another
-        one = on_one_thread(report, result)
-        alone = one.entries["attnfast"].median if one else None
-        together = result.entries["attnfast"].median
-        if not alone or not together:
-            continue
-        near, _ = model(result, alone, here, report.limits["bandwidth"])
-        far, bound = model(result, alone, n, options.bandwidth)
-        cells = f"{alone / together:.2f}", f"{alone / near:.2f}", f"{alone / far:.1f}", bound
-        tasks = plan_of(result.case, n).tasks
-        print(f"{result.case.name:32}{tasks:13}" + "".join(f"{cell:>13}" for cell in cells))
+    for row in speed_ups(report, n, options.bandwidth):
+        name, *cells = row.values()
+        print(f"{name:32}" + "".join(f"{cell:>13}" for cell in cells))
 
 
 if __name__ == "__main__":

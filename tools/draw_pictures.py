@@ -5,7 +5,7 @@
 Runs the code of docs/looking.md and docs/family.md, and the examples that draw. Needs
 attnfast[plot] and the model of the examples. Each picture is reduced to a palette and written to
 docs/pictures. Times are not measured again: the pictures show those that the pages state. speed.png
-is the result of a benchmark (docs/performance.md) and is left alone.
+is drawn by `attnfast bench --from docs/figures/growth.json --plot docs/pictures/speed.png`.
 """
 
 import os

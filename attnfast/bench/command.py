@@ -141,7 +141,8 @@ def _sides(options: argparse.Namespace, cases: list[Case]) -> list[Settings]:
     others = (PLAIN, *yardsticks_of(cases), *chosen_peers(options.peers))
     settings = settings_of(options, others, rounds=3 if options.quick or options.plot else 5)
     if options.quick:
-        settings = replace(settings, patience=QUICK_PATIENCE, time_limit=QUICK_SECONDS)
+        time_limit = min(QUICK_SECONDS, settings.time_limit)
+        settings = replace(settings, patience=QUICK_PATIENCE, time_limit=time_limit)
         return [replace(settings, leave_out=(FLEX,))]
     if not options.plot:
         return [settings]

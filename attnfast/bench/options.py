@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -69,6 +70,13 @@ def add_run_options(parser: argparse.ArgumentParser, default_cases: str) -> None
     )
     parser.add_argument(
         "--seed", type=int, default=1, metavar="N", help="seed of the inputs (default: 1)"
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=_positive(float),
+        metavar="S",
+        help="seconds of the run, shared out among its cases; those not begun by then are left out"
+        " (default: none)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the run to a file")
     parser.add_argument(
@@ -138,6 +146,7 @@ def settings_of(options: argparse.Namespace, others: Sequence[str], *, rounds: i
         burst=options.burst,
         isa=options.isa,
         seed=options.seed,
+        time_limit=options.time_limit or math.inf,
         others=tuple(others),
     )
 

@@ -480,6 +480,8 @@ def test_time_limit_leaves_the_rest_unrun(monkeypatch, capsys):
     options = ["--quick", "--cases", "tiny_1x12x16x64", *QUICK_OPTIONS]
     assert main(["bench", *options]) == 0
     assert "not run, the time limit was reached (tiny_1x12x16x64)" in capsys.readouterr().out
+    assert main(["bench", "--time-limit", "1e-9", *options[1:]]) == 0
+    assert "not run, the time limit was reached (tiny_1x12x16x64)" in capsys.readouterr().out
 
 
 def test_plain_progress_is_one_line_at_a_time(monkeypatch, capsys):

@@ -39,7 +39,7 @@ SOURCES = {  # folder of the sdist: suffixes of all its files
     "bench": {".c", ".md", ".py"},
     "cmake": {".cmake"},
     "csrc": {".c", ".h"},
-    "docs": {".md", ".py"},
+    "docs": {".json", ".md", ".py"},
     "examples": {".md", ".py"},
     "LICENSES": {".txt"},
     "tests": {".py", ".txt"},

@@ -1,0 +1,278 @@
+"""Figures as data, `docs/figures/*.json`, and the tables that pages show of them.
+
+A page marks where a table stands; `python bench/figures.py --pages` writes what is between:
+
+    <!-- figures: grid -->
+    ...
+    <!-- end -->
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from attnfast.bench.peers import FLEX, OWN, YARDSTICKS
+from attnfast.bench.plot import NAMES
+from labels import CASES, CHOSEN, LABEL, label
+from target_values import target_of
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs" / "figures"
+MARKED = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Data = dict[str, Any]
+Rows = list[list[str]]
+
+
+def load(name: str) -> Data:
+    """The figures of a name."""
+    data: Data = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return data
+
+
+def save(name: str, data: Data) -> None:
+    """Write figures, a row on a line."""
+    rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in data["rows"])
+    head = {key: value for key, value in data.items() if key != "rows"}
+    text = json.dumps(head, indent=1, ensure_ascii=False)
+    path = FOLDER / f"{name}.json"
+    path.write_text(f'{text[:-2]},\n "rows": [\n{rows}\n ]\n}}\n', encoding="utf-8")
+
+
+def pages() -> Iterator[Path]:
+    """Pages that may show tables."""
+    for folder in ("", "bench", "docs", "docs/figures"):
+        yield from sorted((ROOT / folder).glob("*.md"))
+
+
+def filled(page: str) -> str:
+    """A page with the tables of the present figures between its marks."""
+    return MARKED.sub(lambda found: f"{found[1]}\n{render(found[2])}\n{found[3]}", page)
+
+
+def render(name: str) -> str:
+    """The table of a name, below it where its figures are from.
+
+    Raises
+    ------
+    ValueError
+        When there is no such table.
+    """
+    if name not in TABLES:
+        raise ValueError(f"<!-- figures: {name} -->: must be one of {', '.join(sorted(TABLES))}")
+    source, table = TABLES[name]
+    if not (FOLDER / f"{source}.json").exists():
+        return f"*Not measured yet: `python bench/figures.py {source}`.*\n"
+    data = load(source)
+    columns = [column for column in zip(*table(data), strict=True) if any(column[1:])]
+    head, *rows = zip(*columns, strict=True)
+    lines = [head, ["---"] * len(head), *rows]
+    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"{text}\n\n{provenance(data)}\n"
+
+
+def provenance(data: Data) -> str:
+    """Machine, date, versions, limits and command, as a sentence below a table."""
+    threads = " and ".join(map(str, data["threads"]))
+    others = [f"{NAMES.get(name, name)} {version}" for name, version in data["others"].items()]
+    parts = [
+        f"{data['processor']}, {data['isa']}, {threads} thread{'s' * (threads != '1')}",
+        ", ".join([f"attnfast {data['version']}", *others]),
+        data["date"],
+    ]
+    for key, words, unit in (
+        ("fma_float32", "FMA peak", "GFLOP/s"),
+        ("bandwidth", "memory", "GB/s"),
+    ):
+        measured = [f"{limits[key]:.0f}" for limits in data["limits"].values() if key in limits]
+        if measured:
+            parts.append(f"{words} {' and '.join(measured)} {unit}")
+    note = f" {data['note']}" if data.get("note") else ""
+    return f"*{'; '.join(parts)}; `{data['command']}`.{note}*"
+
+
+class Found:
+    """The rows of a case, by threads and contestant."""
+
+    def __init__(self, data: Data, name: str) -> None:
+        self.case = CASES[name]
+        self.isa: str = data["isa"]
+        rows = [row for row in data["rows"] if row["case"] == name]
+        self.most = max(data["threads"])
+        self._rows = {(row["threads"], row["contestant"]): row for row in rows}
+
+    def row(self, threads: int, contestant: str = OWN) -> Data:
+        """A contestant's row, empty where it has none."""
+        return self._rows.get((threads, contestant), {})
+
+    def best(self, threads: int) -> Data:
+        """The row of the fastest other library, empty where there is none."""
+        others = [
+            row
+            for (count, name), row in self._rows.items()
+            if count == threads and name not in (OWN, *YARDSTICKS) and "times" in row
+        ]
+        return min(others, key=lambda row: float(row["times"]), default={})
+
+    def target(self) -> str:
+        """What attnfast is to reach."""
+        target = target_of(self.case.name, self.isa)
+        if target is None:
+            return ""
+        than = NAMES.get(target.than, f"`{target.than}`")
+        return f"{target.value:g} {target.unit} {than if target.than else ''}".rstrip()
+
+
+def found(data: Data) -> list[Found]:
+    """All cases of some figures, in their order."""
+    return [Found(data, name) for name in dict.fromkeys(row["case"] for row in data["rows"])]
+
+
+def figure(row: Data, digits: int = 0) -> str:
+    """Percent of the limit, or the time where there is none."""
+    return f"{row['percent']:.{digits}f} %" if "percent" in row else duration(row)
+
+
+def duration(row: Data) -> str:
+    """A time in a unit that suits it."""
+    if "seconds" not in row:
+        return ""
+    seconds = row["seconds"]
+    scale, unit = next(
+        (pair for pair in ((1e-6, "us"), (1e-3, "ms")) if seconds < 1000 * pair[0]), (1.0, "s")
+    )
+    return f"{seconds / scale:.3g} {unit}"
+
+
+def times(row: Data, key: str = "times") -> str:
+    """How many times faster attnfast is: two digits or more."""
+    if key not in row:
+        return ""
+    value = row[key]
+    return f"{value:.{2 if value < 1.1 else 1 if value < 9.95 else 0}f} x"
+
+
+def who(row: Data) -> str:
+    """The library of a row."""
+    if not row:
+        return ""
+    name = NAMES.get(row["contestant"], row["contestant"])
+    return f"{name} (FlexAttention)" if row.get("variant") == FLEX else name
+
+
+def threads_heads(data: Data) -> list[str]:
+    """Column heads for the numbers of threads."""
+    return [f"{count} thread{'s' * (count > 1)}" for count in data["threads"]]
+
+
+def beside_others(data: Data) -> Rows:
+    """Each case on each number of threads, and the fastest other library."""
+    most = max(data["threads"])
+    rows = [[*LABEL, *threads_heads(data), f"best other, {most} threads", "attnfast is faster"]]
+    for case in found(data):
+        best = case.best(most)
+        shares = [figure(case.row(threads)) for threads in data["threads"]]
+        rows.append(
+            [*label(case.case), *shares, f"{who(best)} {figure(best)}".strip(), times(best)]
+        )
+    return rows
+
+
+def against_targets(data: Data) -> Rows:
+    """Each case on each number of threads, and its target."""
+    rows = [[*LABEL, "target", *threads_heads(data)]]
+    for case in found(data):
+        shares = [figure(case.row(threads), 1) for threads in data["threads"]]
+        rows.append([*label(case.case), case.target(), *shares])
+    return rows
+
+
+def against_float32(data: Data) -> Rows:
+    """16-bit cases: how many times faster than the same call in float32."""
+    rows = [[*LABEL, "target", *threads_heads(data)]]
+    for case in found(data):
+        ratios = [times(case.row(threads, "float32")) for threads in data["threads"]]
+        rows.append([*label(case.case), case.target(), *ratios])
+    return rows
+
+
+def chosen_costs(data: Data) -> Rows:
+    """What the README shows of the grid: all threads, three columns of others."""
+    most = max(data["threads"])
+    rows = [[*LABEL, "attnfast", "of the limit", "NumPy", "PyTorch", "best of all others"]]
+    for case in found(data):
+        if case.case.name not in CHOSEN:
+            continue
+        own, best = case.row(most), case.best(most)
+        share = figure(own) if "percent" in own else ""
+        peers = [times(case.row(most, name)) for name in ("numpy", "torch")]
+        cells = [*label(case.case), duration(own), share, *peers, f"{who(best)} {times(best)}"]
+        rows.append([cell.strip() for cell in cells])
+    return rows
+
+
+def family_costs(data: Data) -> Rows:
+    """The family: time and speed on each number of threads, and beside three others."""
+    most = max(data["threads"])
+    rows = [[*LABEL, "target"]]
+    for head in threads_heads(data):
+        rows[0] += [head, "of the peak"]
+    rows[0] += ["NumPy", "NumPy's fastest call", "`attention`", "PyTorch", "error (of NumPy's)"]
+    for case in found(data):
+        cells = [*label(case.case), case.target()]
+        for threads in data["threads"]:
+            own = case.row(threads)
+            cells += [duration(own), figure(own) if "percent" in own else speed(own)]
+        plain = case.row(most, "numpy")
+        cells += [times(plain), times(plain, "times_best")]
+        cells += [times(case.row(most, name)) for name in ("attention", "torch")]
+        rows.append([*cells, error(case.row(most))])
+    return rows
+
+
+def speed(row: Data) -> str:
+    """Work a second."""
+    return f"{row['speed']:.3g} {row['unit']}" if "speed" in row else ""
+
+
+def error(row: Data) -> str:
+    """The largest error, and its ratio to that of plain NumPy in the same precision."""
+    return f"{row['error']:.1e} ({row['error_ratio']:.1f})" if "error" in row else ""
+
+
+def modelled(data: Data) -> Rows:
+    """More threads: what two bring by measurement and model, and what many bring by the model."""
+    here, many = data["threads"][-1], data["modelled_threads"]
+    rows = [[*LABEL, "units", f"{here} threads", "model", f"{many} threads: model", "bound by"]]
+    for row in data["rows"]:
+        speed_ups = f"{row['measured']:.2f}", f"{row['model']:.2f}", f"{row['many']:.0f}"
+        rows.append([*label(CASES[row["case"]]), str(row["units"]), *speed_ups, row["bound"]])
+    return rows
+
+
+def plain_loops(data: Data) -> Rows:
+    """Plain loops in C beside each instruction set, on one thread."""
+    isas = list(data["rows"][0]["times"])
+    rows = [["heads x length x head size", "plain loops in C", *isas]]
+    for row in data["rows"]:
+        ratios = [f"{row['times'][isa]:.1f} x" for isa in isas]
+        rows.append([row["size"], duration(row), *ratios])
+    return rows
+
+
+# By the name between the marks: the file of the figures, and how they are laid out.
+TABLES: dict[str, tuple[str, Callable[[Data], Rows]]] = {
+    "alone": ("alone", against_targets),
+    "avx2": ("avx2", against_targets),
+    "costs": ("grid", chosen_costs),
+    "family": ("family", family_costs),
+    "grid": ("grid", beside_others),
+    "half": ("half", against_float32),
+    "loops": ("loops", plain_loops),
+    "shapes": ("shapes", against_targets),
+    "threads": ("threads", modelled),
+}

@@ -1,0 +1,92 @@
+"""Tables of figures in the pages are those of the data, and the data says where it is from."""
+
+import json
+
+import pytest
+
+from attnfast.bench.results import Report
+from support.paths import ROOT
+from support.runs import report_of, result_of
+from support.scripts import import_script
+
+figures = import_script(ROOT / "bench" / "figures.py")
+tables = import_script(ROOT / "bench" / "tables.py")
+
+PAGES = [page for page in tables.pages() if "<!-- figures:" in page.read_text(encoding="utf-8")]
+FILES = sorted(tables.FOLDER.glob("*.json"))
+ORIGIN = ("command", "date", "version", "processor", "isa", "threads")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_tables_are_those_of_the_data(page):
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<!-- figures:") == text.count("<!-- end -->")
+    if text != tables.filled(text):
+        pytest.fail(f"{page}: not its data; run python bench/figures.py --pages")
+
+
+def test_every_table_is_on_a_page():
+    shown = {found[2] for page in PAGES for found in tables.MARKED.finditer(page.read_text())}
+    assert shown == set(tables.TABLES)
+
+
+@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+def test_data_says_where_it_is_from(file):
+    data = json.loads(file.read_text(encoding="utf-8"))
+    if file.stem == "growth":
+        assert Report.load(file).settings["command"] == figures.COMMANDS["growth"][0]
+        return
+    assert all(data[key] for key in ORIGIN)
+    assert data["rows"]
+    assert file.stem in {source for source, _ in tables.TABLES.values()}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder of figures."""
+    monkeypatch.setattr(tables, "FOLDER", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run():
+    """A run on 1 and 2 threads, torch half as fast."""
+    name = "full_1x16x2048x64"
+    report = report_of([result_of(name, 200.0, attnfast=0.1, numpy=0.5, torch=0.2)], 2, 200.0)
+    report.one_thread = report_of([result_of(name, 100.0, attnfast=0.19)], 1, 100.0)
+    return report
+
+
+def test_a_run_becomes_a_table(folder, run):
+    figures.keep("grid", run)
+    text = tables.render("grid")
+    assert "| full | 1 x 16 x 2048 x 64 | 90 % | 86 % | PyTorch 43 % | 2.0 x |" in text
+    assert "Some CPU, 4 cores" in text and figures.COMMANDS["grid"][0] in text
+    assert "| 100 ms | 86 % | 5.0 x | 2.0 x | PyTorch 2.0 x |" in tables.render("costs")
+    assert "| 1.90 |" in tables.render("threads")
+
+
+def test_a_whole_run_can_be_shown_again(folder, run):
+    figures.keep("growth", run)
+    again = Report.load(folder / "growth.json")
+    assert again.results[0].entries["torch"].median == 0.2
+    assert again.one_thread.results[0].entries["attnfast"].percentile(0.9) == 0.19
+
+
+def test_figures_of_a_wrong_result_are_not_written(folder, run):
+    run.results[0].entries["attnfast"].wrong = True
+    with pytest.raises(ValueError, match="wrong result"):
+        figures.keep("grid", run)
+    assert not list(folder.iterdir())
+
+
+def test_what_had_no_time_is_named(folder, run):
+    run.not_run["full_1x12x512x64"] = "the time limit was reached"
+    figures.keep("alone", run)
+    assert "Not measured for want of time: full_1x12x512x64." in tables.render("alone")
+
+
+def test_what_is_not_measured_says_how(folder):
+    assert tables.render("half") == "*Not measured yet: `python bench/figures.py half`.*\n"
+    with pytest.raises(ValueError, match=r"figures: nonsense -->: must be one of alone, avx2"):
+        tables.render("nonsense")
