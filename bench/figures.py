@@ -105,7 +105,8 @@ def run(name: str, time_limit: float | None) -> Report:
         When it fails, or attnfast gave a wrong result.
     """
     words = shlex.split(COMMANDS[name][0])
-    start = [sys.executable] if words[0] == "python" else [sys.executable, "-m", words[0]]
+    # -P: the folder attnfast of the checkout is not the installed package
+    start = [sys.executable] if words[0] == "python" else [sys.executable, "-P", "-m", words[0]]
     limit = ["--time-limit", str(time_limit)] if time_limit else []
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "run.json"
