@@ -67,7 +67,8 @@ FOREIGN: dict[str, list[tuple[str, str]]] = {
     "sliding_window": [
         (
             "window_size",
-            "write window_size=(sliding_window - 1, 0), which does not count the query itself",
+            "write window_size=(sliding_window - 1, 0) for causal attention,"
+            " window_size=sliding_window - 1 for both sides: the query itself is not counted",
         ),
     ],
     "key_value_seq_lengths": [("kv_lengths", "write kv_lengths=key_value_seq_lengths")],

@@ -160,15 +160,19 @@ def head_of(command: str, report: Report) -> dict[str, Any]:
 
 
 def version() -> str:
-    """Of attnfast, with the commit of the checkout."""
-    described = subprocess.run(
-        ["git", "-C", str(tables.ROOT), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
+    """Of attnfast, with the commit of the checkout and a plus where its sources have changed."""
+    commit = git("rev-parse", "--short", "HEAD")
+    changed = git("status", "--porcelain", "attnfast", "cmake", "csrc")
+    plus = "+" if changed else ""
+    return f"{attnfast.__version__} ({commit}{plus})" if commit else attnfast.__version__
+
+
+def git(*words: str) -> str:
+    """What git says of the checkout, nothing where there is none."""
+    done = subprocess.run(
+        ["git", "-C", str(tables.ROOT), *words], capture_output=True, text=True, check=False
     )
-    commit = described.stdout.strip()
-    return f"{attnfast.__version__} ({commit})" if commit else attnfast.__version__
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def rows_of(side: Report, result: CaseResult) -> list[dict[str, Any]]:
