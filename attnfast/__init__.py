@@ -9,13 +9,13 @@
 Attention:
 
 - `attention`: exact, with masks, biases, padding, grouped heads, causal and sliding windows
-- `local_attention`: windows, dilated windows, global tokens, windows about predicted places
+- `local_attention`: windows, dilated windows, global tokens, windows around predicted positions
 - `additive_attention`: the additive scores of Bahdanau et al.
 - `attention_varlen`: sequences of different length, packed without padding
-- `merge_attention`: joins the results over parts of the keys
+- `merge_attention`: joins results over parts of the keys
 - `BlockMask`: a block-sparse pattern for ``mask=``
 
-What it looks at and what it costs:
+Weights and cost:
 
 - `attention_weights`: the weights, or the scores at an earlier stage
 - `attention_topk`: the heaviest keys of each query
@@ -26,8 +26,8 @@ Threads and machine: `num_threads`, `set_num_threads`, `get_num_threads`, `avail
 `show_config`.
 
 Modules: `attnfast.layers` (layers with weights), `attnfast.plot` (pictures), `attnfast.reference`
-(the same functions in plain NumPy, slow, as the meaning of every argument). They are loaded when
-they are first used.
+(the same functions in plain NumPy: slow, but they define what every argument means). Each is loaded
+when it is first used.
 """
 
 import importlib as _importlib

@@ -36,9 +36,17 @@ def as_array(x: Any, name: str) -> Array:
     except (TypeError, RuntimeError) as error:
         raise TypeError(f"{name} cannot be read as an array: {error}") from error
     if a.dtype == object:
+        if a.size and all(type(number) is int for number in a.flat):
+            raise ValueError(f"{name} must be numbers of at most 64 bits, got {_largest(a)}")
         held = f" of {type(a.flat[0]).__name__}" if a.ndim and a.size else ""
         raise TypeError(f"{name} must be an array of numbers, got {type(x).__name__}{held}")
     return a
+
+
+def _largest(a: Array) -> str:
+    """The largest of Python's ints in size, cut short where it has many digits."""
+    number = max(a.flat, key=abs)
+    return str(number) if abs(number) < 10**40 else f"a number of {number.bit_length()} bits"
 
 
 def _masked_advice(name: str) -> str:

@@ -84,8 +84,8 @@ def additive_attention(
     .. math:: s_{ij} = \sum_d w_d \tanh(q_{id} + k_{jd} + b_d)
 
     in place of the scaled dot product; all that follows is as in :func:`attention`. Queries and
-    keys come already projected (``W s`` and ``U h`` of the paper). The ``Lq x Lk x D`` tensor that
-    the formula seems to ask for never exists: memory is ``O(Lq)``.
+    keys are already projected (``W s`` and ``U h`` of the paper). The ``Lq x Lk x D`` tensor of the
+    formula is never in memory, which is ``O(Lq)``.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def additive_attention(
 
     Notes
     -----
-    A tanh is made of exponentials of its query and of its key, which are taken once each:
+    A tanh is computed from exponentials of its query and of its key, which are computed once each:
     ``tanh(x + y) = 1 - 2 / (1 + exp(2 x) exp(2 y))``. Its absolute error is some 3 units in the
     last place of 1.
 

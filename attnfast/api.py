@@ -81,9 +81,9 @@ def attention(
     .. math::
         O_i = \sum_j \mathrm{softmax}_j(\mathrm{scale}\; q_i \cdot k_j + \mathrm{bias}_{ij})\, v_j
 
-    over the keys ``j`` that query ``i`` may see, without ever holding the ``Lq x Lk`` scores. The
-    operations come in the order scale, softcap, bias and ALiBi, masks, softmax with sink, weighted
-    sum. Only visible keys cost work: windows, causality and lengths skip blocks of keys.
+    over the keys ``j`` that query ``i`` may see. The ``Lq x Lk`` scores are never in memory. The
+    order of operations is scale, softcap, bias and ALiBi, masks, softmax with sink, weighted sum.
+    Windows, causality and lengths skip blocks of keys, so that hidden keys cost nothing.
 
     ``B`` is batch, ``H`` query heads, ``Hk`` key/value heads, ``Lq`` queries, ``Lk`` keys, ``D``
     the head size of query and key, ``Dv`` that of value.
@@ -110,15 +110,15 @@ def attention(
         Query ``i`` sees key ``j`` only if ``j <= i + q_offset``.
     window_size : int or (left, right), optional
         Query ``i`` sees key ``j`` only if ``p - left <= j <= p + right`` with ``p = i + q_offset``:
-        the query's own place plus `left` keys before and `right` after. An int stands for both
-        sides; -1 or None is unbounded.
+        its own position, `left` keys before and `right` keys after. An int is both sides; -1 or
+        None is unbounded.
     q_offset : int, array_like of int ``(B,)``, or "end", optional
-        Place of query 0 on the key axis, may be negative. ``"end"`` lines the last query up with
-        the last key, in each batch row by its lengths. Default 0; must be given if ``Lq != Lk`` and
-        `is_causal`, `window_size` or `alibi_slopes` need a place.
+        Position of query 0 on the key axis, may be negative. ``"end"`` puts the last query at the
+        last key, in each batch row by its lengths. Default 0; must be given if ``Lq != Lk`` and
+        `is_causal`, `window_size` or `alibi_slopes` need positions.
     q_lengths, kv_lengths : array_like of int ``(B,)``, optional
         Queries and keys from here on are padding: such keys are never seen, such queries give zero.
-        An int will do where there is one batch row.
+        An int if there is one batch row.
     scale : float, optional
         Default ``1 / sqrt(D)``.
     softcap : float, optional

@@ -14,7 +14,7 @@ Blocks = NDArray[np.bool_]
 
 
 class BlockMask:
-    """A mask that says which blocks of queries may attend to which blocks of keys.
+    """A mask of whole blocks: which blocks of queries may attend to which blocks of keys.
 
     Pass it as ``mask=``. Hidden blocks cost nothing: neither time nor memory for their pairs.
 
@@ -25,7 +25,7 @@ class BlockMask:
         batch and heads; an array of rank 2 is shared by all of them, one of rank 3 has an axis of
         heads.
     block_size : int or (bq, bk)
-        Queries and keys in a block; the last ones may be shorter. Multiples of 64 suit the kernels.
+        Queries and keys in a block; the last blocks may be shorter. Multiples of 64 are fastest.
 
     Raises
     ------
@@ -69,7 +69,7 @@ class BlockMask:
     @classmethod
     @plain_signature
     def from_mask(cls, mask: ArrayLike, block_size: int | tuple[int, int]) -> "BlockMask":
-        """The block mask that says the same as an elementwise mask.
+        """The block mask that is equal to an elementwise mask.
 
         Parameters
         ----------
@@ -173,8 +173,8 @@ class BlockMask:
             shape = ()
         if shape[-2:] != (rows, columns):
             raise ValueError(
-                f"visible returned shape {blocks.shape}, which does not broadcast to "
-                f"{(rows, columns)} blocks"
+                f"visible must return an array that broadcasts to {(rows, columns)} blocks, got "
+                f"shape {blocks.shape}"
             )
         return cls(np.broadcast_to(blocks, shape), (bq, bk))
 
@@ -255,7 +255,7 @@ class BlockMask:
 
     @plain_signature
     def dense(self, Lq: int, Lk: int) -> Blocks:
-        """The same as an elementwise mask.
+        """The equal elementwise mask.
 
         Parameters
         ----------
@@ -270,7 +270,7 @@ class BlockMask:
         Raises
         ------
         TypeError, ValueError
-            Numbers that do not make as many blocks as the mask has.
+            `Lq` or `Lk` does not fit the number of blocks.
 
         Examples
         --------
@@ -283,8 +283,8 @@ class BlockMask:
         wanted = _blocks(Lq, bq, "Lq"), _blocks(Lk, bk, "Lk")
         if self.blocks.shape[-2:] != wanted:
             raise ValueError(
-                f"Lq = {Lq} and Lk = {Lk} make {wanted} blocks of {self.block_size}, but the mask "
-                f"has {self.blocks.shape[-2:]}"
+                f"Lq and Lk must make {self.blocks.shape[-2:]} blocks of {self.block_size}, got "
+                f"Lq = {Lq} and Lk = {Lk}, which make {wanted}"
             )
         rows, columns = np.arange(Lq) // min(bq, max(Lq, 1)), np.arange(Lk) // min(bk, max(Lk, 1))
         return self.blocks[..., rows[:, None], columns]

@@ -1,4 +1,4 @@
-"""Threads, instruction sets, and what this build and machine are."""
+"""Threads, instruction sets, and the configuration of this build and machine."""
 
 import os
 import platform
@@ -38,7 +38,7 @@ def set_num_threads(num_threads: int | None) -> None:
     Parameters
     ----------
     num_threads : int or None
-        At least 1; None goes back to the default, see :func:`get_num_threads`.
+        At least 1; None restores the default, see :func:`get_num_threads`.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def set_num_threads(num_threads: int | None) -> None:
 
 
 def get_num_threads() -> int:
-    """How many threads a call uses that does not say it.
+    """Number of threads used when a call does not set `num_threads`.
 
     What :func:`num_threads` set in the calling thread; else what :func:`set_num_threads` or the
     environment variable ``ATTNFAST_NUM_THREADS`` set; else the least of what OpenMP allows the
@@ -80,12 +80,12 @@ def num_threads(n: int | None) -> Iterator[None]:
     Parameters
     ----------
     n : int or None
-        At least 1. None: as many as calls from other threads use.
+        At least 1. None: the number that calls from other threads use.
 
     Yields
     ------
     None
-        Afterwards the thread has what it had before.
+        On leaving the block, the earlier number is restored.
 
     Examples
     --------

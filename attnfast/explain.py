@@ -1,4 +1,4 @@
-"""Where attention goes, without the ``Lq x Lk`` weights: heaviest keys, total weight of keys."""
+"""Heaviest keys of queries and total weight of keys, without the ``Lq x Lk`` weights."""
 
 from typing import Never
 
@@ -49,9 +49,9 @@ def attention_topk(
     Returns
     -------
     AttentionTopK
-        Named tuple ``(indices, weights)`` of shape ``(..., H, Lq, k)``: int64 keys, heaviest first,
-        of equal scores the first key first; and weights in the dtype of `query`, whose denominator
-        is over all visible keys. Where a query sees fewer than `k` keys, -1 and 0.
+        Named tuple ``(indices, weights)`` of shape ``(..., H, Lq, k)``: int64 keys, heaviest first
+        (the first key first where scores are equal), and their weights in the dtype of `query`, of
+        the softmax over all visible keys. Where a query sees fewer than `k` keys, -1 and 0.
 
     Raises
     ------
@@ -119,8 +119,8 @@ def key_importance(
 ) -> Array:
     """The total softmax weight that each key receives from all queries.
 
-    The column sums of :func:`attention_weights`, without the weights: memory is ``O(Lk)``, time
-    that of the scores twice.
+    The column sums of :func:`attention_weights`, without the weights: memory is ``O(Lq + Lk)``,
+    time that of computing the scores twice.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Local attention: windows, dilated windows, global tokens, windows about predicted places."""
+"""Local attention: windows, dilated windows, global tokens, windows around predicted positions."""
 
 from typing import Literal, Never, Unpack, overload
 
@@ -84,14 +84,14 @@ def local_attention(
 ) -> Array | AttentionResult:
     r"""Attention within windows; work is ``O(Lq * window)``.
 
-    Query ``i`` at place ``p = i + q_offset`` sees the keys
+    Query ``i`` at position ``p = i + q_offset`` sees the keys
 
     .. math:: j = p + d\,t, \qquad -left \le t \le right
 
     of its window, d being the dilation of its head; the global tokens; and, if it is a global token
-    itself, every key. This is the pattern of Longformer [1]_. With `centers` the window is around
-    a place of each query's own, as in Luong's local attention [2]_: integers are his local-m, real
-    numbers with a `sigma` his local-p, where each weight is multiplied, after the softmax, by
+    itself, every key. This is the pattern of Longformer [1]_. With `centers` each query has a
+    window around a center of its own, as in Luong's local attention [2]_: integers are local-m,
+    real numbers with a `sigma` local-p, where each weight is multiplied, after the softmax, by
 
     .. math:: \exp\left(-\frac{(j - c_i)^2}{2 \sigma^2}\right).
 
@@ -102,8 +102,8 @@ def local_attention(
     query, key, value : array_like, ``(..., H, Lq, D)``, ``(..., Hk, Lk, D)``, ``(..., Hk, Lk, Dv)``
         As for :func:`attention`.
     window_size : int or (left, right)
-        Keys of the window before and after its middle, which it holds too. An int stands for both;
-        -1 or None is unbounded.
+        Keys of the window before and after its middle, which is included. An int is both; -1 or
+        None is unbounded.
     global_tokens : array_like, optional
         Positions on the key axis whose tokens attend to all and are attended by all: indices
         ``(n,)`` or ``(B, n)``, or one bool for each key, ``(Lk,)`` or ``(B, Lk)``. Other masks,
@@ -112,11 +112,11 @@ def local_attention(
         Distance between neighbouring keys of a window.
     centers : array_like, optional
         Broadcastable to ``(..., H, Lq)``; in any order. Integers for local-m, floating point for
-        local-p. The window holds the keys with ``center - left <= j <= center + right``. Causality
-        and ALiBi still go by ``p``.
+        local-p. The window has the keys ``center - left <= j <= center + right``. Causality and
+        ALiBi still depend on ``p``.
     sigma : float, optional
-        Width of the factor; must be given with real `centers`. Luong's is half of one side of the
-        window, ``(left + right) / 4``.
+        Standard deviation of the factor; must be given with real `centers`. Luong's is half of one
+        side of the window, ``(left + right) / 4``.
     mask, bias, is_causal, q_offset, q_lengths, kv_lengths : optional
         As for :func:`attention`.
     scale, softcap, alibi_slopes, sink_logits : optional
@@ -155,7 +155,7 @@ def local_attention(
     >>> local_attention(q, k, v, 16, global_tokens=[0], dilation=[1, 1, 2, 4]).shape
     (4, 1000, 64)
 
-    Five decoder states that look at places of a source of 1000 words:
+    Five decoder states that attend to positions of a source of 1000 words:
 
     >>> places = np.array([3.5, 180.2, 420.0, 700.9, 998.0])
     >>> luong = {"centers": places, "sigma": 5.0}

@@ -44,7 +44,7 @@ def merge_attention(
 
     Notes
     -----
-    A sink logit must enter one part only.
+    Pass `sink_logits` in the call for one part only.
 
     Examples
     --------
@@ -78,7 +78,9 @@ def merge_attention(
 
 def _parts(arrays: Sequence[ArrayLike] | Array, name: str) -> list[Array]:
     if isinstance(arrays, np.ndarray) and arrays.ndim == 0:
-        raise ValueError(f"{name} must be a sequence of arrays, or an array stacked on axis 0")
+        raise ValueError(
+            f"{name} must be a sequence of arrays or one stacked on axis 0, got a scalar"
+        )
     try:
         given = list(arrays)
     except TypeError:
@@ -87,7 +89,7 @@ def _parts(arrays: Sequence[ArrayLike] | Array, name: str) -> list[Array]:
         ) from None
     parts = [_native(as_array(part, f"{name}[{n}]")) for n, part in enumerate(given)]
     if not parts:
-        raise ValueError(f"{name} is empty: there is nothing to merge")
+        raise ValueError(f"{name} must have at least one array, got none")
     for n, part in enumerate(parts):
         if part.dtype.kind != "f" and part.dtype.name != "bfloat16":
             raise wrong_dtype(

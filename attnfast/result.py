@@ -1,4 +1,4 @@
-"""The named tuples that calls give back."""
+"""Named tuples that calls return."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 class AttentionResult(NamedTuple):
-    """Output of attention together with what else was asked for.
+    """Output of attention, with lse and weights where they were asked for.
 
     Attributes
     ----------
@@ -49,9 +49,9 @@ class Plan(NamedTuple):
     bytes : int
         Bytes of query, key, value and output, each counted once.
     tasks : int
-        Units of work that threads share out among themselves.
+        Units of work, which threads divide among themselves.
     threads : int
-        Threads that would work on them.
+        Number of threads that would compute them.
     isa : str
         Instruction set of the kernels.
     kernel : str
@@ -59,11 +59,11 @@ class Plan(NamedTuple):
         (nothing to do).
     blocks : ndarray of int64 or None
         If asked for, the rectangles of pairs that are visited, ``(n, 7)``: batch row, or sequence
-        where they are packed; key/value head; first query, past the last query; first key, past
-        the last key; and the step from one of these queries, or keys, to the next, which is the
-        dilation of windows and else 1. Queries and keys of packed sequences are rows of the packed
-        arrays. Where heads share a key/value head, a query of which only some heads are visited
-        together counts whole.
+        where they are packed; key/value head; first query, query after the last; first key, key
+        after the last; and the step from one of these queries, or keys, to the next, which is the
+        dilation of windows, else 1. Queries and keys of packed sequences are rows of the packed
+        arrays. Where heads share a key/value head, a query counts whole even if only some of
+        its heads are visited.
 
     Examples
     --------

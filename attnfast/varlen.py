@@ -77,7 +77,7 @@ def attention_varlen(
     key, value : array_like, ``(Tk, Hk, D)``, ``(Tk, Hk, Dv)``
         Their keys and values.
     cu_q, cu_k : array_like of int, ``(sequences + 1,)``
-        Where each sequence begins, and the end: from 0 to ``Tq`` and ``Tk``, never falling.
+        Where each sequence begins, and the end: from 0 to ``Tq`` and ``Tk``, never decreasing.
     is_causal, window_size : optional
         As for :func:`attention`, in each sequence.
     q_offset : int, array_like of int ``(sequences,)``, or "end", optional
@@ -104,7 +104,7 @@ def attention_varlen(
     Raises
     ------
     TypeError, ValueError, MemoryError
-        As for :func:`attention`; ValueError for bounds that fall or do not cover the rows.
+        As for :func:`attention`; ValueError for bounds that decrease or do not cover the rows.
 
     Examples
     --------

@@ -110,7 +110,9 @@ class LuongAttention:
                 f'alignment must be "global", "local-m" or "local-p", got {alignment!r}'
             )
         if score == "dot" and self.source_dim != self.dim:
-            raise ValueError(f'source_dim ({self.source_dim}) must be dim ({self.dim}) for "dot"')
+            raise ValueError(
+                f'source_dim must be dim, {self.dim}, for score "dot", got {self.source_dim}'
+            )
         if window is None and alignment != "global":
             raise ValueError(f"window must be given for alignment {alignment!r}, got None")
         if window is not None and alignment == "global":
@@ -172,12 +174,12 @@ class LuongAttention:
         """
         if self.alignment != "local-p":
             raise ValueError(
-                f'centers are predicted for alignment "local-p", not {self.alignment!r}'
+                f'alignment must be "local-p" to predict centers, got {self.alignment!r}'
             )
         h_t = self._input(hidden, "hidden", self.dim)
         logit = np.tanh(Linear(self.weights["w_p"])(h_t)) @ self.weights["v_p"]
         if not np.isfinite(logit).all():
-            raise ValueError("hidden holds NaN or inf, from which no position can be predicted")
+            raise ValueError("hidden must be finite where positions are predicted, got NaN or inf")
         share = (1 + np.tanh(logit / 2)) / 2  # the logistic function, without overflow
         return np.asarray(np.asarray(lengths)[..., None] * share, dtype=h_t.dtype)
 

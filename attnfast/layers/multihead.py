@@ -97,7 +97,7 @@ class MultiHeadAttention:
         embed, heads = size(embed_dim, "embed_dim"), size(num_heads, "num_heads")
         if head_dim is None and embed % heads:
             raise ValueError(
-                f"num_heads ({heads}) does not divide embed_dim ({embed}): specify head_dim"
+                f"num_heads must divide embed_dim, {embed}, got {heads}: write head_dim="
             )
         d = sized(head_dim, "head_dim", embed // heads)
         dv = sized(value_head_dim, "value_head_dim", d)

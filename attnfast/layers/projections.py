@@ -55,10 +55,11 @@ class Projections:
     def __post_init__(self) -> None:
         heads, kv_heads = size(self.num_heads, "num_heads"), size(self.num_kv_heads, "num_kv_heads")
         if heads % kv_heads:
-            raise ValueError(f"num_kv_heads ({kv_heads}) does not divide num_heads ({heads})")
+            raise ValueError(f"num_kv_heads must divide num_heads, {heads}, got {kv_heads}")
         if self.query.n_out % heads:
             raise ValueError(
-                f"query has {self.query.n_out} outputs, which {heads} heads do not divide"
+                f"query must have a multiple of {heads} outputs for {heads} heads, got "
+                f"{self.query.n_out}"
             )
         if self.key.n_out != kv_heads * self.head_dim:
             raise ValueError(
@@ -67,7 +68,8 @@ class Projections:
             )
         if self.value.n_out % kv_heads:
             raise ValueError(
-                f"value has {self.value.n_out} outputs, which {kv_heads} heads do not divide"
+                f"value must have a multiple of {kv_heads} outputs for {kv_heads} heads, got "
+                f"{self.value.n_out}"
             )
         if self.output.n_in != heads * self.value_head_dim:
             raise ValueError(

@@ -93,7 +93,7 @@ def _tensor(file: BinaryIO, name: str, entry: Any, start: int, end: int) -> Arra
         raise ValueError(f"tensor {name!r} lacks dtype, shape or data_offsets") from None
     if not isinstance(kind, str) or kind not in DTYPES:
         raise ValueError(
-            f"tensor {name!r} has dtype {kind}; these can be read: {', '.join(DTYPES)}"
+            f"tensor {name!r} must have one of the dtypes {', '.join(DTYPES)}, got {kind}"
         )
     if any(type(n) is not int or n < 0 for n in numbers):
         raise ValueError(

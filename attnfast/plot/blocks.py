@@ -131,13 +131,11 @@ def _check_blocks(plan: Plan) -> Array:
         raise TypeError(f"plan must be what attnfast.plan returns, got {type(plan).__name__}")
     blocks: Any = getattr(plan, "blocks", None)
     if blocks is None:
-        raise ValueError(
-            "plan has no blocks, which are needed to draw it: write plan(..., return_blocks=True)"
-        )
+        raise ValueError("plan must have blocks, got None: write plan(..., return_blocks=True)")
     found = np.asarray(blocks)
     if found.ndim != 2 or found.shape[1] != 7 or found.dtype.kind not in "iu":
         raise ValueError(
-            f"plan has blocks of shape {found.shape} and {found.dtype}, must have (n, 7) integers"
+            f"plan must have blocks of (n, 7) integers, got shape {found.shape} of {found.dtype}"
         )
     return found
 

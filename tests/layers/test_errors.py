@@ -55,8 +55,8 @@ def test_bad_calls(arguments, options, error, message):
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((32, 5), {}, ValueError, r"num_heads \(5\) does not divide embed_dim \(32\)"),
-        ((32, 4), {"num_kv_heads": 3}, ValueError, r"num_kv_heads \(3\) does not divide"),
+        ((32, 5), {}, ValueError, "num_heads must divide embed_dim, 32, got 5"),
+        ((32, 4), {"num_kv_heads": 3}, ValueError, "num_kv_heads must divide num_heads, 4, got 3"),
         ((32, 0), {}, ValueError, "num_heads must be at least 1"),
         ((32.0, 4), {}, TypeError, "embed_dim must be an int"),
         ((32, 4), {"key_dim": -1}, ValueError, "key_dim must be at least 1"),
@@ -75,9 +75,9 @@ def test_projections_that_do_not_fit():
     good = [linear(8, 12), linear(8, 6), linear(8, 4), linear(8, 8)]
     assert Projections(*good, 4, 2).value_head_dim == 2
     for at, bad, message in (
-        (0, linear(8, 10), "query has 10 outputs, which 4 heads do not divide"),
+        (0, linear(8, 10), "query must have a multiple of 4 outputs for 4 heads, got 10"),
         (1, linear(8, 9), "key must have 6 outputs, 2 heads of 3 like query, got 9"),
-        (2, linear(8, 5), "value has 5 outputs, which 2 heads do not divide"),
+        (2, linear(8, 5), "value must have a multiple of 2 outputs for 2 heads, got 5"),
         (3, linear(9, 8), "output must have 8 inputs, 4 heads of 2 like value, got 9"),
         (3, linear(8, 8, np.float64), "output must be float32"),
     ):

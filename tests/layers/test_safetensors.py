@@ -63,7 +63,9 @@ def test_only_what_is_wanted(tmp_path):
     fp8 = {"dtype": "F8_E4M3", "shape": [0], "data_offsets": [0, 0]}
     path = write(tmp_path / "x.safetensors", {"a.x": np.ones(2), "b.x": np.zeros(3)}, fp8=fp8)
     assert list(read_safetensors(path, lambda name: name.startswith("b."))) == ["b.x"]
-    with pytest.raises(ValueError, match=r"x.safetensors: tensor 'fp8' has dtype F8_E4M3"):
+    with pytest.raises(
+        ValueError, match=r"x.safetensors: tensor 'fp8' must have one of .*, got F8_E4M3"
+    ):
         read_safetensors(path)
 
 
@@ -83,8 +85,8 @@ def entry(**changes):
         ({"x": {"dtype": "F32"}}, "tensor 'x' lacks"),
         ({"x": entry(data_offsets=[0])}, "tensor 'x' lacks"),
         ({"x": entry(shape=2)}, "tensor 'x' lacks"),
-        ({"x": entry(dtype="Q4")}, "tensor 'x' has dtype Q4"),
-        ({"x": entry(dtype=["F32"])}, "tensor 'x' has dtype"),
+        ({"x": entry(dtype="Q4")}, "tensor 'x' must have one of the dtypes"),
+        ({"x": entry(dtype=["F32"])}, "tensor 'x' must have one of the dtypes"),
         ({"x": entry(shape=[-2])}, r"tensor 'x' must have a shape .* got \[-2\]"),
         ({"x": entry(shape=["2"])}, "tensor 'x' must have a shape"),
         ({"x": entry(shape=[True])}, "tensor 'x' must have a shape"),

@@ -126,7 +126,7 @@ def test_named_maps_find_their_heads():
         ({"in_proj_bias": np.ones(23)}, 2, {}, "in_proj_bias must"),
         ({"bias_k": np.ones(8)}, 2, {}, "must be given together"),
         ({"in_proj_bias": np.ones(27)}, 2, {}, "bias must have shape"),
-        ({}, 3, {}, "query has 8 outputs, which 3 heads do not divide"),
+        ({}, 3, {}, "query must have a multiple of 3 outputs for 3 heads, got 8"),
         ({}, 2, {"prefix": "attn."}, "no 'attn.q_proj_weight'"),
         ({}, 2, {"names": ("q", "k", "v")}, "names must be four"),
         ({}, 2, {"names": ("q", "k", "v", "o")}, "no 'q.weight'"),

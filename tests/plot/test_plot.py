@@ -411,7 +411,7 @@ def test_window_of_extreme_shapes(shape, tmp_path):
     [
         ({"plan": a_plan([])._replace(blocks=None)}, ValueError, ".*return_blocks=True"),
         ({"plan": np.zeros((3, 6), int)}, TypeError, "plan must be what attnfast.plan returns"),
-        ({"plan": a_plan([])._replace(blocks=np.zeros(6))}, ValueError, "plan has blocks of shape"),
+        ({"plan": a_plan([])._replace(blocks=np.zeros(6))}, ValueError, "plan must have blocks of"),
         ({"batch": 1}, ValueError, "batch must be in 0..0, got 1"),
         ({"head": -1}, ValueError, "head must be in 0..0, got -1"),
         ({"head": "0"}, TypeError, "head must be an int, got str"),

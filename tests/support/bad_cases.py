@@ -219,6 +219,8 @@ WINDOW = [
     (ValueError, "dilation", 0, "0"),
     (ValueError, "dilation", -1, "-1"),
     (ValueError, "dilation", [1, 2, 0, 1], "0"),
+    (ValueError, "dilation", 2**70, f"^dilation must be numbers of at most 64 bits, got {2**70}"),
+    (ValueError, "dilation", [1, 1, 10**50, 1], "got a number of 167 bits"),
     (ValueError, "dilation", [1, 2], r"\(4,\).*\(2,\)"),
     (ValueError, "dilation", np.ones((2, 4), int), r"\(4,\).*\(2, 4\)"),
     (TypeError, "global_tokens", [0.0, 1.0], "float64"),
