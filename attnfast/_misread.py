@@ -14,7 +14,7 @@ Shape = tuple[int, ...]
 
 
 def as_array(x: Any, name: str) -> Array:
-    """Any array-like as an ndarray, refusing what would lose something on the way."""
+    """Any array-like as an ndarray; an error where information would be lost."""
     if type(x) is np.ndarray:
         return x
     if isinstance(x, np.ma.MaskedArray):
@@ -136,7 +136,7 @@ def wrong_bias(a: Array, x: Any) -> TypeError:
 
 
 def wrong_integers(a: Array, x: Any, name: str) -> TypeError:
-    """For lengths, offsets and places."""
+    """For lengths, offsets and positions."""
     advice = "write {0}.astype(np.int64)"
     if a.dtype == bool:
         counts = a.ndim > 1 and name in ("q_lengths", "kv_lengths")
@@ -147,7 +147,7 @@ def wrong_integers(a: Array, x: Any, name: str) -> TypeError:
 def wrong_mask(
     a: Array, x: Any, name: str, true: str = "where a query may attend", bias: bool = True
 ) -> TypeError:
-    """For a mask that is not bool: its values say what it was made for.
+    """For a mask that is not bool: the advice depends on its values.
 
     `bias` says whether the call takes one. Where 1 may show or hide, the advice is for both.
     """

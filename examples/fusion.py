@@ -5,15 +5,15 @@
 
 The two sides differ in number and in width: words are vectors of all-MiniLM-L6-v2, of length 384;
 patches have 10 features: the means and the spreads of three colour coordinates (OKLab), edges
-across and down, and their place. Nobody has trained this pair, so where could meaningful weights
-come from? From the 949 colour names of the xkcd survey, which matplotlib knows with their colours:
-the query projection is the linear map, found by ridge regression, that tells the colour of a name
-from its vector; the key projection takes the mean colour of a patch. A word whose meaning has a
-colour looks at the patches that have it; one that has none spreads its weight. The output of the
-attention is what a word sees: colour, texture and place on average.
+across and down, and their position. Nothing is trained on pictures. The weights come from the 949
+colour names of the xkcd survey, which matplotlib has with their colours: the query projection is
+the linear map, found by ridge regression, from the vector of a name to its colour; the key
+projection takes the mean colour of a patch. A word whose meaning has a colour attends to the
+patches of that colour; other words spread their weight. The output of the attention is the weighted
+mean of colour, texture and position.
 
-The picture shows each patch in the light of the weight that it gets. Without a file it is the
-portrait of Grace Hopper, of the US Navy and in the public domain, that matplotlib brings along.
+The picture shows patches with more weight brighter. Without a file it is the
+portrait of Grace Hopper, of the US Navy and in the public domain, that comes with matplotlib.
 """
 
 import argparse

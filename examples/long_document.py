@@ -4,10 +4,10 @@
     python long_document.py novel.txt --window 512 --global-tokens 16 --layers 6
 
 All tokens of the text, more than 100,000 by default, go through layers of all-MiniLM-L6-v2 as one
-sequence: its real word vectors, its 512 places over and over, its projections. Each token attends
+sequence: its word vectors, its 512 position vectors repeated, its projections. Each token attends
 to a window of neighbours; the first tokens are global, they see all and are seen by all, as in
-Longformer. `attnfast.local_attention` computes no pair outside of that, `attnfast.plan` says what
-full attention would have cost. Without files the text is what ships with Python: the language
+Longformer. `attnfast.local_attention` computes no other pair; `attnfast.plan` says what full
+attention would have cost. Without files the text is what ships with Python: the language
 reference that ``help()`` shows, the licence and the Zen.
 
 The picture shows the last layer: how far each head looks, which pairs are computed at the beginning

@@ -194,9 +194,9 @@ class MiniLM:
         return x
 
     def look_up(self, ids: Array) -> Array:
-        """Turn token numbers ``(B, L)`` into vectors ``(B * L, 384)`` that know their places.
+        """Turn token numbers ``(B, L)`` into vectors ``(B * L, 384)`` with their positions added.
 
-        The model has 512 places; a longer text counts them from 0 again.
+        The model has 512 positions; a longer text starts again at 0.
         """
         word, position, kind = (
             self.weights[f"embeddings.{name}_embeddings.weight"]

@@ -1,4 +1,4 @@
-"""What a case of the benchmark is: everything about one call except the random numbers in it.
+"""A case of the benchmark: everything about one call except the random numbers in it.
 
 `functions` draws those. Names are safe in file names and in shell globs.
 """

@@ -1,6 +1,4 @@
-"""The named problems of the benchmark, as data: in groups, of which a run without names takes the
-first.
-"""
+"""The cases of the benchmark, as data, in groups; the first group is the default of a run."""
 
 from __future__ import annotations
 
@@ -76,7 +74,7 @@ def _shapes() -> tuple[Case, ...]:
 
 
 def _half() -> tuple[Case, ...]:
-    """16-bit arrays, beside which float32 is timed."""
+    """16-bit arrays; the same call in float32 is timed beside each."""
     cases = []
     for dtype in ("float16", "bfloat16"):
         cases += [

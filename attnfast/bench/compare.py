@@ -1,4 +1,4 @@
-"""Two runs side by side, in words that allow for the noise of both."""
+"""Two runs compared, with verdicts that allow for the noise of both."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _noise(*results: CaseResult) -> float:
 
 
 def comparison_lines(old: Report, new: Report, name: str) -> list[str]:
-    """The comparison as text, with what makes the runs unlike each other."""
+    """The comparison as text, with the differences of machine and settings between the runs."""
     lines = [
         f"compared with {name} (attnfast {old.machine['version']}): share of the limit, now / then;"
         " above 1 is faster"

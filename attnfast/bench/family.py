@@ -9,7 +9,7 @@ BLOCK = 64
 
 
 def family_cases() -> tuple[Case, ...]:
-    """All of them: those of a function one after the other, small ones first."""
+    """All cases, by function, small ones first."""
     return (*_local(), *_blocks(), *_additive(), *_explained(), *_packed())
 
 
@@ -59,7 +59,7 @@ def _additive() -> list[Case]:
 
 
 def _explained() -> list[Case]:
-    """Heaviest keys and importance, which the same shapes of attention are the measure of."""
+    """Heaviest keys and importance; `attention` of the same shapes is timed beside them."""
     sizes = ("1x12x512x64", "1x16x2048x64")
     cases = []
     for suffix, causal in (("", False), ("_causal", True)):

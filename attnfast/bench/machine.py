@@ -1,4 +1,4 @@
-"""What the machine and the installation are, for the header of a report."""
+"""Facts of the machine and the installation, for the header of a report."""
 
 from __future__ import annotations
 

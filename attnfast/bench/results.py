@@ -1,4 +1,4 @@
-"""What a run measured, as plain data that goes to JSON and back."""
+"""Results of a run, as plain data that is saved as JSON and loaded again."""
 
 from __future__ import annotations
 

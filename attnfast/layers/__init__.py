@@ -1,7 +1,6 @@
 """Attention layers in plain NumPy, forward only, with weights from and to the frameworks.
 
-Everything that attends goes through the kernels of attnfast; projections are NumPy's matrix
-products.
+Attention is computed by the kernels of attnfast, projections by NumPy's matrix products.
 """
 
 from .bahdanau import BahdanauAttention

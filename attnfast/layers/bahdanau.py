@@ -86,7 +86,7 @@ class BahdanauAttention:
 
     @plain_signature
     def project_keys(self, states: ArrayLike) -> Array:
-        """Project encoder states, to be done once and passed as `keys` to every step.
+        """Project encoder states: do it once and pass the result as `keys` in every step.
 
         Parameters
         ----------
@@ -158,7 +158,7 @@ class BahdanauAttention:
         states : array_like, ``(..., Lk, key_dim)``
             Encoder states.
         keys : array_like ``(..., Lk, units)``, optional
-            What :meth:`project_keys` made of `states`.
+            What :meth:`project_keys` returns for `states`.
         key_mask : array_like of bool ``(..., Lk)``, optional
             True for real states, False for padding.
         kv_lengths : array_like of int ``(B,)``, optional

@@ -20,7 +20,7 @@ Array = NDArray[Any]
 
 
 class _TokenAttention(ABC):
-    """The call that both layers share; `_attend` is what differs."""
+    """The call of both layers, which differ in `_attend`."""
 
     @abstractmethod
     def _attend(self, q: Array, k: Array, v: Array, **options: Any) -> AttentionResult: ...
@@ -121,7 +121,7 @@ class Attention(_TokenAttention):
     Attributes
     ----------
     scale, concat_score_weight : float
-        ``s`` and ``c``, 1 to begin with.
+        ``s`` and ``c``, initially 1.
 
     References
     ----------

@@ -44,7 +44,7 @@ class LuongAttention:
     dim : int
         Width of ``h_t``.
     source_dim : int, optional
-        Width of ``h_s``. Default `dim`, which ``"dot"`` demands.
+        Width of ``h_s``. Default `dim`, which ``"dot"`` requires.
     score : {"dot", "general", "concat"}
         Which score.
     alignment : {"global", "local-m", "local-p"}
@@ -136,7 +136,7 @@ class LuongAttention:
 
     @plain_signature
     def project_keys(self, source: ArrayLike) -> Array:
-        """What the score needs of the source, to be made once and passed as `keys`.
+        """Project source states: do it once and pass the result as `keys` in every call.
 
         Parameters
         ----------
@@ -266,7 +266,7 @@ class LuongAttention:
         source : array_like, ``(..., Lk, source_dim)``
             Source states ``h_s``, with the same leading axes.
         keys : array_like, optional
-            What :meth:`project_keys` made of `source`; spares work for ``"concat"``.
+            What :meth:`project_keys` returns for `source`; saves work with ``"concat"``.
         q_offset : int or array_like of int ``(B,)``
             The ``t`` of the first target state, for ``"local-m"``.
         key_mask : array_like of bool ``(..., Lk)``, optional

@@ -1,4 +1,4 @@
-"""Padding masks: from what layers are given to what the kernels take."""
+"""Padding masks: from the arguments of layers to those of `attnfast.attention`."""
 
 import math
 from typing import Any

@@ -41,7 +41,7 @@ class MultiHeadAttention:
     key_dim, value_dim, output_dim : int, optional
         Width of the key input, of the value input and of the output. Default `embed_dim`.
     use_bias : bool
-        Whether the projections add biases; they begin as zeros.
+        Whether the projections add biases, initially zero.
     dtype : dtype
         Either float32 or float64.
     seed : int or numpy.random.Generator, optional
@@ -123,12 +123,12 @@ class MultiHeadAttention:
         Parameters
         ----------
         weights : Projections
-            Not copied.
+            Used without a copy.
 
         Returns
         -------
         MultiHeadAttention
-            Whose `weights` they are.
+            With these `weights`.
         """
         layer = cls.__new__(cls)
         layer.weights = weights
@@ -196,7 +196,7 @@ class MultiHeadAttention:
         names: Sequence[str] | None = None,
         dtype: DTypeLike | None = None,
     ) -> "MultiHeadAttention":
-        """A layer with weights from a safetensors file, of which only these are read.
+        """A layer with weights from a safetensors file; other tensors of the file are not read.
 
         Parameters
         ----------
@@ -282,7 +282,7 @@ class MultiHeadAttention:
         Raises
         ------
         ValueError
-            The layer has an extra key, for which Keras has no place.
+            The layer has an extra key, which Keras's layer cannot have.
         """
         return layouts.to_keras(self.weights)
 

@@ -19,12 +19,12 @@ class Projections:
     ----------
     query, key, value, output : Linear
         From the inputs to ``H * D``, ``Hk * D`` and ``Hk * Dv``, and from ``H * Dv`` to the output.
-        Heads lie side by side. All of one dtype.
+        Heads are adjacent columns. All of one dtype.
     num_heads, num_kv_heads : int
         ``H`` and ``Hk``.
     extra_key, extra_value : ndarray, optional
-        One more key ``(Hk * D,)`` and value ``(Hk * Dv,)``, of no place, that every query sees
-        whatever the masks. PyTorch's ``bias_k`` and ``bias_v``.
+        One more key ``(Hk * D,)`` and value ``(Hk * Dv,)`` without a position, which every query
+        sees whatever the masks. PyTorch's ``bias_k`` and ``bias_v``.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Additive attention within a window around a real position, which no kernel has."""
+"""Additive attention within a window around a real center, for which there is no kernel."""
 
 from typing import Any
 

@@ -2,7 +2,7 @@
 
 Every function returns a :class:`matplotlib.figure.Figure` and shows nothing: ``path=`` or
 ``figure.savefig`` writes it, a notebook with ``%matplotlib inline`` displays it. pyplot is not
-used, and matplotlib is imported only to draw: ``pip install "attnfast[plot]"`` brings it.
+used, and matplotlib is imported only to draw: ``pip install "attnfast[plot]"`` installs it.
 """
 
 from .arcs import topk

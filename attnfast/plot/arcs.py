@@ -65,8 +65,8 @@ def topk(
     """Draw the heaviest keys of each query as arcs, for texts too long for a heat map.
 
     An arc joins the position of a query with that of a key: above the labels if the key is before
-    the query, below them if it is after. The heavier, the wider and the darker; the legend gives
-    the weights of two arcs. A query that sees itself has a dot. Works for thousands of positions.
+    the query, below them if it is after. Heavier arcs are wider and darker; the legend gives the
+    weights of two arcs. A query that sees itself has a dot. Works for thousands of positions.
 
     Parameters
     ----------

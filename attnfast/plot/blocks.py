@@ -60,7 +60,7 @@ def window(
     shape : (Lq, Lk), optional
         Numbers of queries and keys; default up to the last block of any batch row and head.
     queries, keys : (first, past), optional
-        The part to draw, without `past`; default all.
+        The part to draw, `past` excluded; default all.
     title : str, optional
         By default the share of the full square of pairs that is computed, how many pairs that
         is, and the percentage of them that is visible.

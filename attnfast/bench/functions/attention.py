@@ -1,4 +1,4 @@
-"""`attention` itself, and what all functions of the family have in common with it."""
+"""`attention`, and the base class of all functions that are measured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..inputs import (
     visible_pairs,
 )
 
-# Yardsticks: what a case is measured by beside NumPy.
+# Yardsticks: other calls of attnfast, timed for comparison beside NumPy.
 FULL, LOOP = "attention", "loop"  # of the family
 SINGLE = "float32"  # of 16-bit arrays
 
@@ -32,10 +32,9 @@ Calls = Sequence[Callable[[], Any]]
 
 
 class Attention:
-    """What a function is to the benchmark.
+    """A function to measure: its inputs, its work, what it must return, and calls of it.
 
-    `unit` is that of a billion pieces of its `work` a second; `limited` is whether the FMA peak is
-    a limit of that.
+    `unit` is the unit of 10^9 `work` a second; `limited` says whether the FMA peak limits it.
     """
 
     unit = "GFLOP/s"
@@ -81,12 +80,12 @@ class Attention:
         ]
 
     def yardsticks(self, case: Case) -> dict[str, Case]:
-        """What else of attnfast is timed beside the function, by name: float32 for 16 bits."""
+        """Other calls of attnfast to time for comparison, by name: float32 for 16 bits."""
         return {SINGLE: replace(case, dtype="float32")} if case.itemsize == 2 else {}
 
 
 class OfTheFamily(Attention):
-    """Another function than attention: beside it, `attention` of the same shape is timed."""
+    """A function other than `attention`, which is timed on the same shape for comparison."""
 
     def yardsticks(self, case: Case) -> dict[str, Case]:
         """Attention over all pairs, or over those that causality leaves."""
@@ -116,5 +115,5 @@ def require(output: NDArray[Any], shape: tuple[int, ...], dtype: str) -> None:
 
 
 def more_random(seed: int) -> Generator:
-    """Numbers for what a function takes beyond the arrays of attention."""
+    """Random numbers for arguments beyond the arrays of attention."""
     return Generator(SFC64([seed, 1]))

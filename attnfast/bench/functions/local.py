@@ -1,4 +1,4 @@
-"""`local_attention`: windows with global tokens, dilated ones, and ones about places of a query."""
+"""`local_attention`: windows with global tokens, dilations and centers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Local(OfTheFamily):
     """A window, and one of these kinds beside it.
 
     `first` and `spread`: `number` global tokens, the first ones or at random; `dilated`: heads of
-    dilation 1, 2, 4 and 8; `centers`: whole places at random, as in Luong's local-m; `gaussian`:
-    real ones that rise, with the factor of his local-p.
+    dilation 1, 2, 4 and 8; `centers`: integer centers at random, as in Luong's local-m; `gaussian`:
+    real centers that rise, with the factor of local-p.
     """
 
     def draw(self, case: Case, seed: int) -> Inputs:
@@ -98,7 +98,7 @@ class Local(OfTheFamily):
 
 
 def dense_mask(case: Case, inputs: Inputs) -> NDArray[np.bool_]:
-    """Bool, broadcast to ``(B, H, Lq, Lk)``: what NumPy and PyTorch are told instead."""
+    """Bool, broadcast to ``(B, H, Lq, Lk)``: the mask that NumPy and PyTorch get instead."""
     assert case.window is not None
     left, right = case.window
     mask: NDArray[np.bool_]
