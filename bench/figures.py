@@ -28,7 +28,7 @@ import attnfast
 import naive
 import scaling
 import tables
-from attnfast.bench.machine import machine_facts
+from attnfast.bench.machine import busy_warning, machine_facts
 from attnfast.bench.peers import OWN
 from attnfast.bench.results import CaseResult, Report
 
@@ -56,6 +56,7 @@ MODELLED = (
     "decode_b8_32kv32_4096x128",
     "fewq16_b1_32kv8_4096x128",
 )
+BUSY = "The machine was busy: repeat this on a quiet one."
 MANY, MANY_BANDWIDTH = 64, 460.0  # threads; GB/s of 12 channels of DDR5-4800
 
 
@@ -104,6 +105,7 @@ def run(name: str, time_limit: float | None) -> Report:
     subprocess.CalledProcessError
         When it fails, or attnfast gave a wrong result.
     """
+    busy = busy_warning()
     words = shlex.split(COMMANDS[name][0])
     # -P: the folder attnfast of the checkout is not the installed package
     start = [sys.executable] if words[0] == "python" else [sys.executable, "-P", "-m", words[0]]
@@ -112,7 +114,9 @@ def run(name: str, time_limit: float | None) -> Report:
         saved = Path(folder) / "run.json"
         command = [*start, *words[1:], *limit, "--json", str(saved)]
         subprocess.run(command, cwd=tables.ROOT, check=True)
-        return Report.load(saved)
+        report = Report.load(saved)
+    report.machine["busy"] = busy
+    return report
 
 
 def keep(name: str, report: Report) -> None:
@@ -140,7 +144,9 @@ def keep(name: str, report: Report) -> None:
 def head_of(command: str, report: Report) -> dict[str, Any]:
     """Where figures are from."""
     facts = report.machine
-    not_run = ", ".join(report.not_run)
+    notes = [BUSY] if facts.get("busy") else []
+    if report.not_run:
+        notes.append(f"Not measured for want of time: {', '.join(report.not_run)}.")
     return {
         "command": command,
         "date": facts["date"],
@@ -155,7 +161,7 @@ def head_of(command: str, report: Report) -> dict[str, Any]:
         "others": {
             k: v for k, v in report.contestants.items() if k not in (OWN, *tables.YARDSTICKS)
         },
-        "note": f"Not measured for want of time: {not_run}." if not_run else "",
+        "note": " ".join(notes),
     }
 
 
@@ -232,7 +238,7 @@ def modelled(report: Report) -> list[dict[str, Any]]:
 
 def loops() -> dict[str, Any]:
     """Each instruction set beside plain loops in C, as `naive.py` prints it."""
-    isas = attnfast.available_isas()
+    busy, isas = busy_warning(), attnfast.available_isas()
     compiled = naive.load(["cc", "-O3"])
     rows = []
     for cell in naive.CELLS:
@@ -249,6 +255,7 @@ def loops() -> dict[str, Any]:
         "threads": [1],
         "limits": {},
         "others": {"cc": compiler()},
+        "note": BUSY if busy else "",
         "rows": rows,
     }
 
@@ -256,7 +263,7 @@ def loops() -> dict[str, Any]:
 def compiler() -> str:
     """Which C compiler makes the plain loops."""
     done = subprocess.run(["cc", "--version"], capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()[0]
+    return done.stdout.splitlines()[0].partition(" ")[2]
 
 
 def write_pages() -> None:

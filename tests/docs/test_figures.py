@@ -80,9 +80,11 @@ def test_figures_of_a_wrong_result_are_not_written(folder, run):
     assert not list(folder.iterdir())
 
 
-def test_what_had_no_time_is_named(folder, run):
+def test_what_is_wrong_with_a_run_is_said(folder, run):
     run.not_run["full_1x12x512x64"] = "the time limit was reached"
+    run.machine["busy"] = "the machine is busy"
     figures.keep("alone", run)
+    assert figures.BUSY in tables.render("alone")
     assert "Not measured for want of time: full_1x12x512x64." in tables.render("alone")
 
 
