@@ -16,7 +16,13 @@ from support.paths import ROOT
 pytestmark = pytest.mark.quick
 
 
-PACKAGES = ["attnfast", "attnfast.layers", "attnfast.plot", "attnfast.bench"]
+PACKAGES = [
+    "attnfast",
+    "attnfast.layers",
+    "attnfast.plot",
+    "attnfast.bench",
+    "attnfast.reference",
+]
 PYPROJECT = ROOT / "pyproject.toml"
 CHECKS = tomllib.loads(PYPROJECT.read_text())["tool"]["numpydoc_validation"]["checks"]
 
@@ -33,7 +39,7 @@ def public(package):
 
 def documented():
     """Everything that has a docstring of its own to check."""
-    for package in [*PACKAGES, "attnfast.reference"]:
+    for package in PACKAGES:
         names, module = public(package)
         for name in sorted(names):
             thing = getattr(module, name)

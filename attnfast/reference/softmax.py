@@ -1,0 +1,131 @@
+"""Attention: scores become weights, and weights a sum of the values."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from ..result import AttentionResult
+from .scores import Array, arrange, score_stages
+
+STAGES = ("scores", "capped", "biased", "weights")
+
+
+def attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    compute_dtype: DTypeLike = np.float64,
+    **options: Any,
+) -> Array | AttentionResult:
+    """Attention as `attnfast.attention` defines it.
+
+    Parameters
+    ----------
+    query, key, value : array_like
+        ``(..., H, Lq, D)``, ``(..., Hk, Lk, D)`` and ``(..., Hk, Lk, Dv)``.
+    compute_dtype : dtype
+        Precision of the computation and of the results.
+    **options
+        ``mask``, ``bias``, ``is_causal``, ``window_size``, ``q_offset``, ``q_lengths``,
+        ``kv_lengths``, ``scale``, ``softcap``, ``alibi_slopes``, ``sink_logits``, ``return_lse``
+        and ``return_weights`` of `attnfast.attention`.
+
+    Returns
+    -------
+    ndarray or AttentionResult
+        The output ``(..., H, Lq, Dv)`` in `compute_dtype`, alone or with what was asked for.
+    """
+    (q, k, v), rank = arrange(compute_dtype, query, key, value)
+    return attend(q, k, v, rank, **options)
+
+
+def attention_weights(
+    query: ArrayLike,
+    key: ArrayLike,
+    *,
+    stage: str = "weights",
+    sink_logits: ArrayLike | None = None,
+    compute_dtype: DTypeLike = np.float64,
+    **score_options: Any,
+) -> Array:
+    """The scores or weights alone, as `attnfast.attention_weights` defines them.
+
+    Parameters
+    ----------
+    query, key : array_like
+        ``(..., H, Lq, D)`` and ``(..., Hk, Lk, D)``.
+    stage : {"scores", "capped", "biased", "weights"}
+        How far to go. The first two hold every pair; in ``"biased"`` excluded pairs are -inf.
+    sink_logits, compute_dtype : optional
+        As for `attention`.
+    **score_options
+        Those of `attention` that concern the scores.
+
+    Returns
+    -------
+    ndarray
+        The scores or weights ``(..., H, Lq, Lk)`` in `compute_dtype`.
+    """
+    if stage not in STAGES:
+        raise ValueError(f"stage must be one of {STAGES}, got {stage!r}")
+    (q, k), rank = arrange(compute_dtype, query, key)
+    with np.errstate(all="ignore"):
+        stages = score_stages(q, k, **score_options)
+        weights, _ = softmax(stages.biased, stages.is_query, sink_logits)
+    result: Array = weights if stage == "weights" else getattr(stages, stage)
+    return result[0] if rank == 2 else result
+
+
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    rank: int,
+    *,
+    factor: Array | None = None,
+    sink_logits: ArrayLike | None = None,
+    return_lse: bool = False,
+    return_weights: bool = False,
+    **score_options: Any,
+) -> Array | AttentionResult:
+    """Scores, softmax and weighted sum; the weights are multiplied by `factor` in between."""
+    with np.errstate(all="ignore"):
+        stages = score_stages(q, k, **score_options)
+        weights, lse = softmax(stages.biased, stages.is_query, sink_logits)
+        weights = weights if factor is None else weights * factor
+        output = weighted_sum(weights, stages.biased != -np.inf, v)
+    if rank == 2:
+        output, lse, weights = output[0], lse[0], weights[0]
+    if not (return_lse or return_weights):
+        return output
+    return AttentionResult(output, lse if return_lse else None, weights if return_weights else None)
+
+
+def softmax(
+    scores: Array, is_query: Array | bool, sink_logits: ArrayLike | None
+) -> tuple[Array, Array]:
+    """Weights and log denominator of each row; a score of -inf has no weight."""
+    sink = np.asarray(-np.inf if sink_logits is None else sink_logits).astype(scores.dtype)
+    sink = sink[..., None]
+    top = np.maximum(scores.max(axis=-1, initial=-np.inf), sink)
+    top[top == -np.inf] = 0  # nothing to see and no sink
+    e = np.exp(scores - top[..., None])
+    denominator = e.sum(axis=-1) + np.exp(sink - top)
+    lse = top + np.log(denominator)
+    weights = np.zeros_like(e)
+    np.divide(e, denominator[..., None], out=weights, where=scores != -np.inf)
+    return weights, np.where(is_query, lse, scores.dtype.type(-np.inf))
+
+
+def weighted_sum(weights: Array, counts: Array, value: Array) -> Array:
+    """sum_j weight[i, j] * value[j] over the pairs that count, whatever the other values hold."""
+    finite = np.asarray(np.isfinite(value).all(axis=-1))
+    output = weights @ np.where(finite[..., None], value, value.dtype.type(0))
+    # 0 * NaN is NaN, so keys that hold NaN or inf are added one by one, where they count.
+    for j in np.flatnonzero(~finite.all(axis=tuple(range(finite.ndim - 1)))):
+        pairs = counts[..., j : j + 1] & ~finite[..., None, j : j + 1]
+        term = weights[..., j : j + 1] * value[..., j : j + 1, :]
+        output += np.where(pairs, term, value.dtype.type(0))
+    return output
