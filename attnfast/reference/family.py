@@ -1,5 +1,6 @@
 """Local, additive and packed attention, the heaviest keys, and results that are joined."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,7 @@ def local_attention(
     options = {"window_size": window_size, "centers": centers, **options}
     if sigma is None:
         return attend(q, k, v, rank, **options)
-    distance = np.arange(k.shape[-2]) - np.asarray(centers).astype(np.float64)[..., None]
-    with np.errstate(all="ignore"):
-        factor = np.exp(-((distance.astype(q.dtype) / float(sigma)) ** 2) / 2)
+    _, factor = gaussian(k, centers, sigma)
     return attend(q, k, v, rank, factor=factor, **options)
 
 
@@ -82,12 +81,9 @@ def additive_attention(
         As for `attention`.
     """
     (q, k, v), rank = arrange(compute_dtype, query, key, value)
-    w = np.asarray(1 if score_weight is None else score_weight).astype(q.dtype)
-    b = np.asarray(0 if score_bias is None else score_bias).astype(q.dtype)
-    w, b = (np.broadcast_to(a, q.shape[-1:] if a.ndim < 2 else a.shape) for a in (w, b))
+    w, tanh = additive_terms(q, k, score_weight, score_bias)
     with np.errstate(all="ignore"):
-        sums = q[..., :, None, :] + k[..., None, :, :] + b[..., None, None, :]
-        scores = (w[..., None, None, :] * np.tanh(sums)).sum(axis=-1)
+        scores = (w * tanh).sum(axis=-1)
     return attend(q, k, v, rank, scores=scores, **options)
 
 
@@ -191,16 +187,10 @@ def attention_varlen(
     q, k, v = (np.swapaxes(np.asarray(a), 0, 1) for a in (query, key, value))
     output = np.zeros((*q.shape[:2], v.shape[-1]), compute_dtype)
     lse = np.zeros(q.shape[:2], compute_dtype)
-    q_ends, k_ends = np.asarray(cu_q), np.asarray(cu_k)
-    n = len(q_ends) - 1
-    offsets = [q_offset] * n if np.ndim(q_offset) == 0 else q_offset
     options = {"return_lse": True, "compute_dtype": compute_dtype, **options}
-    for s in range(n):
-        rows, keys = slice(q_ends[s], q_ends[s + 1]), slice(k_ends[s], k_ends[s + 1])
-        if alibi_slopes is not None:
-            options["alibi_slopes"] = np.broadcast_to(np.asarray(alibi_slopes), (n, len(q)))[s]
+    for rows, keys, own in sequences(cu_q, cu_k, len(q), q_offset, alibi_slopes):
         output[:, rows], lse[:, rows], _ = attention(
-            q[:, rows], k[:, keys], v[:, keys], q_offset=offsets[s], **options
+            q[:, rows], k[:, keys], v[:, keys], **own, **options
         )
     output, lse = output.swapaxes(0, 1), lse.swapaxes(0, 1)
     return AttentionResult(output, lse) if return_lse else output
@@ -232,3 +222,37 @@ def merge_attention(
         weights, total = softmax(scores, True, None)
         merged = weighted_sum(weights, scores != -np.inf, np.moveaxis(o, 0, -2))
     return AttentionResult(merged[..., 0, :], total[..., 0], None)
+
+
+def gaussian(k: Array, centers: Any, sigma: float) -> tuple[Array, Array]:
+    """Distances ``j - c`` and the factors of the weights, ``(..., Lq, Lk)``."""
+    distance = np.arange(k.shape[-2]) - np.asarray(centers).astype(np.float64)[..., None]
+    distance = distance.astype(k.dtype)
+    with np.errstate(all="ignore"):
+        return distance, np.exp(-((distance / float(sigma)) ** 2) / 2)
+
+
+def additive_terms(
+    q: Array, k: Array, score_weight: ArrayLike | None, score_bias: ArrayLike | None
+) -> tuple[Array, Array]:
+    """The ``w[d]``, and ``tanh(q + k + b)`` of every query, key and d: ``(..., Lq, Lk, D)``."""
+    w = np.asarray(1 if score_weight is None else score_weight).astype(q.dtype)
+    b = np.asarray(0 if score_bias is None else score_bias).astype(q.dtype)
+    w, b = (np.broadcast_to(a, q.shape[-1:] if a.ndim < 2 else a.shape) for a in (w, b))
+    with np.errstate(all="ignore"):
+        sums = q[..., :, None, :] + k[..., None, :, :] + b[..., None, None, :]
+        return w[..., None, None, :], np.tanh(sums)
+
+
+def sequences(
+    cu_q: ArrayLike, cu_k: ArrayLike, heads: int, q_offset: Any, alibi_slopes: ArrayLike | None
+) -> Iterator[tuple[slice, slice, dict[str, Any]]]:
+    """The rows and keys of each packed sequence, and the options that are its own."""
+    q_ends, k_ends = np.asarray(cu_q), np.asarray(cu_k)
+    n = len(q_ends) - 1
+    offsets = [q_offset] * n if np.ndim(q_offset) == 0 else q_offset
+    for s in range(n):
+        own = {"q_offset": offsets[s], "first_row": s}
+        if alibi_slopes is not None:
+            own["alibi_slopes"] = np.broadcast_to(np.asarray(alibi_slopes), (n, heads))[s]
+        yield slice(q_ends[s], q_ends[s + 1]), slice(k_ends[s], k_ends[s + 1]), own

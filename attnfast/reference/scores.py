@@ -48,8 +48,7 @@ def score_stages(
     positions = alibi_slopes is not None
     visible, distance, is_query = _visible(shape, positions_matter=positions, **visibility)
     if scores is None:
-        scale = 1 / math.sqrt(max(q.shape[-1], 1)) if scale is None else float(scale)
-        scores = (q @ k.swapaxes(-1, -2)) * scale
+        scores = (q @ k.swapaxes(-1, -2)) * scale_of(q, scale)
     capped = scores if softcap is None else float(softcap) * np.tanh(scores / float(softcap))
     biased = capped
     if bias is not None:
@@ -60,6 +59,11 @@ def score_stages(
         biased = biased - slopes * distance.astype(dtype)
     biased = np.where(visible, biased, dtype.type(-np.inf))
     return Stages(scores, capped, biased, distance, is_query)
+
+
+def scale_of(q: Array, scale: float | None) -> float:
+    """The factor of the scores, where none is given ``1 / sqrt(D)``."""
+    return 1 / math.sqrt(max(q.shape[-1], 1)) if scale is None else float(scale)
 
 
 def _visible(

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from ..result import AttentionResult
+from .dropout import dropout_factor
 from .scores import Array, arrange, score_stages
 
 STAGES = ("scores", "capped", "biased", "weights")
@@ -30,7 +31,9 @@ def attention(
     **options
         ``mask``, ``bias``, ``is_causal``, ``window_size``, ``q_offset``, ``q_lengths``,
         ``kv_lengths``, ``scale``, ``softcap``, ``alibi_slopes``, ``sink_logits``, ``return_lse``
-        and ``return_weights`` of `attnfast.attention`.
+        and ``return_weights`` of `attnfast.attention`; ``dropout`` and ``dropout_seed``, with which
+        some weights count as 0 and the others as ``weight / (1 - dropout)``. The lse and weights
+        that are returned are those before.
 
     Returns
     -------
@@ -88,14 +91,21 @@ def attend(
     sink_logits: ArrayLike | None = None,
     return_lse: bool = False,
     return_weights: bool = False,
+    dropout: float = 0.0,
+    dropout_seed: int = 0,
+    first_row: int = 0,
     **score_options: Any,
 ) -> Array | AttentionResult:
-    """Scores, softmax and weighted sum; the weights are multiplied by `factor` in between."""
+    """Scores, softmax and weighted sum; the weights are multiplied by `factor` in between.
+
+    For dropout, batch rows count from `first_row`.
+    """
     with np.errstate(all="ignore"):
         stages = score_stages(q, k, **score_options)
         weights, lse = softmax(stages.biased, stages.is_query, sink_logits)
         weights = weights if factor is None else weights * factor
-        output = weighted_sum(weights, stages.biased != -np.inf, v)
+        kept = weights * dropout_factor(weights.shape, dropout, dropout_seed, first_row)
+        output = weighted_sum(kept.astype(q.dtype), stages.biased != -np.inf, v)
     if rank == 2:
         output, lse, weights = output[0], lse[0], weights[0]
     if not (return_lse or return_weights):
