@@ -23,7 +23,8 @@ kernels is judged.
 True
 
 Read `scores.py` (who sees whom, and the score of a pair) and `softmax.py` (weights and output)
-first; `family.py` holds what is made of them.
+first; `family.py` holds what is made of them, `dropout.py` the generator of dropped weights,
+`gradients.py` and `family_gradients.py` the derivatives of all of it.
 """
 
 from .family import (
@@ -34,18 +35,31 @@ from .family import (
     local_attention,
     merge_attention,
 )
+from .family_gradients import (
+    additive_attention_backward,
+    attention_varlen_backward,
+    local_attention_backward,
+    merge_attention_backward,
+)
+from .gradients import AttentionGradients, attention_backward
 from .softmax import STAGES, attention, attention_weights
 
 __all__ = [
     "STAGES",
+    "AttentionGradients",
     "additive_attention",
+    "additive_attention_backward",
     "attention",
+    "attention_backward",
     "attention_topk",
     "attention_varlen",
+    "attention_varlen_backward",
     "attention_weights",
     "key_importance",
     "local_attention",
+    "local_attention_backward",
     "merge_attention",
+    "merge_attention_backward",
 ]
 
 

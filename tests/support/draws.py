@@ -32,9 +32,11 @@ def calls(dtypes: Any = tuple(DTYPES), most_pairs: int = 100_000) -> st.SearchSt
     return DICE.map(lambda dice: _call(dice, dtypes, most_pairs))
 
 
-def local_calls(dtypes: Any = tuple(DTYPES)) -> st.SearchStrategy[Call]:
+def local_calls(
+    dtypes: Any = tuple(DTYPES), most_pairs: int = MOST_PAIRS
+) -> st.SearchStrategy[Call]:
     """Any legal call of `local_attention`: windows in any place, global tokens, dilation."""
-    return DICE.map(lambda dice: _local_call(dice, dtypes))
+    return DICE.map(lambda dice: _local_call(dice, dtypes, most_pairs))
 
 
 def additive_calls(dtypes: Any = tuple(DTYPES)) -> st.SearchStrategy[Call]:
@@ -42,9 +44,11 @@ def additive_calls(dtypes: Any = tuple(DTYPES)) -> st.SearchStrategy[Call]:
     return DICE.map(lambda dice: _additive_call(dice, dtypes))
 
 
-def block_masked_calls(dtypes: Any = tuple(DTYPES)) -> st.SearchStrategy[Call]:
+def block_masked_calls(
+    dtypes: Any = tuple(DTYPES), most_pairs: int = MOST_PAIRS
+) -> st.SearchStrategy[Call]:
     """Any legal call of `attention` with a block mask."""
-    return DICE.map(lambda dice: _block_masked_call(dice, dtypes))
+    return DICE.map(lambda dice: _block_masked_call(dice, dtypes, most_pairs))
 
 
 def topk_calls(dtypes: Any = tuple(DTYPES)) -> st.SearchStrategy[Call]:
@@ -113,8 +117,8 @@ def _call(dice: Dice, dtypes: Any, most_pairs: int) -> Call:
     return Call(*arrays, _options(dice, rng, full, batch, heads, dtype))
 
 
-def _local_call(dice: Dice, dtypes: Any) -> Call:
-    call = _call(dice, dtypes, most_pairs=MOST_PAIRS)
+def _local_call(dice: Dice, dtypes: Any, most_pairs: int) -> Call:
+    call = _call(dice, dtypes, most_pairs)
     rng = dice.random()
     query, key, _ = same_batch(call.query, call.key, call.value)
     full, lk = query.shape[:-1], key.shape[-2]
@@ -179,8 +183,8 @@ def block_mask_of(dice: Dice, call: Call) -> BlockMask:
     return block_mask(rng, query.shape[-2], key.shape[-2], size, *leading, density=density)
 
 
-def _block_masked_call(dice: Dice, dtypes: Any) -> Call:
-    call = _call(dice, dtypes, MOST_PAIRS)
+def _block_masked_call(dice: Dice, dtypes: Any, most_pairs: int) -> Call:
+    call = _call(dice, dtypes, most_pairs)
     call.options["mask"] = block_mask_of(dice, call)
     return call
 
