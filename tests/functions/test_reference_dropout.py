@@ -63,6 +63,7 @@ def test_neighbours_are_independent():
         ((0, 0, 0), (1, 0, 0)),
         ((0, 1, 0), (0, 0, 1)),
         ((0, 0, 0), (0, 1, 0)),
+        ((0, 0, 0), (0, 0, 1)),
         ((5, 0, 1), (6, 0, 0)),
         ((5, 1, 0), (4, 2, 0)),
         ((2**63, 0, 0), (0, 0, 0)),
@@ -73,6 +74,37 @@ def test_seeds_rows_and_heads_are_independent(a, b):
     """Also where their sums are equal."""
     words = [dropout_words(seed, row, head, ROWS, KEYS) for seed, row, head in (a, b)]
     assert abs(chi_square(pairs(*words), 8)) < 4
+
+
+def walsh(x):
+    """The Walsh-Hadamard transform of 4,096 numbers along the last axis."""
+    matrix = np.ones((1, 1), x.dtype)
+    for _ in range(6):
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return (matrix @ x.reshape(*x.shape[:-1], 64, 64) @ matrix).reshape(x.shape)
+
+
+def test_keys_at_every_distance_are_independent():
+    """The upper bits of keys j and j ^ d, for every d, agree as often as they differ."""
+    keys, queries = 4096, 4096
+    power = np.zeros(keys)
+    for i in range(0, queries, 256):
+        words = dropout_words(1, 0, 0, i + ROWS, np.arange(keys))
+        power += (walsh(np.where(words >> np.uint32(31), np.float32(1), np.float32(-1))) ** 2).sum(
+            axis=0
+        )
+    surplus = walsh(power)[1:] / keys / 2  # of agreements, over all pairs
+    assert np.abs(surplus).max() / math.sqrt(queries * keys / 2) < 5.5
+
+
+def test_queries_do_not_share_words():
+    """No two queries have the same words in another order: as many are equal as chance has it."""
+    rows = np.arange(8192)[:, None]
+    words = dropout_words(0, 0, 0, rows, np.arange(512)).ravel()
+    words = np.sort(words)
+    equal = (words[1:] == words[:-1]).sum()
+    expected = words.size - 2**32 * -math.expm1(-words.size / 2**32)
+    assert abs(equal - expected) < 5 * math.sqrt(expected)
 
 
 def test_words_do_not_change():
