@@ -1,5 +1,7 @@
 # The kernels' pieces one by one and the machine's limits, for tests and benchmarks. Included by _core.pyx.
 
+from libc.string cimport memset
+
 import threading
 import time
 
@@ -20,6 +22,20 @@ cdef extern from "kernels.h" nogil:
 
 cdef extern from "runtime/dispatch.h" nogil:
     const af_kernels *af_kernels_for(af_dtype)
+
+cdef extern from "plan/visible_queries.h" nogil:
+    ctypedef struct af_interval:
+        int64_t begin, end
+    ctypedef struct af_subset:
+        af_tensor query_order
+        const int64_t *key_position
+    ctypedef struct af_call:
+        int64_t B, H, Lq, Lk
+        af_visible visible
+        af_subset subset
+    af_interval af_visible_keys(const af_call *, int64_t b, int64_t h, int64_t i)
+    af_interval af_visible_queries(const af_call *, int64_t b, int64_t h, af_interval keys)
+    af_interval af_queries_seeing_all(const af_call *, int64_t b, int64_t h, af_interval keys)
 
 
 cdef const af_kernels *table(str dtype) except NULL:
@@ -88,6 +104,46 @@ def probe_tile(a, b, c=None):
 def query_lanes(str dtype="float32"):
     """Query rows in a block."""
     return table(dtype).nr
+
+
+cdef cnp.ndarray whole_numbers(x):
+    return None if x is None else np.ascontiguousarray(x, np.int64)
+
+
+cdef int64_t *first_number(cnp.ndarray a) noexcept:
+    return NULL if a is None else <int64_t *>cnp.PyArray_DATA(a)
+
+
+def probe_visibility(
+    int64_t lq, int64_t lk, window, blocks, bint causal=False, q_offset=None, q_length=None, kv_length=None,
+    centers=None, query_order=None, key_position=None,
+):
+    """What plan/ says of one head, as pairs (begin, end): the keys that each query sees; the queries that can see any
+    key of each block of keys; those that see all of it. blocks are pairs too."""
+    cdef cnp.ndarray spans = whole_numbers(blocks), order = whole_numbers(query_order)
+    cdef cnp.ndarray offset = whole_numbers(q_offset), queries = whole_numbers(q_length)
+    cdef cnp.ndarray keys = whole_numbers(kv_length), position = whole_numbers(key_position)
+    cdef cnp.ndarray center = None if centers is None else np.ascontiguousarray(centers, np.float64)
+    cdef cnp.ndarray seen = np.empty((lq, 2), np.int64), of_any = np.empty_like(spans), of_all = np.empty_like(spans)
+    cdef af_interval *span = <af_interval *>cnp.PyArray_DATA(spans)
+    cdef af_call call
+    cdef int64_t i
+    memset(&call, 0, sizeof(call))
+    call.B, call.H, call.Lq, call.Lk = 1, 1, lq, lk
+    call.visible.left, call.visible.right = [AF_FAR if bound is None else bound for bound in window]
+    call.visible.causal = causal
+    call.visible.q_offset, call.visible.q_length = first_number(offset), first_number(queries)
+    call.visible.kv_length, call.subset.key_position = first_number(keys), first_number(position)
+    if center is not None:
+        call.visible.center.data, call.visible.center.i = cnp.PyArray_DATA(center), 1
+    if order is not None:
+        call.subset.query_order.data, call.subset.query_order.i = cnp.PyArray_DATA(order), 1
+    for i in range(lq):
+        (<af_interval *>cnp.PyArray_DATA(seen))[i] = af_visible_keys(&call, 0, 0, i)
+    for i in range(spans.shape[0]):
+        (<af_interval *>cnp.PyArray_DATA(of_any))[i] = af_visible_queries(&call, 0, 0, span[i])
+        (<af_interval *>cnp.PyArray_DATA(of_all))[i] = af_queries_seeing_all(&call, 0, 0, span[i])
+    return seen, of_any, of_all
 
 
 def _rate(step, double seconds, int num_threads=1):
