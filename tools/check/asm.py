@@ -10,7 +10,7 @@ Disassembles every kernel object, finds its innermost loops and sorts the hot on
 * fused softmax: the loop around it in which scores become weights (fused_softmax.h), not innermost;
 * softmax, row softmax: exp over a tile (softmax.h) and over one row (decode.h);
 * dot, axpy, one axpy: keys and values in decoding (decode_products.h), for two query rows and one;
-* interleaved dot, interleaved axpy: the same for more query rows (decode_interleaved.h).
+* interleaved dot, interleaved axpy: the same for three and four (decode_interleaved.h).
 
 Every object must have every one of them in its full size, and none may spill a whole vector
 register. Prints the largest loop of each sort, the worst if there are several: inlining makes many.
@@ -80,11 +80,11 @@ PRODUCTS = {
     "score_product": "scores",
     "fused_softmax_product": "scores",
     "value_product": "values",
-    **{f"dot_{rows}": "dot" for rows in (1, 2, 3, 4)},
+    **{f"dot_{rows}": "dot" for rows in (1, 2)},
     "axpy_1": "one axpy",
     "axpy_2": "axpy",
     **{f"dot_interleaved_{rows}": "interleaved dot" for rows in (3, 4)},
-    **{f"axpy_interleaved_{rows}": "interleaved axpy" for rows in (3, 4)},
+    **{f"axpy_{rows}": "interleaved axpy" for rows in (3, 4)},
 }
 FUSED = {"fused_softmax_product": "fused softmax"}
 EXPS = {"softmax_step": "softmax", "run_keys": "softmax", "decode_keys": "row softmax"}
