@@ -147,7 +147,7 @@ static void finish(const af_call *call, const af_plan *plan, const query_block *
     else lanes_to_rows(block->n, block->nv, call->Dv, s->o, factor, call->subset.accumulate ? keep : NULL, rows);
 }
 
-/* O += weight * part */
+/* Adds the O of a partial result: O += weight * part. */
 static void add_lanes(int nv, int64_t Dv, const real *part, const real *weight, real *o)
 {
     for (int64_t d = 0; d < Dv; d++)

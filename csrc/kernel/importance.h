@@ -1,14 +1,16 @@
-/* The total weight that each key receives: importance[j] = sum_i exp(S[j, i] - m_i) / l_i. A unit has one chunk of keys
- * and goes through many queries of one head, in order; the next ones come when all units are done, so that sums are
- * made in one order. Each key has a vector of partial sums. Cost: 2 D flops and an exp a pair, on top of what the first
- * pass costs. */
+/* The total weight that each key receives: importance[j] = sum_i exp(S[j, i] - m_i) / l_i, where m_i and l_i come from
+ * the pass before. Cost: 2 D flops and one exp per pair.
+ *
+ * A unit takes one chunk of keys and goes through a range of the queries of one head, in order. Units of the next range
+ * begin when all of this one are done, so that each sum has one order. Each key has one partial sum per lane of a
+ * vector. */
 #ifndef AF_IMPORTANCE_H
 #define AF_IMPORTANCE_H
 
 #include "kernel/forward.h"
 #include "kernel/recompute.h"
 
-/* Whether a block of rows of one head may see any of some keys, as far as that is known from positions. */
+/* Whether a block of rows of one head may see any of some keys, as far as positions and lengths decide it. */
 static bool may_see(const af_call *call, af_unit unit, af_interval keys)
 {
     if (call->visible.q_length && unit.row >= call->visible.q_length[unit.b]) return false;
@@ -52,7 +54,7 @@ static void block_importance(const af_call *call, const af_plan *plan, af_unit u
     }
 }
 
-/* The sums of this many blocks are added up separately: a long sum of short sums rounds less. */
+/* The sums of this many blocks of rows are added up separately: a long sum of short sums rounds less. */
 enum { SUMMED_BLOCKS = 64 };
 
 static void flush_sums(const scratch *s, int64_t n)

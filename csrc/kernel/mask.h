@@ -1,9 +1,9 @@
-/* What a mask hides, as words of bits, and hiding it: a hidden score becomes -inf.
+/* Masks as words of bits: bit i of words[j] is set if query lane i sees key j. Whatever hides a key, one blend per
+ * vector then sets its score to -inf.
  *
- * Query lanes: words[j] has the lanes that see key j, so that one blend a vector applies any mask. Positions and
- * lengths give each lane an interval of keys; toggling its bit at both ends and xoring along the keys fills the words.
- * Masks, block masks and global tokens are read along their rows, 64 keys to a word, and the 64 x 64 bits are
- * transposed. */
+ * Positions and lengths give each lane an interval of keys: its bit is toggled at both ends, and a running xor along
+ * the keys fills the words. Masks, block masks and global tokens are read row by row, 64 keys at a time, and each
+ * square of 64 x 64 bits is transposed. */
 #ifndef AF_MASK_H
 #define AF_MASK_H
 
@@ -32,20 +32,21 @@ static uint64_t block_word(const af_call *call, const af_visibility *vis, int r,
     return word;
 }
 
-/* The same for global tokens, less the excluded about the row's position. */
+/* Keys of [j0, j0 + n) that a row sees as far as global tokens decide, without those of its excluded window. */
 static uint64_t global_word(const af_call *call, const af_visibility *vis, int r, int64_t j0, int n)
 {
     const int64_t position = af_position(call, vis->b, vis->query[r]), step = call->visible.dilation[vis->head[r]];
     uint64_t word = vis->global_rows >> r & 1 ? low_bits(n) : nonzero_bytes(vis->global + j0, n);
     const int64_t ahead = j0 - position;
-    const int64_t first = ahead > 0 ? (ahead + step - 1) / step : -(-ahead / step); /* the first t not before j0 */
+    /* The first t whose key is j0 or after it. */
+    const int64_t first = ahead > 0 ? (ahead + step - 1) / step : -(-ahead / step);
     for (int64_t t = af_max(first, -call->subset.excluded_left);
          t <= call->subset.excluded_right && position + t * step < j0 + n; t++)
         word &= ~((uint64_t)1 << (position + t * step - j0));
     return word;
 }
 
-/* Gathered keys that are not in the excluded. */
+/* Gathered keys of [j0, j0 + n) outside the excluded window of a row. */
 static uint64_t position_word(const af_call *call, const af_visibility *vis, int r, int64_t j0, int n)
 {
     const int64_t position = af_position(call, vis->b, vis->query[r]), step = call->visible.dilation[vis->head[r]];
@@ -58,7 +59,8 @@ static uint64_t position_word(const af_call *call, const af_visibility *vis, int
     return word;
 }
 
-/* Keys of [j0, j0 + n) that a row sees as far as these and the dense mask decide, n <= 64. */
+/* Keys of [j0, j0 + n) that a row sees as far as masks, block masks, global tokens and excluded windows decide, n
+ * <= 64. */
 static uint64_t row_word(const af_call *call, const query_block *block, int r, int64_t j0, int n)
 {
     uint64_t word = low_bits(n);
@@ -69,7 +71,7 @@ static uint64_t row_word(const af_call *call, const query_block *block, int r, i
     return word;
 }
 
-/* Whether two rows have the same word, as far as that is known without reading it. */
+/* Whether two rows are known to have the same word; false if only reading both would tell. */
 static bool same_words(const af_call *call, const query_block *block, int r, int s)
 {
     const af_visibility *vis = &block->vis;
@@ -81,7 +83,8 @@ static bool same_words(const af_call *call, const query_block *block, int r, int
             (vis->head[r] == vis->head[s] || !call->visible.blocks.h));
 }
 
-/* Swaps the upper right and lower left d x d bits of every 2 d x 2 d; constant d lets the compiler use vectors. */
+/* Swaps the upper right and lower left d x d bits of each square of 2 d x 2 d. With a constant d the compiler uses
+ * vectors. */
 AF_INLINE void swap_corners(const int d, const uint64_t low, uint64_t w[64])
 {
     for (int base = 0; base < 64; base += 2 * d)
@@ -104,7 +107,7 @@ static void transpose_bits(uint64_t w[64])
 
 enum { SEES_NOTHING, SEES_SOME, SEES_ALL };
 
-/* Of the lanes in use. */
+/* words[0 .. n] of positions and lengths, for the lanes in use. */
 static void words_of_positions(const query_block *block, int64_t j0, int n, uint64_t *words)
 {
     const af_interval *visible = block->vis.visible;
@@ -117,6 +120,7 @@ static void words_of_positions(const query_block *block, int64_t j0, int n, uint
     for (int j = 1; j < n; j++) words[j] ^= words[j - 1];
 }
 
+/* Clears the bits of pairs that a mask, block mask, global tokens or an excluded window hide. */
 static void words_of_rows(const af_call *call, const query_block *block, int64_t j0, int n, uint64_t *words)
 {
     for (int j = 0; j < n; j += 64) {
@@ -138,7 +142,7 @@ static void words_of_rows(const af_call *call, const query_block *block, int64_t
     }
 }
 
-/* A mask that all rows have: what it leaves of n keys, and the same in words. */
+/* How much of n keys is visible under a mask that all rows share. */
 static int keys_of_mask(const uint8_t *mask, int n)
 {
     bool any = false, all = true;
@@ -151,6 +155,7 @@ static int keys_of_mask(const uint8_t *mask, int n)
     return !any ? SEES_NOTHING : all ? SEES_ALL : SEES_SOME;
 }
 
+/* Clears the words of keys that such a mask hides. */
 static void words_of_key_mask(const uint8_t *mask, int n, uint64_t *words)
 {
     for (int j = 0; j < n; j++)
@@ -162,7 +167,7 @@ static uint64_t used_lanes(const query_block *block)
     return low_bits(af_min(block->n, block->v1 * VL)) & ~low_bits(block->v0 * VL);
 }
 
-/* What a block mask leaves of n keys. */
+/* How much of n keys is visible under a block mask, to the vectors in use. */
 static int keys_of_blocks(const af_call *call, const query_block *block, int64_t j0, int n)
 {
     bool any = false, all = true;
@@ -171,15 +176,14 @@ static int keys_of_blocks(const af_call *call, const query_block *block, int64_t
     for (int64_t column = first; column <= last; column++)
         for (int r = 0; r < block->vis.block_rows; r++) {
             const bool seen = block->vis.block_row[r].row[column * call->visible.blocks.j];
-            if (!(block->vis.block_row[r].vectors >> block->v0 & low_bits(block->v1 - block->v0)))
-                continue; /* not in use */
+            if (!(block->vis.block_row[r].vectors >> block->v0 & low_bits(block->v1 - block->v0))) continue;
             any = any || seen;
             all = all && seen;
         }
     return !any ? SEES_NOTHING : all ? SEES_ALL : SEES_SOME;
 }
 
-/* How much of some keys is visible, as far as that is known without words. */
+/* How much of n keys may be visible, as far as it is known without making words: SEES_SOME where they are needed. */
 static int glance(const af_call *call, const query_block *block, int64_t j0, int n)
 {
     if (call->subset.global) return SEES_SOME;
@@ -192,7 +196,7 @@ static int glance(const af_call *call, const query_block *block, int64_t j0, int
     return keys == SEES_ALL ? blocks : keys;
 }
 
-/* Fills words for the keys [j0, j0 + n) where that is needed; returns how much of the block is visible. */
+/* Returns how much of the keys [j0, j0 + n) is visible. If it returns SEES_SOME, words are filled. */
 static int visible_words(const af_call *call, const query_block *block, int64_t j0, int n, uint64_t *words)
 {
     const bool inside = j0 >= block->vis.inner.begin && j0 + n <= block->vis.inner.end;
@@ -222,7 +226,7 @@ static void hide_scores(const query_block *block, int n, const uint64_t *words, 
     }
 }
 
-/* The lanes whose score is not -inf: what is left to see after masks and biases. */
+/* words[j]: the lanes whose score is not -inf, after masks and biases. */
 static void words_of_scores(const query_block *block, int n, const real *s, uint64_t *words)
 {
     for (int j = 0; j < n; j++, s += AF_NR) {

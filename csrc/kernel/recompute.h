@@ -1,18 +1,18 @@
-/* The weights of scores whose softmax is known: P = exp(S - m) / l, or exp(S - lse). Everything that needs weights
- * after the softmax takes them from here. With m and l apart weights are as exact as those of the softmax itself; lse
- * alone is rounded, which costs |lse| eps. */
+/* Weights from scores, once the softmax is done: P = exp(S - m) / l, or exp(S - lse). Every pass after the softmax
+ * recomputes its weights here. With m and l they are as exact as those of the softmax; lse is one rounded number, which
+ * adds a relative error of |lse| eps. */
 #ifndef AF_RECOMPUTE_H
 #define AF_RECOMPUTE_H
 
 #include "kernel/block.h"
 #include "kernel/softmax.h"
 
-/* P = exp(S - shift) * factor for each lane; a factor of 0 for lanes without a row and rows that see no key. */
+/* P = exp(S - shift) * factor in each lane. Lanes without a row and rows that see no key have a factor of 0. */
 typedef struct row_softmax {
     real shift[AF_NR], factor[AF_NR];
 } row_softmax;
 
-/* A row's place in what is kept of each row. */
+/* Index of a row in row_max and row_inverse, which are [B][H][Lq]. */
 AF_INLINE int64_t row_number(const af_call *call, const af_visibility *vis, int lane)
 {
     return (vis->b * call->H + vis->head[lane]) * call->Lq + vis->query[lane];
@@ -36,7 +36,8 @@ static void load_row_softmax(const af_call *call, const query_block *block, row_
     }
 }
 
-/* A weight; 0 where the key is hidden, whatever the row is, and where there is no row, whatever the score is. */
+/* The weight of a score. A hidden key (score -inf) has weight 0 even if shift is infinite, and a lane without a row
+ * (factor 0) even if the score is NaN. */
 AF_INLINE v recompute_weight(const bool base2, v score, v shift, v factor)
 {
     const v weight = v_mul(exp_difference(base2, v_sub(score, shift)), factor);

@@ -44,7 +44,7 @@ static void reset_topk(const af_call *call, const scratch *s)
     }
 }
 
-/* Puts a score and its key into the lists of a vector of lanes where it is above the last. */
+/* Inserts a score and its key into the lists of those lanes of a vector where it is above the last entry. */
 static void insert_topk(int64_t k, v score, v key, real *top, real *top_key)
 {
     v here = v_load(top + (k - 1) * AF_NR), here_key = v_load(top_key + (k - 1) * AF_NR);
@@ -79,7 +79,7 @@ static void update_topk(const af_call *call, const query_block *block, const scr
     }
 }
 
-/* Adds the lists of another split of the keys, which comes after those seen so far. */
+/* Merges in the lists of a split; splits must come in the order of their keys. */
 static void join_topk(const af_call *call, int nv, const scratch *s, const real *top, const real *top_key)
 {
     for (int64_t t = 0; t < call->results.topk; t++)
@@ -88,7 +88,7 @@ static void join_topk(const af_call *call, int nv, const scratch *s, const real 
                         s->top + c * VL, s->top_key + c * VL);
 }
 
-/* Weights exp(score - m) * inverse and keys to their arrays; past the keys there are, 0 and -1. */
+/* Writes weights exp(score - m) * inverse and keys to the results; entries past the visible keys are 0 and -1. */
 static void finish_topk(const af_call *call, const query_block *block, const scratch *s, const real *inverse,
                         bool base2)
 {

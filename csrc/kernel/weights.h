@@ -1,7 +1,8 @@
-/* Scores and weights themselves, [rows][keys], for callers who ask for them.
+/* Writes scores or weights, [rows][keys], for callers who ask for them.
  *
- * Stages: SCORES and CAPPED hold every pair, BIASED has -inf where a key is hidden, WEIGHTS are recomputed from what
- * the softmax of each row left (recompute.h); hidden keys weigh 0. The tile is transposed on its way out. */
+ * At the stages SCORES and CAPPED every pair has its score. At BIASED hidden pairs are -inf. At WEIGHTS they are 0, and
+ * the weights of the others are recomputed (recompute.h). A tile has keys by queries, so it is transposed when it is
+ * stored. */
 #ifndef AF_WEIGHTS_H
 #define AF_WEIGHTS_H
 
@@ -14,7 +15,7 @@ typedef struct weight_rows {
     row_softmax softmax;
 } weight_rows;
 
-/* Transposes a tile of weights, or scores, to their rows. */
+/* Stores a tile of weights or scores, transposed, to their rows. */
 static void store_tile(const query_block *block, const weight_rows *w, int64_t j0, int n, const real *s)
 {
     real one[AF_NR];
@@ -24,7 +25,7 @@ static void store_tile(const query_block *block, const weight_rows *w, int64_t j
     lanes_to_rows(block->n, block->nv, n, s, one, NULL, rows);
 }
 
-/* The same of visible pairs only; keys may have columns of their own. */
+/* The same for visible pairs only. Gathered keys go to the columns of their positions. */
 static void store_visible(const af_call *call, const query_block *block, const scratch *scratch, const weight_rows *w,
                           int64_t j0, int n, bool all)
 {
@@ -71,7 +72,7 @@ static void decode_weights(const af_call *call, const af_plan *plan, const query
     }
 }
 
-/* One block of keys of which something is visible: scores, weights, and their way out. */
+/* Computes and stores the scores or weights of a block of keys of which something is visible. */
 static void tile_weights(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
                          const weight_rows *w, int64_t j0, int n, int seen)
 {
@@ -100,7 +101,7 @@ static void write_visible(const af_call *call, const af_plan *plan, query_block 
     }
 }
 
-/* Weights or scores of a chunk of keys, and what stands for hidden ones. */
+/* Writes the weights or scores of a chunk of keys; hidden pairs get 0 or -inf. */
 static void write_chunk(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
                         const weight_rows *w, af_interval chunk)
 {

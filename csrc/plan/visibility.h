@@ -13,7 +13,7 @@
 
 enum { AF_MAX_ROWS = 64, AF_MAX_VECTORS = 8 };
 
-/* A row of a block mask, and the vectors that have it, as a set of bits. */
+/* A row of a block mask, and the vectors whose rows have it, as bits. */
 typedef struct af_block_row {
     const uint8_t *row;
     uint32_t vectors;
@@ -30,7 +30,7 @@ typedef struct af_visibility {
     af_interval excluded;    /* keys in here may be in the excluded window of some row */
     uint64_t global_rows;    /* rows at the position of a global token */
     uint32_t global_vectors; /* and their vectors */
-    int block_rows;          /* number of: */
+    int block_rows;          /* entries of block_row */
     af_block_row block_row[AF_MAX_ROWS];
     af_interval vector_span[AF_MAX_VECTORS];
     af_interval visible[AF_MAX_ROWS];
@@ -45,14 +45,14 @@ static inline const uint8_t *af_key_mask(const af_call *call, const af_plan *pla
     return (const uint8_t *)t->data + af_offset(t, unit.b, unit.hg * plan->group, 0);
 }
 
-/* No row sees more keys than another, as far as positions and lengths decide it. */
+/* Whether all rows see the same keys, as far as positions and lengths decide it. */
 static inline bool af_rows_see_alike(const af_call *call)
 {
     return call->visible.left >= AF_FAR && call->visible.right >= AF_FAR && !call->visible.causal &&
            !call->visible.q_length;
 }
 
-/* Blocks of a block mask: of a query, of a key, and the first key after one. */
+/* In a block mask: the block of a query, the block of a key, and the first key after a block. */
 
 static inline int64_t af_block_of_query(const af_call *call, int64_t b, int64_t i)
 {
@@ -112,12 +112,12 @@ static inline void af_find_block_rows(af_visibility *vis, const af_call *call)
         const int64_t at =
             af_offset(&call->visible.blocks, vis->b, vis->head[r], af_block_of_query(call, vis->b, vis->query[r]));
         const uint8_t *row = (const uint8_t *)call->visible.blocks.data + at;
-        const uint32_t part = (uint32_t)1 << r / vis->vector_rows;
+        const uint32_t vector = (uint32_t)1 << r / vis->vector_rows;
         if (!last || row != last->row) {
             last = &vis->block_row[vis->block_rows++];
             *last = (af_block_row){row, 0};
         }
-        last->vectors |= part;
+        last->vectors |= vector;
     }
 }
 
@@ -137,8 +137,8 @@ static inline void af_find_excluded(af_visibility *vis, const af_call *call)
     vis->excluded = (af_interval){0, 0};
     for (int r = 0; r < vis->n; r++) {
         const int64_t position = af_position(call, vis->b, vis->query[r]), step = call->visible.dilation[vis->head[r]];
-        const bool far =
-            step > AF_FAR / (call->subset.excluded_left + call->subset.excluded_right + 1); /* or bounds, in product */
+        /* Where a bound times the step may overflow, the excluded window counts as unbounded. */
+        const bool far = step > AF_FAR / (call->subset.excluded_left + call->subset.excluded_right + 1);
         const af_interval own = {far ? -AF_FAR : position - call->subset.excluded_left * step,
                                  far ? AF_FAR : position + call->subset.excluded_right * step + 1};
         vis->excluded = r ? af_hull(vis->excluded, own) : own;
@@ -213,8 +213,9 @@ typedef struct af_piece {
     int first, last;
 } af_piece;
 
-/* A corner is not cut off a piece shorter than this, nor is a piece cut for fewer hidden keys: in the forward kernel
- * a piece of one key costs as much as 2.7 keys of a long piece (Zen 4, AVX-512). */
+/* Cutting a piece skips hidden pairs, but each piece has a cost of its own: in the forward kernel a piece of one key
+ * costs as much as 2.7 keys of a long one (Zen 4, AVX-512). So vectors that see other keys cut no piece shorter than
+ * AF_LEAST_KEYS, and hidden keys cut one only if there are AF_LEAST_HIDDEN in a row. */
 enum { AF_LEAST_KEYS = 16, AF_LEAST_HIDDEN = 4 };
 
 /* How many of n keys make one piece under a mask: hidden ones up to the first visible key, or visible ones up to a
@@ -242,14 +243,14 @@ static inline uint32_t af_column_vectors(const af_visibility *vis, const af_call
 /* The first global token from key j on; Lk if there is none. */
 static inline int64_t af_next_global(const af_call *call, int64_t b, int64_t j)
 {
-    const int64_t *places = call->subset.global_keys + call->subset.global_starts[b],
+    const int64_t *tokens = call->subset.global_keys + call->subset.global_starts[b],
                   n = call->subset.global_starts[b + 1] - call->subset.global_starts[b];
-    const int64_t before = af_count_below(places, n, j);
-    return before < n ? places[before] : call->Lk;
+    const int64_t before = af_count_below(tokens, n, j);
+    return before < n ? tokens[before] : call->Lk;
 }
 
-/* Each of the next functions cuts the keys [j, end) where the set of vectors that see them changes, and to `most`
- * keys if any vector does; it returns those vectors. */
+/* af_cut_blocks, af_cut_globals and af_cut_windows: each shortens the keys [j, *end) to where the set of vectors that
+ * see them changes, the first two to `most` keys if any vector does, and returns these vectors. */
 
 static inline uint32_t af_cut_blocks(const af_visibility *vis, const af_call *call, int64_t j, int64_t most,
                                      int64_t *end)
@@ -284,7 +285,7 @@ static inline uint32_t af_cut_globals(const af_visibility *vis, const af_call *c
     return global ? ~(uint32_t)0 : vis->global_vectors;
 }
 
-/* Windows around centers may leave keys between them that no row sees. */
+/* There may be keys between the windows around centers that no row sees. */
 static inline uint32_t af_cut_windows(const af_visibility *vis, int64_t j, int64_t *end)
 {
     int64_t next = *end, reach = j;
