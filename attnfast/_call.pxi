@@ -311,6 +311,7 @@ cdef class Call(Operands):
         if out is not None:
             result = self.checked_out(out)
         if return_blocks is not None:
+            self.results.output.data = WANTED
             self.results.lse.data = WANTED if want_lse else NULL
             self.results.weights.data = WANTED if want_weights else NULL
             return self.describe(threads, return_blocks)

@@ -19,6 +19,7 @@ def attention_topk(
     threads = thread_count(num_threads)
     if return_blocks is not None:
         call.results.topk = heaviest
+        call.results.top_index.data = call.results.top_weight.data = WANTED
         return call.describe(threads, return_blocks)
     weight = call.new_array(heaviest)
     index = np.empty(shape_of(weight), np.int64)

@@ -1,11 +1,12 @@
 /* attnfast: the C API. A problem says what to compute, in parts: the operands, who sees whom, what the scores are, and
- * which results are wanted. It must be legal; the binding checks it.
+ * which results are wanted. It must be legal, see af_results; builds without NDEBUG assert it.
  *
  *   B batch rows, H query heads, Hk key/value heads (H % Hk == 0), Lq queries, Lk keys, D and Dv head sizes.
  *   b h i j count batch rows, heads, queries and keys. Strides and offsets count elements, never bytes.
  *
- * Each struct of a problem begins with its size, sizeof of the struct as the caller knows it. Fields that a caller with
- * an older header does not know are taken as zero, which is always "none" or the default. */
+ * Each struct of a problem begins with its size, sizeof of the struct as the caller knows it. Fields beyond that size,
+ * which a caller with an older header does not know, have their defaults, and so have all fields of a part that is NULL:
+ * no window, scale 1, and else zero, which is "none". */
 #ifndef ATTNFAST_H
 #define ATTNFAST_H
 
@@ -35,14 +36,13 @@ typedef struct af_tensor {
 typedef struct af_operands {
     size_t size;
     af_tensor query, key;
-    af_tensor value; /* absent: no output is computed, only what else is wanted */
+    af_tensor value; /* read only where the output is wanted */
 } af_operands;
 
 /* Who sees whom. Query i is at position p = i + q_offset[b] of the key axis. It sees the keys of its window,
  * j = c + t * dilation[h] with -left <= t <= right, where the window's center c is p or center[b, h, i]; the global
  * tokens; and every key if it is at the position of a global token itself. Of these it does not see keys that causality
- * (j > p), a length, a mask or a block mask hides. Centers go with neither dilation nor global tokens. With these two,
- * scores are not additive, and results are output, lse and weights of the stage AF_WEIGHTS only. */
+ * (j > p), a length, a mask or a block mask hides. Centers go with neither dilation nor global tokens. */
 typedef struct af_visible {
     size_t size;
     int64_t left, right; /* at least 0; AF_FAR: unbounded */
@@ -69,18 +69,29 @@ typedef struct af_score {
     const double *alibi;                /* slopes, [b * alibi_b + h], or NULL */
     int64_t alibi_b;
     const double *sink; /* [H], or NULL */
-    double gaussian;    /* above 0: weights are multiplied by 2^-(gaussian (j - center))^2 after the softmax */
+    double gaussian; /* above 0, beside centers: weights are multiplied by 2^-(gaussian (j - center))^2 after softmax */
 } af_score;
 
-/* Where results go; those that are absent are not wanted. */
+/* Where results go; those that are absent are not wanted, and if none is wanted nothing is computed. What can be wanted
+ * of a call:
+ *
+ *                                  output, lse   weights       top_*   importance
+ *   plain windows                  yes           every stage   yes     yes
+ *   windows about centers          yes           every stage   yes     no
+ *   the same with a gaussian       yes           every stage   no      no
+ *   dilation or global tokens      yes           AF_WEIGHTS    no      no    (scores must not be additive)
+ *   packed sequences               yes           every stage   yes     no    (there must be no block mask)
+ *
+ * Only one of weights, top_* and importance can be wanted, and no output or lse beside weights of another stage than
+ * AF_WEIGHTS. Except for AF_F64, top_* needs fewer than 2^32 keys. */
 typedef struct af_results {
     size_t size;
     af_tensor output;  /* rows of Dv elements, j stride 1 */
     af_tensor lse;     /* real; no j */
     af_tensor weights; /* [B][H][Lq][Lk], what `stage` says */
     af_stage stage;
-    int64_t topk;                    /* entries of a row of these two: */
-    af_tensor top_index, top_weight; /* int64_t, -1 past the visible keys; and elements as in query */
+    int64_t topk;                    /* entries of a row of both of these, heaviest first, equal ones by key: */
+    af_tensor top_index, top_weight; /* int64_t, -1 past the visible keys; and elements as in query, 0 there */
     void *importance;                /* real [B][H][Lk]: total weight of each key */
 } af_results;
 
@@ -95,7 +106,7 @@ typedef struct af_problem {
 } af_problem;
 
 /* How to run: at most `threads` threads, 0: af_threads(); `interrupted` (or NULL) is asked about every 50 ms, and a
- * non-zero answer ends the call with AF_INTERRUPTED. */
+ * non-zero answer ends the call with AF_INTERRUPTED. Where functions take an af_run, NULL is one of zeros. */
 typedef struct af_run {
     int threads;
     int (*interrupted)(void);
@@ -122,10 +133,13 @@ typedef struct af_rectangle {
  * may have been. If B, H or Lq is 0, nothing is written, not even importance. */
 af_status af_attention(const af_problem *problem, const af_run *run);
 
-/* Several sequences packed one after the other: sequence s has the rows first_query[s] .. first_query[s + 1] of query
- * and results, and the rows first_key[s] .. first_key[s + 1] of key and value. `whole` is a problem with B = 1 that
- * says the rest; its q_offset and alibi have one entry, or row, for each sequence. The bits are those of each sequence
- * alone. Results of some sequences may be there when it returns AF_NO_MEMORY. */
+/* Several sequences packed one after the other: sequence s has the rows first_query[s] .. first_query[s + 1] of what has
+ * queries (query, center, mask, bias, results), and the rows, or columns, first_key[s] .. first_key[s + 1] of what has
+ * keys (key, value, global, mask, bias, weights). Positions, keys of centers and in top_index count from the beginning
+ * of the sequence. `whole` is a problem with B = 1; its q_offset, q_length, kv_length and alibi have one entry, or row,
+ * for each sequence, and lengths are at most those of the sequence. The bits are those of each sequence alone. Nothing
+ * is written to weights outside of the sequences. Results of some sequences may be there when it returns AF_NO_MEMORY.
+ */
 af_status af_attention_packed(const af_problem *whole, int64_t sequences, const int64_t *first_query,
                               const int64_t *first_key, const af_run *run);
 

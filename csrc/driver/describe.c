@@ -1,9 +1,12 @@
 #include "driver/describe.h"
 
+#include <assert.h>
+
 #include "driver/local.h"
 #include "driver/passes.h"
 #include "driver/topk.h"
 #include "kernels.h"
+#include "plan/legal.h"
 #include "plan/visibility.h"
 #include "runtime/dispatch.h"
 
@@ -226,19 +229,28 @@ void af_end_report(const af_call *call, af_report *report)
     report->bytes = size * (queries + keys);
 }
 
-af_status af_describe(const af_problem *problem, const af_run *run, af_report *report, af_rectangle *rectangles,
-                      int64_t room)
+af_status af_describe_any(const af_call *wanted, const af_run *run, af_watch *watch, af_report *report,
+                          af_rectangle *rectangles, int64_t room)
 {
-    af_call call;
-    af_open_call(&call, problem);
-    af_begin_report(&call, report);
+    af_call call = *wanted;
     if (call.B == 0 || call.H == 0 || call.Lq == 0) return AF_OK;
-    af_watch watch = af_start_watch(run);
     if (call.results.topk > AF_LISTED_KEYS) { /* as run: from the lse and whole rows of scores */
         call.results.topk = 0;
         call.results.lse.data = &call;
     }
-    const af_status status = af_describe_local(&call, run, &watch, report, rectangles, room);
-    af_end_report(&call, report);
+    return af_describe_local(&call, run, watch, report, rectangles, room);
+}
+
+af_status af_describe(const af_problem *problem, const af_run *run, af_report *report, af_rectangle *rectangles,
+                      int64_t room)
+{
+    run = af_or_default_run(run);
+    af_watch watch = af_start_watch(run);
+    af_call call;
+    af_open_call(&call, problem);
+    assert(af_is_legal(&call));
+    af_begin_report(&call, report);
+    const af_status status = af_describe_any(&call, run, &watch, report, rectangles, room);
+    if (call.B > 0 && call.H > 0 && call.Lq > 0) af_end_report(&call, report);
     return status;
 }

@@ -2,10 +2,9 @@
 #ifndef AF_DILATION_H
 #define AF_DILATION_H
 
-#include "driver/arena.h"
 #include "driver/sink.h"
 
-/* The windows of a call, without its global tokens. Memory of the calls that are made is the arena's. */
-af_status af_call_windows(const af_call *call, af_sink *sink, af_arena *arena);
+/* The windows of a call, without its global tokens. Ends with a barrier. */
+af_status af_call_windows(const af_call *call, af_sink *sink);
 
 #endif

@@ -52,47 +52,37 @@ static int64_t *order_queries(tokens *t, const af_call *call, const uint8_t *glo
     return order;
 }
 
+/* Rows between two checks of signals. */
+enum { ROWS_A_CHECK = 1 << 14 };
+
 /* Some rows of each key/value head side by side, to which the tensor then points. */
-static bool gather(tokens *t, af_tensor *tensor, int64_t Hk, int64_t width, const int64_t *keys, int64_t n,
-                   int64_t size)
+static af_status gather(tokens *t, af_tensor *tensor, int64_t Hk, int64_t width, const int64_t *keys, int64_t n,
+                        int64_t size)
 {
-    if (!tensor->data) return true;
+    if (!tensor->data) return AF_OK;
     char *rows = take(t, Hk * n * width, (size_t)size), *to = rows;
-    if (!rows) return false;
+    if (!rows) return AF_NO_MEMORY;
     for (int64_t h = 0; h < Hk; h++)
         for (int64_t k = 0; k < n; k++, to += width * size) {
+            if (k % ROWS_A_CHECK == 0 && af_check_signals(t->sink->watch) == AF_INTERRUPTED) return AF_INTERRUPTED;
             const int64_t from = af_offset(tensor, 0, h, keys[k]);
             memcpy(to, (const char *)tensor->data + from * size, (size_t)(width * size));
         }
     *tensor = (af_tensor){.data = rows, .h = n * width, .i = width, .j = 1};
-    return true;
+    return AF_OK;
 }
 
 /* One batch row of a call, without its windows: what sees and is seen by the global tokens. */
 static af_call cut_row(const af_call *whole, int64_t b, bool causal)
 {
-    const int64_t size = af_elem_bytes(whole->dtype), real_size = af_real_bytes(whole->dtype);
-    af_call call = *whole;
-    call.B = 1;
-    call.subset.first_b += b;
-    af_move_tensor(&call.operands.query, b, 0, 0, size);
-    af_move_tensor(&call.operands.key, b, 0, 0, size);
-    af_move_tensor(&call.operands.value, b, 0, 0, size);
-    af_move_tensor(&call.results.output, b, 0, 0, size);
-    af_move_tensor(&call.results.weights, b, 0, 0, size);
-    af_move_tensor(&call.results.lse, b, 0, 0, real_size);
-    af_move_tensor(&call.subset.row_lse, b, 0, 0, real_size);
-    af_move_tensor(&call.visible.mask, b, 0, 0, 1);
-    af_move_tensor(&call.visible.blocks, b, 0, 0, 1);
-    af_move_tensor(&call.score.bias, b, 0, 0, real_size);
-    if (call.visible.q_offset) call.visible.q_offset += b;
-    if (call.visible.q_length) call.visible.q_length += b;
-    if (call.visible.kv_length) call.visible.kv_length += b;
-    if (call.score.alibi) call.score.alibi += b * call.score.alibi_b;
+    af_part part = af_whole_part(whole);
+    part.row = part.b = b;
+    part.B = 1;
+    af_call call = af_cut_call(whole, part);
     call.score.sink = NULL; /* it enters once, with the windows */
     call.subset.excluded_left = whole->visible.left;
     call.subset.excluded_right = whole->visible.right;
-    call.subset.accumulate = whole->operands.value.data || whole->results.lse.data;
+    call.subset.accumulate = whole->results.output.data || whole->results.lse.data;
     call.visible.left = AF_FAR;
     call.visible.right = causal ? 0 : AF_FAR;
     call.visible.global = NULL;
@@ -104,9 +94,9 @@ static af_status call_gathered(tokens *t, af_call call, const int64_t *keys, int
 {
     if (!call.Lq) return AF_OK;
     int64_t *length = take_numbers(t, 1);
-    if (!length || !gather(t, &call.operands.key, call.Hk, call.D, keys, n, size) ||
-        !gather(t, &call.operands.value, call.Hk, call.Dv, keys, n, size))
-        return AF_NO_MEMORY;
+    af_status status = length ? gather(t, &call.operands.key, call.Hk, call.D, keys, n, size) : AF_NO_MEMORY;
+    if (status == AF_OK) status = gather(t, &call.operands.value, call.Hk, call.Dv, keys, n, size);
+    if (status != AF_OK) return status;
     *length = call.visible.kv_length ? *call.visible.kv_length : call.Lk;
     call.visible.kv_length = length;
     call.subset.global = NULL;

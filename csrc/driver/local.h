@@ -5,10 +5,10 @@
 #include "plan/call.h"
 #include "runtime/parallel.h"
 
-/* Runs a call whose windows may be of any kind, and changes it on the way. */
+/* Runs a call with windows of any kind. What is computed first may be written to `call`: it is of no use afterwards. */
 af_status af_run_local(af_call *call, const af_run *run, af_watch *watch);
 
-/* What it would do, added to a report. */
+/* Adds to a report what af_run_local would do. */
 af_status af_describe_local(const af_call *call, const af_run *run, af_watch *watch, af_report *report,
                             af_rectangle *rectangles, int64_t room);
 

@@ -22,8 +22,8 @@ enum { SOFTMAX_FLOPS = 16 };
 /* Memory of partial results that wait to be merged, per thread. */
 static const size_t PARTIAL_BYTES = (size_t)1 << 20;
 
-/* Query rows of a round of the importance pass: with 64 columns a unit lasts 0.1 s at most. */
-enum { IMPORTANCE_ROWS = 1 << 16 };
+/* Query rows of a round of the importance pass up to a head size of IMPORTANCE_COLUMNS: a unit lasts 0.1 s at most. */
+enum { IMPORTANCE_ROWS = 1 << 16, IMPORTANCE_COLUMNS = 64, IMPORTANCE_LEAST_ROWS = 256 };
 
 enum { CACHE_LINE = 64 };
 
@@ -50,14 +50,22 @@ static void weights_unit(const af_pass *pass, int64_t index, void *scratch)
     pass->plan->kernels->weights(pass->call, pass->plan, unit, scratch);
 }
 
+/* The same for any head size. */
+static int64_t importance_rows(const af_call *call)
+{
+    const int64_t columns = (call->score.additive ? AF_TANH_WORK : 1) * call->D;
+    if (columns <= IMPORTANCE_COLUMNS) return IMPORTANCE_ROWS;
+    return af_max(IMPORTANCE_LEAST_ROWS, IMPORTANCE_ROWS * (int64_t)IMPORTANCE_COLUMNS / columns);
+}
+
 static void importance_unit(const af_pass *pass, int64_t index, void *scratch)
 {
     const int64_t chunks = pass->plan->chunks, groups = pass->plan->head_groups;
-    const int64_t row = index / pass->round * IMPORTANCE_ROWS;
+    const int64_t rows = importance_rows(pass->call), row = index / pass->round * rows;
     index %= pass->round;
     af_unit unit = {.split = index % chunks, .hg = index / chunks % groups, .b = index / chunks / groups};
     unit.row = row;
-    unit.rows = (int)af_min(IMPORTANCE_ROWS, pass->plan->rows - row);
+    unit.rows = (int)af_min(rows, pass->plan->rows - row);
     pass->plan->kernels->importance(pass->call, pass->plan, unit, scratch);
 }
 
@@ -78,7 +86,7 @@ static int64_t attend_chunk(const af_call *call, const af_plan *plan, double flo
 static double flops_of(const af_call *call, const af_plan *plan)
 {
     const int64_t score = call->score.additive ? AF_TANH_WORK * call->D : call->D;
-    return 2 * plan->pairs * (double)(score + (call->operands.value.data ? call->Dv : 0) + SOFTMAX_FLOPS);
+    return 2 * plan->pairs * (double)(score + (call->results.output.data ? call->Dv : 0) + SOFTMAX_FLOPS);
 }
 
 bool af_worth_threads(double flops) { return flops >= PARALLEL_FLOPS; }
@@ -86,6 +94,12 @@ bool af_worth_threads(double flops) { return flops >= PARALLEL_FLOPS; }
 int af_threads_for(int threads, int64_t units, bool worth_threads)
 {
     return worth_threads ? (int)af_min(threads ? threads : af_threads(), units) : 1;
+}
+
+int64_t af_memory_for(const af_run *run)
+{
+    const int64_t threads = run->threads ? run->threads : af_threads();
+    return threads << 21;
 }
 
 static void add_pass(af_schedule *s, const af_call *call, af_pass pass)
@@ -117,7 +131,7 @@ void af_schedule_call(af_schedule *s, const af_call *call)
     }
     if (call->results.importance) {
         const int64_t units = call->B * plan->head_groups * plan->chunks;
-        const int64_t rounds = (plan->rows + IMPORTANCE_ROWS - 1) / IMPORTANCE_ROWS;
+        const int64_t rows = importance_rows(call), rounds = (plan->rows + rows - 1) / rows;
         af_pass pass = {.unit = importance_unit, .units = units * rounds, .round = units};
         pass.chunk = af_chunk_of(s->flops, units);
         add_pass(s, call, pass);

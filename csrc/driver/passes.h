@@ -4,7 +4,7 @@
  *   weights      the weights, recomputed from scores and lse, for callers who ask for them
  *   importance   their sums for each key
  *
- * A pass is many units of work, which threads share out among themselves. */
+ * A pass is many units of work, which threads take in turn. */
 #ifndef AF_PASSES_H
 #define AF_PASSES_H
 
@@ -17,7 +17,7 @@ typedef struct af_pass {
     void (*unit)(const struct af_pass *pass, int64_t index, void *scratch);
     const af_call *call;
     const af_plan *plan;
-    int64_t units, round; /* so many units run at a time; those of the next round wait for all of them */
+    int64_t units, round; /* `round` units are one parallel loop; the next round begins when all of them are done */
     int64_t chunk;        /* the most that a thread takes at a time */
     /* Partial results of attend, where rows are split over their keys. */
     char *partials;         /* [rows of a round's units][unit_blocks][splits] */
@@ -42,6 +42,9 @@ void af_schedule_call(af_schedule *schedule, const af_call *call);
 
 /* Threads of a loop of units: `threads`, or the default where that is 0, but no more than units. */
 int af_threads_for(int threads, int64_t units, bool worth_threads);
+
+/* Bytes of copies that an algorithm may hold at a time: 2 MB for each thread. */
+int64_t af_memory_for(const af_run *run);
 
 /* The most units that a thread takes at a time, where all units are about `flops` together. */
 int64_t af_chunk_of(double flops, int64_t units);

@@ -4,8 +4,9 @@
 
 #include "driver/arena.h"
 #include "plan/call.h"
+#include "runtime/parallel.h"
 
-/* Sets the order of a call's queries, unless their centers rise already. False if there is no memory. */
-bool af_order_by_centers(af_call *call, af_arena *arena);
+/* Sets the order of a call's queries, unless their centers rise already. */
+af_status af_order_by_centers(af_call *call, af_watch *watch, af_arena *arena);
 
 #endif

@@ -16,14 +16,15 @@ typedef struct af_queued {
 typedef struct af_queue {
     const af_run *run;
     af_watch *watch;
-    int64_t count;
+    int64_t count, room; /* calls that wait; calls for which there is memory */
     double flops;
     size_t scratch_bytes;
-    af_queued *queued; /* [AF_QUEUED_CALLS] */
+    af_arena *arena;
+    af_queued *queued[AF_QUEUED_CALLS]; /* they point into themselves and must not move */
 } af_queue;
 
-/* False if there is no memory. */
-bool af_open_queue(af_queue *queue, const af_run *run, af_watch *watch, af_arena *arena);
+/* The arena must outlive the queue. */
+void af_open_queue(af_queue *queue, const af_run *run, af_watch *watch, af_arena *arena);
 
 /* Runs a call, now or together with later ones. */
 af_status af_enqueue(af_queue *queue, const af_call *call);

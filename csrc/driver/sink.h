@@ -3,12 +3,15 @@
 #define AF_SINK_H
 
 #include "plan/call.h"
+#include "runtime/parallel.h"
 
 typedef struct af_sink {
     /* Calls between two barriers do not depend on one another. */
     af_status (*call)(struct af_sink *sink, const af_call *call);
     /* Returns when all calls before it are done. */
     af_status (*barrier)(struct af_sink *sink);
+    const af_run *run; /* how the algorithm runs loops of its own */
+    af_watch *watch;
 } af_sink;
 
 #endif

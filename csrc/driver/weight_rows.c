@@ -1,5 +1,6 @@
 #include "driver/weight_rows.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -9,6 +10,9 @@
 #include "runtime/dispatch.h"
 
 enum { PIECE = 512 };
+
+/* Rows between two checks of signals. */
+enum { ROWS_A_CHECK = 1 << 16 };
 
 /* A row, its lse, and the score of its sink. */
 typedef struct weight_row {
@@ -25,6 +29,19 @@ static weight_row find_row(const af_call *call, int64_t row)
     if (lse->data) found.lse = call->dtype == AF_F64 ? ((double *)lse->data)[at] : ((float *)lse->data)[at];
     found.sink = call->score.sink ? call->score.sink[h] : -INFINITY;
     return found;
+}
+
+af_status af_find_rough_lse(const af_call *call, af_watch *watch, bool *found)
+{
+    const double largest = call->dtype == AF_F64 ? 1 / DBL_EPSILON : 1 / FLT_EPSILON;
+    const int64_t count = call->B * call->H * call->Lq;
+    *found = false;
+    for (int64_t row = 0; row < count && !*found; row++) {
+        if (row % ROWS_A_CHECK == 0 && af_check_signals(watch) == AF_INTERRUPTED) return AF_INTERRUPTED;
+        const double lse = find_row(call, row).lse;
+        *found = isfinite(lse) && fabs(lse) > largest;
+    }
+    return AF_OK;
 }
 
 static void clear_row(void *context, int64_t row, void *scratch)

@@ -1,15 +1,14 @@
-/* 16-bit operands as float32, for algorithms whose intermediate results must not be rounded. */
+/* 16-bit calls with float32 operands, for algorithms whose intermediate results must not be rounded. */
 #ifndef AF_WIDEN_H
 #define AF_WIDEN_H
 
-#include "driver/arena.h"
 #include "plan/call.h"
+#include "runtime/parallel.h"
 
-/* Replaces query, key and value (where present) of a 16-bit call by float32 copies, and its dtype. */
-bool af_widen_operands(af_call *call, af_arena *arena);
-
-/* Rounds a float32 tensor of rows of `width` elements to a 16-bit one, [B][H][rows]. */
-void af_narrow_rows(af_dtype dtype, const af_tensor *wide, const af_tensor *narrow, const int64_t sizes[3],
-                    int64_t width);
+/* Runs a 16-bit call part by part: as many batch rows and key/value heads at a time as have float32 copies of
+ * af_memory_for(), at least one head. `part` gets such a part, whose query, key and value are float32, and its output,
+ * which is rounded afterwards; lse and lists of keys are the caller's own. */
+af_status af_run_wide(const af_call *call, const af_run *run, af_watch *watch,
+                      af_status (*part)(void *context, const af_call *wide), void *context);
 
 #endif

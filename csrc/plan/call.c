@@ -2,8 +2,10 @@
 
 #include <string.h>
 
-/* A part as far as its writer knew it; the rest is zero. Inlined, so that the usual copy is of a constant size. */
-static inline __attribute__((always_inline)) void open_part(void *part, const size_t size, const void *from)
+/* A part of a problem as far as its writer knew it; what the writer did not know is as in `unset`. Inlined, so that the
+ * usual copy is of a constant size. */
+static inline __attribute__((always_inline)) void open_part(void *part, const size_t size, const void *from,
+                                                            const void *unset)
 {
     size_t known = 0;
     if (from) memcpy(&known, from, sizeof known);
@@ -11,14 +13,20 @@ static inline __attribute__((always_inline)) void open_part(void *part, const si
         memcpy(part, from, size);
         return;
     }
+    memcpy(part, unset, size);
     if (known) memcpy(part, from, known);
-    memset((char *)part + known, 0, size - known);
 }
+
+static const af_problem no_problem;
+static const af_operands no_operands;
+static const af_visible all_visible = {.left = AF_FAR, .right = AF_FAR};
+static const af_score plain_score = {.scale = 1};
+static const af_results no_results;
 
 void af_open_call(af_call *call, const af_problem *problem)
 {
     af_problem p;
-    open_part(&p, sizeof p, problem);
+    open_part(&p, sizeof p, problem, &no_problem);
     call->dtype = p.dtype;
     call->B = p.B;
     call->H = p.H;
@@ -28,26 +36,94 @@ void af_open_call(af_call *call, const af_problem *problem)
     call->D = p.D;
     call->Dv = p.Dv;
     call->subset = (af_subset){0};
-    open_part(&call->operands, sizeof call->operands, p.operands);
-    open_part(&call->visible, sizeof call->visible, p.visible);
-    open_part(&call->score, sizeof call->score, p.score);
-    open_part(&call->results, sizeof call->results, p.results);
-    if (!p.visible) call->visible.left = call->visible.right = AF_FAR;
-    if (!p.score) call->score.scale = 1;
-    if (!call->results.weights.data) call->results.stage = AF_WEIGHTS; /* what lse and output need */
+    open_part(&call->operands, sizeof call->operands, p.operands, &no_operands);
+    open_part(&call->visible, sizeof call->visible, p.visible, &all_visible);
+    open_part(&call->score, sizeof call->score, p.score, &plain_score);
+    open_part(&call->results, sizeof call->results, p.results, &no_results);
+    if (!call->results.output.data) call->operands.value = (af_tensor){0}; /* which is how kernels know */
+    if (!call->results.weights.data) call->results.stage = AF_WEIGHTS;     /* what lse and output need */
+    if (call->results.stage == AF_SCORES) call->score.softcap = 0;
 }
 
 bool af_has_results(const af_call *call)
 {
+    const af_results *r = &call->results;
     if (call->B == 0 || call->H == 0 || call->Lq == 0) return false;
-    if ((call->operands.value.data && call->Dv > 0) || call->results.lse.data) return true;
-    return call->results.topk || ((call->results.weights.data || call->results.importance) && call->Lk > 0);
+    if ((r->output.data && call->Dv > 0) || r->lse.data) return true;
+    return r->topk || ((r->weights.data || r->importance) && call->Lk > 0);
 }
 
-void af_move_tensor(af_tensor *tensor, int64_t b, int64_t h, int64_t i, int64_t size)
+bool af_is_dilated(const af_call *call)
 {
-    if (!tensor->data) return;
-    const int64_t row = tensor->batch ? tensor->batch[b] : b * tensor->b;
-    tensor->data = (char *)tensor->data + (row + h * tensor->h + i * tensor->i) * size;
-    tensor->batch = NULL;
+    for (int64_t h = 0; call->visible.dilation && h < call->H; h++)
+        if (call->visible.dilation[h] != 1) return true;
+    return false;
+}
+
+af_part af_whole_part(const af_call *call)
+{
+    return (af_part){.B = call->B, .H = call->H, .Lq = call->Lq, .Lk = call->Lk};
+}
+
+/* A tensor from the first element of a part on. */
+static void move(af_tensor *t, int64_t b, int64_t h, int64_t i, int64_t j, int64_t size)
+{
+    if (!t->data) return;
+    if (t->batch) t->batch += b;
+    else t->data = (char *)t->data + b * t->b * size;
+    t->data = (char *)t->data + (h * t->h + i * t->i + j * t->j) * size;
+}
+
+static void move_results(af_results *r, const af_call *whole, const af_part *p)
+{
+    const int64_t size = af_elem_bytes(whole->dtype), real = af_real_bytes(whole->dtype);
+    move(&r->output, p->b, p->h, p->i, 0, size);
+    move(&r->lse, p->b, p->h, p->i, 0, real);
+    move(&r->weights, p->b, p->h, p->i, p->j, size);
+    move(&r->top_index, p->b, p->h, p->i, 0, sizeof(int64_t));
+    move(&r->top_weight, p->b, p->h, p->i, 0, size);
+    if (r->importance) r->importance = (char *)r->importance + ((p->b * whole->H + p->h) * whole->Lk + p->j) * real;
+}
+
+static void move_scores(af_score *score, const af_call *whole, const af_part *p)
+{
+    const int64_t real = af_real_bytes(whole->dtype);
+    move(&score->score_weight, 0, p->h, 0, 0, real);
+    move(&score->score_bias, 0, p->h, 0, 0, real);
+    move(&score->bias, p->b, p->h, p->i, p->j, real);
+    if (score->alibi) score->alibi += p->row * score->alibi_b + p->h;
+    if (score->sink) score->sink += p->h;
+}
+
+static void move_visible(af_visible *v, const af_call *whole, const af_part *p)
+{
+    if (v->q_offset) v->q_offset += p->row;
+    if (v->q_length) v->q_length += p->row;
+    if (v->kv_length) v->kv_length += p->row;
+    if (v->dilation) v->dilation += p->h;
+    if (v->global) v->global += p->b * whole->Lk + p->j;
+    move(&v->center, p->b, p->h, p->i, 0, sizeof(double));
+    move(&v->mask, p->b, p->h, p->i, p->j, 1);
+    move(&v->blocks, p->b, p->h, 0, 0, 1);
+}
+
+af_call af_cut_call(const af_call *whole, af_part p)
+{
+    const int64_t size = af_elem_bytes(whole->dtype), group = whole->H / whole->Hk, hk = p.h / group;
+    af_call call = *whole;
+    call.B = p.B;
+    call.H = p.H;
+    call.Hk = p.H < group ? 1 : p.H / group;
+    call.Lq = p.Lq;
+    call.Lk = p.Lk;
+    call.subset.first_b += p.row;
+    call.subset.first_hk += hk;
+    move(&call.operands.query, p.b, p.h, p.i, 0, size);
+    move(&call.operands.key, p.b, hk, p.j, 0, size);
+    move(&call.operands.value, p.b, hk, p.j, 0, size);
+    move(&call.subset.row_lse, p.b, p.h, p.i, 0, af_real_bytes(whole->dtype));
+    move_visible(&call.visible, whole, &p);
+    move_scores(&call.score, whole, &p);
+    move_results(&call.results, whole, &p);
+    return call;
 }

@@ -8,6 +8,7 @@
 typedef struct af_subset {
     bool accumulate;       /* output and lse hold the result over other keys, to which the call adds its own */
     bool visible_weights;  /* of the weights only those of visible pairs are written, not the zeros of the others */
+    bool same_scores;      /* scores have the bits of those from which visible_weights are recomputed */
     af_tensor row_lse;     /* real, no j: the known lse of each row over all keys, from which weights are recomputed */
     void *row_max;         /* real [B][H][Lq]: kept for that instead, in the units of scores: the maximum ... */
     void *row_inverse;     /* ... and 1 / sum of each row; or NULL */
@@ -47,13 +48,29 @@ typedef struct af_call {
 static inline int64_t af_real_bytes(af_dtype dtype) { return dtype == AF_F64 ? 8 : 4; }
 static inline int64_t af_elem_bytes(af_dtype dtype) { return dtype <= AF_F64 ? af_real_bytes(dtype) : 2; }
 
-/* The parts of a problem as a call. */
+/* The parts of a problem as a call. Without an output it has no value, without weights no stage but the last. */
 void af_open_call(af_call *call, const af_problem *problem);
 
 /* Whether there is anything to write to. */
 bool af_has_results(const af_call *call);
 
-/* The tensor from one row of one head on; elements have `size` bytes. */
-void af_move_tensor(af_tensor *tensor, int64_t b, int64_t h, int64_t i, int64_t size);
+/* Whether some head's window has gaps. */
+bool af_is_dilated(const af_call *call);
+
+/* A part of a call: batch rows [b, b + B), heads [h, h + H), queries [i, i + Lq) and keys [j, j + Lk). `row` is the
+ * first of its entries in what has one for each batch row: b, or the number of a packed sequence. Heads begin and end
+ * with those of a key/value head, or are some of one. Of several batch rows, a part with global tokens or importance
+ * has all heads and keys. */
+typedef struct af_part {
+    int64_t row, b, B, h, H, i, Lq, j, Lk;
+} af_part;
+
+/* All of a call. */
+af_part af_whole_part(const af_call *call);
+
+/* The part as a call of its own, in which queries, keys and positions count from its own first ones. If it is not the
+ * beginning of its batch row, its positions and lengths are for the caller to move, and a block mask stays where it is:
+ * `classes` can tell it. */
+af_call af_cut_call(const af_call *whole, af_part part);
 
 #endif

@@ -111,7 +111,8 @@ void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels)
     plan->head_groups = call->H / plan->group;
     plan->rows = plan->group * call->Lq;
     plan->decode = plan->rows <= (call->score.additive ? ADDITIVE_DECODE_ROWS : kernels->decode_rows);
-    if (call->results.topk || call->results.importance || call->subset.visible_weights) plan->decode = false;
+    if (call->results.topk || call->results.importance || call->subset.visible_weights || call->subset.same_scores)
+        plan->decode = false;
     plan->block_rows = (int)af_min(plan->rows, plan->decode ? kernels->decode_rows : kernels->nr);
     plan->blocks = ceil_div(plan->rows, plan->block_rows);
     plan->key_block = plan->decode ? decode_keys(call) : forward_keys(call, kernels);
@@ -123,10 +124,10 @@ void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels)
     plan->partial_bytes = (size_t)partial * (size_t)kernels->real_size;
     plan->block_partials = plan->partial_bytes * (size_t)plan->splits;
     plan->unit_blocks = unit_blocks(plan, call, kernels);
-    plan->softmax = !call->results.weights.data || call->results.stage == AF_WEIGHTS || call->operands.value.data;
+    plan->softmax = !call->results.weights.data || call->results.stage == AF_WEIGHTS;
     if (call->subset.row_lse.data) plan->softmax = false; /* it is known */
     plan->base2 = call->score.softcap == 0 && !call->score.bias.data && !call->score.alibi && !call->score.sink &&
-                  !call->score.additive && !call->results.topk && plan->softmax;
+                  !call->score.additive && !call->results.topk && plan->softmax && !call->subset.same_scores;
     plan->query_scale = call->score.additive ? 1 : call->score.scale;
     if (plan->base2) plan->query_scale *= 1.4426950408889634;
     plan->pairs = (double)call->B * (double)plan->head_groups * (double)plan->rows * (double)longest_span(call, plan);

@@ -27,6 +27,12 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+const af_run *af_or_default_run(const af_run *run)
+{
+    static const af_run default_run;
+    return run ? run : &default_run;
+}
+
 af_watch af_start_watch(const af_run *run) { return (af_watch){.run = run, .due = now() + REGION_SECONDS}; }
 
 typedef struct region {

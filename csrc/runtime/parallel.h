@@ -18,6 +18,9 @@ typedef struct af_watch {
     double due;
 } af_watch;
 
+/* A caller's own run, or for NULL the default: any number of threads, never interrupted. */
+const af_run *af_or_default_run(const af_run *run);
+
 af_watch af_start_watch(const af_run *run);
 
 /* Checks for signals if that is due, about every 50 ms: asks run->interrupted. */

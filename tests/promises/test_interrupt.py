@@ -2,7 +2,6 @@
 
 import signal
 import time
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -16,6 +15,10 @@ pytestmark = [
 ]
 
 
+ALARM, PROMISE = 0.06, 0.3  # seconds
+ATTEMPTS = 4  # as a busy machine is late now and then
+
+
 class Rang(Exception):
     pass
 
@@ -24,18 +27,25 @@ def ring(number, frame):
     raise Rang
 
 
-@contextmanager
-def ended_by_an_alarm():
+def seconds_late(call, alarm):
+    """How long after an alarm its exception arrives."""
+    signal.setitimer(signal.ITIMER_REAL, alarm)
+    start = time.perf_counter()
+    with pytest.raises(Rang):
+        call()
+    return time.perf_counter() - start - alarm
+
+
+def check_alarm(call, alarm=ALARM):
     before = signal.signal(signal.SIGALRM, ring)
+    late = []
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.06)
-        start = time.perf_counter()
-        with pytest.raises(Rang):
-            yield
-        assert time.perf_counter() - start < 1.0
+        while len(late) < ATTEMPTS and not any(seconds < PROMISE for seconds in late):
+            late.append(seconds_late(call, alarm))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    assert min(late) < PROMISE
 
 
 @pytest.mark.parametrize(
@@ -45,8 +55,7 @@ def test_an_alarm_in_a_long_call(lq):
     rows = 40000 if lq == 1 else 400
     q = np.zeros((rows, 1, lq, 64), np.float32)
     k = np.broadcast_to(np.zeros((1, 1, 16384, 64), np.float32), (rows, 1, 16384, 64))
-    with ended_by_an_alarm():
-        attnfast.attention(q, k, k)
+    check_alarm(lambda: attnfast.attention(q, k, k))
 
 
 X = np.broadcast_to(np.zeros(64, np.float32), (1000, 1, 8192, 64))
@@ -72,8 +81,48 @@ LONG = {
 
 @pytest.mark.parametrize("name", LONG)
 def test_an_alarm_in_every_function(name):
-    with ended_by_an_alarm():
-        LONG[name]()
+    check_alarm(LONG[name])
+
+
+def rows(n, width=1):
+    """One row, n times."""
+    return np.broadcast_to(np.zeros(width, np.float32), (n, width))
+
+
+def sort_centers():
+    centers = np.random.default_rng(0).permutation(4_000_000)
+    return lambda: attnfast.local_attention(*(rows(4_000_000),) * 3, 1, centers=centers)
+
+
+def choose_many_keys():
+    key = np.broadcast_to(np.float32(0), (12_000_000, 1))
+    return lambda: attnfast.attention_topk(rows(64), key, 6_000_000)
+
+
+def split_a_mask():  # whose memory is not there until it is written
+    mask = np.zeros((20_000, 20_000), bool)
+    return lambda: attnfast.local_attention(*(rows(20_000),) * 3, 1, dilation=2, mask=mask)
+
+
+def widen():
+    x = np.zeros((1_000_000, 128), np.float16)
+    return lambda: attnfast.local_attention(x, x, x, 1, global_tokens=[0])
+
+
+# What comes before, between and after the units of the kernels.
+STEPS = {
+    "centers": sort_centers,
+    "long lists of many keys": choose_many_keys,
+    "mask and dilation": split_a_mask,
+    "global tokens of float16": widen,
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_an_alarm_in_a_long_step(name):
+    call = STEPS[name]()
+    for alarm in (0.06, 0.3, 0.6):
+        check_alarm(call, alarm)
 
 
 @pytest.mark.parametrize(
@@ -81,5 +130,4 @@ def test_an_alarm_in_every_function(name):
 )
 def test_an_alarm_in_a_plan(lk, options):
     q, k = (np.broadcast_to(np.float32(1), (n, 1)) for n in (2**40, lk))
-    with ended_by_an_alarm():
-        attnfast.plan(q, k, k, q_offset=0, **options)
+    check_alarm(lambda: attnfast.plan(q, k, k, q_offset=0, **options))

@@ -15,26 +15,49 @@ static void *own(call *c, int64_t count, size_t size)
     return c->owned[c->owned_count++] = malloc((size_t)count * size);
 }
 
-static bool has_value(const wish *w) { return w->kind == ATTEND || w->kind == PACKED || w->kind == LOCAL; }
+static bool is_free(const wish *w) { return w->kind == FREE || w->kind == PACKED; }
 
-/* Options that only some calls have. */
-static void mend(wish *w)
+static bool has_value(const wish *w) { return w->kind == ATTEND || w->kind == LOCAL || is_free(w); }
+
+/* Options of what the C library can do: the table of csrc/attnfast.h. */
+static void mend_free(wish *w)
 {
-    w->H = w->H / w->Hk * w->Hk;
-    if (!has_value(w)) w->Dv = 0;
+    if (w->additive || w->center) w->dilation = 0, w->global = false;
+    if (w->kind == PACKED) w->B = 1, w->importance = false, w->block_q = 0;
+    if (w->weights) w->list = w->importance = false;
+    if (w->list) w->importance = false;
+    if (w->dilation || w->global) w->stage = AF_WEIGHTS, w->list = w->importance = false;
+    if (w->weights && w->stage != AF_WEIGHTS) w->no_output = true, w->lse = false;
+    if (w->importance) w->center = false;
+    w->topk = w->list ? most(w->topk, 1) : 0;
+    if (w->topk || !w->center) w->gaussian = 0;
+}
+
+/* Options that only some functions of the package have. */
+static void mend_kind(wish *w)
+{
+    w->no_output = w->list = w->importance = false;
     if (w->kind != ATTEND && w->kind != WEIGHTS && w->kind != LOCAL) w->weights = false;
     if (w->kind == WEIGHTS) w->weights = true;
     else if (w->weights) w->stage = AF_WEIGHTS;
-    if (w->weights && w->stage == AF_SCORES) w->softcap = 0;
     if (w->kind == SUMS) w->lse = true;
     else if (!has_value(w)) w->lse = false;
     w->topk = w->kind == TOP ? least(most(w->topk, 1), w->Lk) : 0;
     if (w->kind == TOP && w->Lk == 0) w->kind = SUMS, w->lse = true;
+    w->importance = w->kind == IMPORTANCE;
     if (w->kind != ATTEND) w->additive = w->center = false;
     if (w->additive) w->center = false;
     if (!w->center) w->gaussian = 0;
     if (w->kind != LOCAL) w->dilation = 0, w->global = false;
-    if (w->kind == PACKED) w->B = 1, w->mask = w->bias = w->q_length = w->kv_length = false, w->block_q = 0;
+}
+
+/* Options that do not go together. */
+static void mend(wish *w)
+{
+    w->H = w->H / w->Hk * w->Hk;
+    if (!has_value(w)) w->Dv = 0;
+    if (is_free(w)) mend_free(w);
+    else mend_kind(w);
     if (w->block_q == 1 && w->block_k == 1) w->block_k = 2;
     w->block_q = least(w->block_q, most(w->Lq, 1));
     w->block_k = least(w->block_k, most(w->Lk, 1));
@@ -139,6 +162,15 @@ static int64_t *new_bounds(call *c, int64_t parts, int64_t end)
     return bounds;
 }
 
+/* Lengths of batch rows of n queries or keys, or of sequences with bounds. */
+static int64_t *new_lengths(call *c, const int64_t *bounds, int64_t n)
+{
+    if (!bounds) return new_rows(c, c->wish.B, 0, n);
+    int64_t *lengths = own(c, c->wish.sequences, sizeof *lengths);
+    for (int64_t s = 0; s < c->wish.sequences; s++) lengths[s] = between(&c->chance, 0, bounds[s + 1] - bounds[s]);
+    return lengths;
+}
+
 static void set_positions(call *c)
 {
     const wish *w = &c->wish;
@@ -154,12 +186,12 @@ static void set_positions(call *c)
             if (one_in(&c->chance, 4)) offset[b] = one_in(&c->chance, 2) ? AF_MAX_POSITION : -AF_MAX_POSITION;
         p->q_offset = offset;
     }
-    if (w->q_length) p->q_length = new_rows(c, w->B, 0, w->Lq);
-    if (w->kv_length) p->kv_length = new_rows(c, w->B, 0, w->Lk);
     if (w->kind == PACKED) {
         c->first_query = new_bounds(c, w->sequences, w->Lq);
         c->first_key = new_bounds(c, w->sequences, w->Lk);
     }
+    if (w->q_length) p->q_length = new_lengths(c, c->first_query, w->Lq);
+    if (w->kv_length) p->kv_length = new_lengths(c, c->first_key, w->Lk);
     if (w->center) {
         new_input(c, CENTER, F64, w->B, w->H, w->Lq, 1, THIN_B | THIN_H | THIN_I, &p->center);
         fill_numbers(c, CENTER, (double)w->Lk, 0);
@@ -258,4 +290,11 @@ af_status run_call(const call *c, const results *r, const af_run *run)
     const af_problem problem = problem_of(c, r);
     if (c->wish.kind != PACKED) return af_attention(&problem, run);
     return af_attention_packed(&problem, c->wish.sequences, c->first_query, c->first_key, run);
+}
+
+af_status describe_call(const call *c, const results *r, af_report *report, af_rectangle *rectangles, int64_t room)
+{
+    const af_problem problem = problem_of(c, r);
+    if (c->wish.kind != PACKED) return af_describe(&problem, NULL, report, rectangles, room);
+    return af_describe_packed(&problem, c->wish.sequences, c->first_query, c->first_key, NULL, report, rectangles, room);
 }

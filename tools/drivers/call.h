@@ -1,19 +1,22 @@
-/* Whole calls of the C library from a short description: what attnfast/_core.pyx lets through, nothing else. */
+/* Whole calls of the C library from a short description: what attnfast/_core.pyx lets through, and what else
+ * csrc/attnfast.h says is legal. */
 #ifndef CALL_H
 #define CALL_H
 
 #include "array.h"
 
 /* What is asked for, as the functions of the package do: attention, attention_weights, attention_topk, key_importance,
- * the lse alone, attention_varlen, local_attention with dilation and global tokens. */
-typedef enum kind { ATTEND, WEIGHTS, TOP, IMPORTANCE, SUMS, PACKED, LOCAL } kind;
-enum { KINDS = LOCAL + 1 };
+ * the lse alone, attention_varlen, local_attention with dilation and global tokens. FREE is everything that is legal,
+ * and so is PACKED of packed sequences. */
+typedef enum kind { ATTEND, WEIGHTS, TOP, IMPORTANCE, SUMS, PACKED, LOCAL, FREE } kind;
+enum { KINDS = FREE + 1 };
 
 typedef struct wish {
     kind kind;
     af_dtype dtype;
     int64_t B, H, Hk, Lq, Lk, D, Dv;
     bool lse, weights; /* beside the output */
+    bool no_output, list, importance; /* of FREE and PACKED: whether topk counts; no weights beside list or importance */
     af_stage stage;
     int64_t topk, sequences;
     bool additive, score_bias;
@@ -67,6 +70,10 @@ void free_results(results *r);
 af_problem problem_of(const call *c, const results *r);
 
 af_status run_call(const call *c, const results *r, const af_run *run);
+af_status describe_call(const call *c, const results *r, af_report *report, af_rectangle *rectangles, int64_t room);
+
+/* Overwrites the weights outside of packed sequences, which no call writes. */
+void blank_beside_sequences(const call *c, results *r);
 
 /* The name of the first result in which two runs of one call differ, and where; NULL if they have the same bits. */
 const char *differ(const results *a, const results *b, int64_t at[4]);

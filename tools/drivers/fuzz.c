@@ -98,6 +98,9 @@ static void draw_options(wish *w, bytes *s)
     w->density = ONE_OF(s, 0.5, 0.02, 0.9, 1, 0);
     w->poison = sometimes(s) ? (int)take(s, 2, 40) : 0;
     w->layouts = take(s, 0, 3) != 0;
+    w->no_output = sometimes(s);
+    w->list = sometimes(s);
+    w->importance = sometimes(s);
 }
 
 static void fail(const call *c, const char *isa, int threads, const char *what, const char *name)
@@ -106,9 +109,10 @@ static void fail(const call *c, const char *isa, int threads, const char *what, 
     fprintf(stderr, "%s: %s, %s, %d threads\n", what, name, isa, threads);
     fprintf(stderr,
             "kind %d dtype %d B %" PRId64 " H %" PRId64 " Hk %" PRId64 " Lq %" PRId64 " Lk %" PRId64 " D %" PRId64
-            " Dv %" PRId64 " lse %d weights %d stage %d topk %" PRId64 " sequences %" PRId64 " layouts %d\n",
-            w->kind, w->dtype, w->B, w->H, w->Hk, w->Lq, w->Lk, w->D, w->Dv, w->lse, w->weights, w->stage, w->topk,
-            w->sequences, w->layouts);
+            " Dv %" PRId64 " output %d lse %d weights %d stage %d topk %" PRId64 " importance %d sequences %" PRId64
+            " layouts %d\n",
+            w->kind, w->dtype, w->B, w->H, w->Hk, w->Lq, w->Lk, w->D, w->Dv, !w->no_output, w->lse, w->weights,
+            w->stage, w->topk, w->importance, w->sequences, w->layouts);
     fprintf(stderr,
             "additive %d scale %g softcap %g bias %d alibi %d sink %d amplitude %g poison %d\n"
             "window %d: %" PRId64 ", %" PRId64
@@ -142,10 +146,8 @@ static int64_t inputs, judged, skipped;
 /* A plan of the call counts the pairs that it computes. */
 static void compare_plan(const call *c, const results *r, const char *isa, int64_t visible)
 {
-    const af_problem problem = problem_of(c, r);
     af_report report;
-    if (c->wish.kind == PACKED) return;
-    if (af_describe(&problem, &(af_run){0}, &report, NULL, 0) != AF_OK) fail(c, isa, 0, "not AF_OK", "af_describe");
+    if (describe_call(c, r, &report, NULL, 0) != AF_OK) fail(c, isa, 0, "not AF_OK", "af_describe");
     if (report.visible_pairs == visible && report.visited_pairs >= visible) return;
     fprintf(stderr, "%" PRId64 " of %" PRId64 " visited pairs are visible, not %" PRId64 "\n", report.visible_pairs,
             report.visited_pairs, visible);
@@ -173,9 +175,11 @@ static void compare(const call *c, const char *isa)
                 fail(c, isa, counts[k], "wrong", v.result);
             }
             compare_plan(c, &r, isa, v.visible);
+            blank_beside_sequences(c, &r);
             first = r;
             continue;
         }
+        blank_beside_sequences(c, &r);
         const char *name = differ(&first, &r, at);
         if (name) fail(c, isa, counts[k], "other bits", name);
         if ((name = spilled(&r))) fail(c, isa, counts[k], "written beside", name);
@@ -198,7 +202,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     call c;
     if (!inputs++) atexit(report);
     w.kind = (kind)take(&s, 0, 15);
-    if ((int)w.kind >= KINDS) w.kind = w.kind % 4 ? ATTEND : LOCAL;
+    if ((int)w.kind >= KINDS) w.kind = w.kind % 4 ? ATTEND : w.kind % 8 ? LOCAL : FREE;
     w.dtype = dtypes[take(&s, 0, sizeof dtypes / sizeof *dtypes - 1)];
     w.seed = (uint64_t)take(&s, 0, 65535);
     draw_sizes(&w, &s);

@@ -11,7 +11,8 @@
 typedef struct row {
     const call *call;
     int64_t b, h, i, hk;
-    int64_t first_key, keys, position, sequence;
+    int64_t first_key, keys, position;
+    int64_t number; /* of the batch row, or packed sequence */
     bool poisoned, padding;
     bool seen[MOST_KEYS];
     double product[MOST_KEYS], capped[MOST_KEYS], score[MOST_KEYS], error[MOST_KEYS]; /* error: of the score */
@@ -47,7 +48,7 @@ static bool poisoned_row(const array *a, int64_t b, int64_t h, int64_t i)
 static bool is_token(const row *r, int64_t j)
 {
     const call *c = r->call;
-    return c->visible.global && j >= 0 && j < c->wish.Lk && c->visible.global[r->b * c->wish.Lk + j];
+    return c->visible.global && j >= 0 && j < r->keys && c->visible.global[r->b * c->wish.Lk + r->first_key + j];
 }
 
 static bool in_window(const row *r, int64_t j)
@@ -67,17 +68,17 @@ static bool may_attend(const row *r, int64_t j)
 {
     const call *c = r->call;
     const af_visible *v = &c->visible;
-    if (r->padding || (v->kv_length && j >= v->kv_length[r->b])) return false;
+    if (r->padding || (v->kv_length && j >= v->kv_length[r->number])) return false;
     if (v->causal && j > r->position) return false;
     if (!in_window(r, j) && !is_token(r, j) && !is_token(r, r->position)) return false;
-    if (v->mask.data && get(&c->inputs[MASK], r->b, r->h, r->i, j) == 0) return false;
+    if (v->mask.data && get(&c->inputs[MASK], r->b, r->h, r->i, r->first_key + j) == 0) return false;
     return !v->blocks.data || get(&c->inputs[BLOCKS], r->b, r->h, r->i / v->block_q, j / v->block_k) != 0;
 }
 
 static bool sees(const row *r, int64_t j)
 {
     const array *bias = &r->call->inputs[BIAS];
-    return may_attend(r, j) && !(bias->memory && get(bias, r->b, r->h, r->i, j) == -INFINITY);
+    return may_attend(r, j) && !(bias->memory && get(bias, r->b, r->h, r->i, r->first_key + j) == -INFINITY);
 }
 
 static void multiply(row *r, int64_t j)
@@ -122,12 +123,11 @@ static void find_score(row *r, int64_t j)
     r->error[j] += 16 * unit(c) * fabs(r->capped[j]);
     double added = 0, size = fabs(r->capped[j]);
     if (p->alibi) {
-        const int64_t of = (c->wish.kind == PACKED ? r->sequence : r->b) * p->alibi_b + r->h;
-        added -= p->alibi[of] * fabs((double)(r->position - j));
+        added -= p->alibi[r->number * p->alibi_b + r->h] * fabs((double)(r->position - j));
         size += fabs(added);
     }
     if (p->bias.data) {
-        const double bias = get(&c->inputs[BIAS], r->b, r->h, r->i, j);
+        const double bias = get(&c->inputs[BIAS], r->b, r->h, r->i, r->first_key + j);
         added += bias;
         if (bias != -INFINITY) size += fabs(bias);
     }
@@ -141,17 +141,19 @@ static void find_row(row *r, const call *c, int64_t b, int64_t h, int64_t i)
     r->call = c;
     r->b = b, r->h = h, r->i = i;
     r->hk = h / (c->wish.H / c->wish.Hk);
-    r->first_key = r->sequence = 0;
+    r->first_key = 0;
     r->keys = c->wish.Lk;
-    r->position = i;
+    r->number = b;
+    int64_t own = i;
     if (c->wish.kind == PACKED) {
-        while (i >= c->first_query[r->sequence + 1]) r->sequence++;
-        r->position -= c->first_query[r->sequence];
-        r->first_key = c->first_key[r->sequence];
-        r->keys = c->first_key[r->sequence + 1] - r->first_key;
+        r->number = 0;
+        while (i >= c->first_query[r->number + 1]) r->number++;
+        own -= c->first_query[r->number];
+        r->first_key = c->first_key[r->number];
+        r->keys = c->first_key[r->number + 1] - r->first_key;
     }
-    if (v->q_offset) r->position += v->q_offset[c->wish.kind == PACKED ? r->sequence : b];
-    r->padding = v->q_length && i >= v->q_length[b];
+    r->position = own + (v->q_offset ? v->q_offset[r->number] : 0);
+    r->padding = v->q_length && own >= v->q_length[r->number];
     r->poisoned = false;
     r->count = r->visible = 0;
     r->worst = 0;
@@ -237,10 +239,22 @@ static void check_stage(verdict *v, const row *r, const results *res)
         double allowed = r->error[j];
         if (stage == AF_WEIGHTS) x = r->weight[j], allowed = r->allowed[j];
         if (stage >= AF_BIASED && !r->seen[j]) x = hidden, allowed = 0;
-        if (stage <= AF_CAPPED && poisoned_row(&c->inputs[KEY], r->b, r->hk, j)) continue;
+        if (stage <= AF_CAPPED && poisoned_row(&c->inputs[KEY], r->b, r->hk, r->first_key + j)) continue;
         if (c->wish.dtype == AF_F16 && fabs(x) > 60000) continue;
         const double slack = x == hidden ? 0 : allowed + rounded(c, x);
-        check(v, "weights", r, j, get(&res->arrays[STAGE], r->b, r->h, r->i, j), x, slack);
+        check(v, "weights", r, j, get(&res->arrays[STAGE], r->b, r->h, r->i, r->first_key + j), x, slack);
+    }
+}
+
+/* Beside the keys of a packed sequence nothing is written. */
+static void check_beside(verdict *v, const row *r, const results *res)
+{
+    const array *a = &res->arrays[STAGE];
+    for (int64_t j = 0; j < a->J; j++) {
+        if (j >= r->first_key && j < r->first_key + r->keys) continue;
+        const unsigned char *x = (const unsigned char *)element(a, r->b, r->h, r->i, j);
+        for (int64_t k = 0; k < type_bytes(a->type); k++)
+            check(v, "weights", r, j, x[k], (unsigned char)res->fill, 0);
     }
 }
 
@@ -273,7 +287,7 @@ static void judge_row(verdict *v, const row *r, const results *res)
     if (res->arrays[LSE].memory)
         check(v, "lse", r, 0, get(&res->arrays[LSE], r->b, r->h, r->i, 0), r->lse, r->lse_allowed);
     if (res->arrays[OUTPUT].memory) check_output(v, r, res);
-    if (res->arrays[STAGE].memory) check_stage(v, r, res);
+    if (res->arrays[STAGE].memory) check_stage(v, r, res), check_beside(v, r, res);
     if (res->arrays[TOP_INDEX].memory) check_top(v, r, res);
 }
 

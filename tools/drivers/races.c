@@ -172,8 +172,7 @@ static void *meddler(void *seed)
         results r;
         const call *c = &calls[between(&own_chance, 0, CASES - 1)];
         new_results(&r, c, 0);
-        const af_problem problem = problem_of(c, &r);
-        if (c->wish.kind != PACKED) af_describe(&problem, &(af_run){0}, &report, NULL, 0);
+        describe_call(c, &r, &report, NULL, 0);
         free_results(&r);
     }
     return NULL;

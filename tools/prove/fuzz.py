@@ -33,7 +33,12 @@ SMALL = [
     Patch(
         "driver/passes.c", "PARTIAL_BYTES = (size_t)1 << 20;", "PARTIAL_BYTES = (size_t)1 << 12;"
     ),
-    Patch("driver/passes.c", "IMPORTANCE_ROWS = 1 << 16 ", "IMPORTANCE_ROWS = 100 "),
+    Patch("driver/passes.c", "IMPORTANCE_ROWS = 1 << 16,", "IMPORTANCE_ROWS = 100,"),
+    Patch("driver/passes.c", "threads << 21;", "threads << 11;"),
+    Patch("driver/select.c", "LEAST_SAMPLE = 256,", "LEAST_SAMPLE = 16,"),
+    Patch("driver/select.c", "SPARE_ROOM = 4096,", "SPARE_ROOM = 20,"),
+    Patch("driver/select.c", "MOST_SAMPLED = 8192 ", "MOST_SAMPLED = 200 "),
+    Patch("driver/select.c", "STRIP = 1 << 18 ", "STRIP = 50 "),
     Patch("driver/queue.h", "AF_QUEUED_CALLS = 256 ", "AF_QUEUED_CALLS = 3 "),
     Patch("driver/global_tokens.c", "MOST_WAITING = 1 << 22 ", "MOST_WAITING = 1 << 11 "),
     Patch("driver/topk.c", "ROW_PAIRS = 1 << 21 ", "ROW_PAIRS = 1 << 10 "),

@@ -1,0 +1,74 @@
+#include "plan/legal.h"
+
+static bool all_within(const int64_t *numbers, int64_t count, int64_t least, int64_t most)
+{
+    for (int64_t n = 0; numbers && n < count; n++)
+        if (numbers[n] < least || numbers[n] > most) return false;
+    return true;
+}
+
+static bool sizes_are_legal(const af_call *call)
+{
+    if (call->dtype < AF_F32 || call->dtype > AF_BF16) return false;
+    if (call->B < 0 || call->H < 0 || call->Lq < 0 || call->Lk < 0 || call->D < 0 || call->Dv < 0) return false;
+    return call->H == 0 || (call->Hk > 0 && call->H % call->Hk == 0);
+}
+
+/* Of `rows` entries for each batch row. */
+static bool visible_is_legal(const af_call *call, int64_t rows)
+{
+    const af_visible *v = &call->visible;
+    if (v->left < 0 || v->right < 0) return false;
+    if (!all_within(v->q_offset, rows, -AF_MAX_POSITION, AF_MAX_POSITION)) return false;
+    if (!all_within(v->q_length, rows, 0, call->Lq) || !all_within(v->kv_length, rows, 0, call->Lk)) return false;
+    if (!all_within(v->dilation, call->H, 1, AF_FAR)) return false;
+    if (v->mask.data && v->mask.j != 0 && v->mask.j != 1) return false;
+    if (v->blocks.data && (v->block_q < 1 || v->block_k < 1)) return false;
+    return !v->center.data || !(v->global || af_is_dilated(call));
+}
+
+static bool score_is_legal(const af_call *call)
+{
+    const af_score *s = &call->score;
+    if (s->additive && !s->score_weight.data) return false;
+    if (s->bias.data && s->bias.j != 0 && s->bias.j != 1) return false;
+    return s->softcap >= 0 && (s->gaussian == 0 || (s->gaussian > 0 && call->visible.center.data));
+}
+
+/* Each result by itself, and the table of csrc/attnfast.h. */
+static bool results_are_legal(const af_call *call)
+{
+    const af_results *r = &call->results;
+    if (r->output.data && !call->operands.value.data) return false;
+    if (r->topk < 0 || (r->topk && (!r->top_index.data || !r->top_weight.data))) return false;
+    if (r->topk && call->dtype != AF_F64 && call->Lk >= (int64_t)1 << 32) return false;
+    if (r->stage < AF_SCORES || r->stage > AF_WEIGHTS) return false;
+    if (r->stage != AF_WEIGHTS && (r->output.data || r->lse.data)) return false;
+    if ((r->weights.data != NULL) + (r->topk > 0) + (r->importance != NULL) > 1) return false;
+    if (call->visible.center.data && (r->importance || (r->topk && call->score.gaussian > 0))) return false;
+    if (!call->visible.global && !af_is_dilated(call)) return true;
+    return !call->score.additive && !r->topk && !r->importance && r->stage == AF_WEIGHTS;
+}
+
+bool af_is_legal(const af_call *call)
+{
+    return sizes_are_legal(call) && visible_is_legal(call, call->B) && score_is_legal(call) && results_are_legal(call);
+}
+
+/* The bounds of some sequences, and lengths within them. */
+static bool bounds_are_legal(const int64_t *first, int64_t sequences, int64_t rows, const int64_t *length)
+{
+    for (int64_t s = 0; s < sequences; s++)
+        if (first[s] > first[s + 1] || (length && length[s] > first[s + 1] - first[s])) return false;
+    return first[0] == 0 && first[sequences] == rows;
+}
+
+bool af_is_legal_packed(const af_call *whole, int64_t sequences, const int64_t *first_query, const int64_t *first_key)
+{
+    const af_visible *v = &whole->visible;
+    if (!sizes_are_legal(whole) || whole->B != 1 || sequences < 0) return false;
+    if (!bounds_are_legal(first_query, sequences, whole->Lq, v->q_length)) return false;
+    if (!bounds_are_legal(first_key, sequences, whole->Lk, v->kv_length)) return false;
+    if (v->blocks.data || whole->results.importance) return false;
+    return visible_is_legal(whole, sequences) && score_is_legal(whole) && results_are_legal(whole);
+}

@@ -1,0 +1,13 @@
+/* Which calls the library can compute: what csrc/attnfast.h says of them, as a test. */
+#ifndef AF_LEGAL_H
+#define AF_LEGAL_H
+
+#include "plan/call.h"
+
+/* Whether sizes are in range and options go together. Strides and the memory behind pointers cannot be tested. */
+bool af_is_legal(const af_call *call);
+
+/* The same for sequences packed one after the other, and whether their bounds rise from 0 to the number of rows. */
+bool af_is_legal_packed(const af_call *whole, int64_t sequences, const int64_t *first_query, const int64_t *first_key);
+
+#endif

@@ -1,0 +1,164 @@
+/* The edges of csrc/attnfast.h that the fuzzer does not come to: parts that are absent or written by a caller with an
+ * older header, no run, results that are not wanted, and calls that are not legal. Prints what is wrong. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "attnfast.h"
+#include "plan/legal.h"
+
+enum { L = 3, D = 2 };
+
+static int problems;
+
+static void expect(bool right, const char *what)
+{
+    if (right) return;
+    fprintf(stderr, "wrong: %s\n", what);
+    problems++;
+}
+
+/* One head of L queries and keys, and its results. */
+typedef struct case_ {
+    float query[L * D], key[L * D], value[L * D], output[L * D], lse[L], weights[L * L], top_weight[L * 70];
+    float importance[L];
+    int64_t top_index[L * 70], dilation[1], length[1];
+    uint8_t global[L];
+    double center[L];
+    af_operands operands;
+    af_visible visible;
+    af_score score;
+    af_results results;
+    af_problem problem;
+} case_;
+
+static af_tensor rows_of(void *data, int64_t width) { return (af_tensor){.data = data, .i = width, .j = 1}; }
+
+static void make(case_ *c)
+{
+    *c = (case_){.dilation = {2}, .length = {1}};
+    for (int n = 0; n < L * D; n++) {
+        c->query[n] = (float)n / 4;
+        c->key[n] = (float)(n % 3);
+        c->value[n] = (float)n;
+        c->output[n] = -1;
+    }
+    for (int i = 0; i < L; i++) c->lse[i] = -1;
+    c->operands = (af_operands){sizeof c->operands, rows_of(c->query, D), rows_of(c->key, D), rows_of(c->value, D)};
+    c->visible = (af_visible){.size = sizeof c->visible, .left = AF_FAR, .right = AF_FAR};
+    c->score = (af_score){.size = sizeof c->score, .scale = 1};
+    c->results = (af_results){.size = sizeof c->results, .stage = AF_WEIGHTS};
+    c->results.output = rows_of(c->output, D);
+    c->results.lse = (af_tensor){.data = c->lse, .i = 1};
+    c->problem = (af_problem){.size = sizeof c->problem, .B = 1, .H = 1, .Hk = 1, .Lq = L, .Lk = L, .D = D, .Dv = D};
+    c->problem.operands = &c->operands;
+    c->problem.visible = &c->visible;
+    c->problem.score = &c->score;
+    c->problem.results = &c->results;
+}
+
+static bool is_right(const case_ *c, bool output)
+{
+    bool right = true;
+    for (int i = 0; i < L; i++) {
+        double sum = 0, mean[D] = {0};
+        for (int j = 0; j < L; j++) {
+            double score = 0;
+            for (int d = 0; d < D; d++) score += (double)c->query[i * D + d] * (double)c->key[j * D + d];
+            sum += exp(score);
+            for (int d = 0; d < D; d++) mean[d] += exp(score) * (double)c->value[j * D + d];
+        }
+        right = right && fabs((double)c->lse[i] - log(sum)) < 1e-5;
+        for (int d = 0; d < D; d++)
+            right = right && fabs((double)c->output[i * D + d] - (output ? mean[d] / sum : -1)) < 1e-5;
+    }
+    return right;
+}
+
+static void try_parts(void)
+{
+    case_ c;
+    make(&c);
+    expect(af_attention(&c.problem, NULL) == AF_OK && is_right(&c, true), "no run");
+    make(&c);
+    c.visible.size = c.score.size = 0;
+    c.visible.left = c.visible.right = 0;
+    c.score.scale = 0;
+    expect(af_attention(&c.problem, NULL) == AF_OK && is_right(&c, true), "parts of no size");
+    make(&c);
+    c.problem.visible = NULL;
+    c.problem.score = NULL;
+    expect(af_attention(&c.problem, NULL) == AF_OK && is_right(&c, true), "no parts");
+    make(&c);
+    c.results.output.data = NULL;
+    expect(af_attention(&c.problem, NULL) == AF_OK && is_right(&c, false), "value without output");
+    make(&c);
+    c.problem.results = NULL;
+    expect(af_attention(&c.problem, NULL) == AF_OK && c.lse[0] == -1, "no results");
+    make(&c);
+    c.results.output.data = NULL;
+    c.results.top_index = rows_of(c.top_index, 70);
+    c.results.top_weight = rows_of(c.top_weight, 70);
+    c.results.topk = 70;
+    expect(af_attention(&c.problem, NULL) == AF_OK && is_right(&c, false), "lse beside a long list");
+    expect(c.top_index[2] >= 0 && c.top_index[3] == -1 && c.top_weight[3] == 0, "a list longer than the keys");
+    af_report report;
+    expect(af_describe(&c.problem, NULL, &report, NULL, 0) == AF_OK && report.visible_pairs == L * L, "describe");
+}
+
+static void refuse(const case_ *c, const char *what)
+{
+    af_call call;
+    af_open_call(&call, &c->problem);
+    expect(!af_is_legal(&call), what);
+}
+
+#define REFUSE(what, ...)                                                                                              \
+    do {                                                                                                               \
+        make(&c);                                                                                                      \
+        __VA_ARGS__;                                                                                                   \
+        refuse(&c, what);                                                                                              \
+    } while (0)
+
+static void try_illegal(void)
+{
+    case_ c;
+    af_call call;
+    make(&c);
+    af_open_call(&call, &c.problem);
+    expect(af_is_legal(&call), "a legal call");
+    const af_tensor weights = rows_of(c.weights, L), index = rows_of(c.top_index, 70), top = rows_of(c.top_weight, 70);
+    const af_tensor center = {.data = c.center, .i = 1};
+    af_visible *v = &c.visible;
+    af_results *r = &c.results;
+    REFUSE("an output without value", c.operands.value.data = NULL);
+    REFUSE("heads that do not divide", c.problem.Hk = 2);
+    REFUSE("a window that ends before it begins", v->left = -1);
+    REFUSE("a length beyond the keys", c.length[0] = L + 1; v->kv_length = c.length);
+    REFUSE("additive scores without weights", c.score.additive = true);
+    REFUSE("a gaussian without center", c.score.gaussian = 1);
+    REFUSE("centers and dilation", v->center = center; v->dilation = c.dilation);
+    REFUSE("centers and global tokens", v->center = center; v->global = c.global);
+    REFUSE("centers and importance", v->center = center; r->importance = c.importance);
+    REFUSE("weights and importance", r->weights = weights; r->importance = c.importance);
+    REFUSE("weights and a list", r->weights = weights; r->top_index = index; r->top_weight = top; r->topk = 1);
+    REFUSE("a list without memory", r->topk = 1);
+    REFUSE("scores beside lse", r->weights = weights; r->stage = AF_BIASED);
+    REFUSE("dilation and a list", v->dilation = c.dilation; r->top_index = index; r->top_weight = top; r->topk = 1);
+    REFUSE("tokens and importance", v->global = c.global; r->importance = c.importance);
+    REFUSE("tokens and additive scores", v->global = c.global; c.score.additive = true; c.score.score_weight = center);
+    const int64_t rising[] = {0, 2, L}, falling[] = {0, L + 1, L};
+    make(&c);
+    af_open_call(&call, &c.problem);
+    expect(af_is_legal_packed(&call, 2, rising, rising), "legal sequences");
+    expect(!af_is_legal_packed(&call, 2, rising, falling), "bounds that fall");
+    call.results.importance = c.importance;
+    expect(!af_is_legal_packed(&call, 2, rising, rising), "packed importance");
+}
+
+int main(void)
+{
+    try_parts();
+    try_illegal();
+    return problems != 0;
+}
