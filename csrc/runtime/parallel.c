@@ -45,7 +45,7 @@ typedef struct region {
 static void work_alone(const region *s, int thread)
 {
     const af_work *w = s->work;
-    char *scratch = w->scratch + (size_t)thread * w->scratch_bytes;
+    char *scratch = w->scratch ? w->scratch + (size_t)thread * w->scratch_bytes : NULL;
     for (;;) {
         const int64_t left = w->count - atomic_load_explicit(s->next, memory_order_relaxed);
         const int64_t share = s->threads > 1 ? left / (4 * s->threads) : left; /* ever less towards the end */

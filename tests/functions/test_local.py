@@ -547,6 +547,25 @@ def test_weights_of_large_scores(options, size, dtype, rng):
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("scale", [1e9, 1e10, 1e30])
+@pytest.mark.parametrize("lq", [1, 60])
+@pytest.mark.parametrize(
+    "options",
+    [{"dilation": 2}, {"global_tokens": [0]}, {"dilation": 3, "global_tokens": [0, 9]}],
+    ids=["dilation", "tokens", "both"],
+)
+def test_weights_of_scores_beyond_rounding(options, lq, scale, dtype, rng):
+    """One key has all of the weight, though the lse is rounded by more than exp() bears."""
+    q, k = (rng.standard_normal((1, n, 16)).astype(dtype) for n in (lq, 60))
+    arguments = {"q_offset": 0, "scale": scale, "return_weights": True, **options}
+    with np.errstate(over="ignore"):
+        weights = attnfast.local_attention(q, k, k, 4, **arguments).weights
+        exact = reference.local_attention(q, k, k, 4, **arguments, compute_dtype=np.float64)
+    np.testing.assert_array_equal(weights, exact.weights.astype(dtype))
+
+
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize(("dilation", "slope"), [(10, 1e38), (2**58, 1e25)])
 def test_a_slope_times_a_dilation_may_be_too_large(dilation, slope, rng):
     q, k, v = rng.standard_normal((3, 2, 30, 8)).astype(np.float32)

@@ -79,6 +79,7 @@ class Criterion:
         if options.get("sigma") is not None:
             del everything["return_lse"], everything["return_weights"], everything["sigma"]
             w = reference.attention_weights(query, key, **everything)
+        self.softmax_weights = w  # without a Gaussian
         self.row_error = (w * self.score_error).sum(axis=-1)
         if options.get("sink_logits") is not None:
             sink = np.abs(np.asarray(options["sink_logits"], dtype=np.float64))
@@ -210,8 +211,10 @@ class Criterion:
     @cached_property
     def weights_allowed(self) -> Any:
         """How far each weight may be from the exact one."""
-        row_error = self.row_error[..., None] + self.sum_error
-        rounding = 1.2 * (self.weighted_error + self.weights * row_error) + 4 * self.tiny
+        w, row_error = self.weights, self.row_error[..., None] + self.sum_error
+        # A key's own share of the mean error cancels: (1 - w_ij) e_ij - sum_{k != j} w_ik e_ik.
+        own = 2 * w * self.softmax_weights * self.score_error
+        rounding = 1.2 * (self.weighted_error - own + w * row_error) + 4 * self.tiny
         plain = self._plain_error(self.plain.weights, self.exact.weights)
         allowed = 2 * plain + rounding + self._ulp(self.weights)
         allowed = np.where(self.unresolved[..., None], 1.0, allowed)
