@@ -225,3 +225,27 @@ def test_sums_that_are_equal_go_by_index(k, isa, rng):
 def test_no_key_weighs_more_than_everything(k, rng):
     q, key = (100 * rng.standard_normal((2, 1, 200, 64))).astype(np.float32)
     assert attnfast.attention_topk(q, key, k)[1].max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("k", [65, 3000])
+@pytest.mark.parametrize("scores", ["rising", "falling", "equal", "few above", "few below", "poison"])
+def test_long_lists_of_any_scores(scores, k, dtype, rng):
+    """Also where every 63rd score, from which the k-th is guessed, is unlike the others."""
+    n = 20_000
+    s = np.round(rng.standard_normal(n), 2)
+    if scores in ("rising", "falling"):
+        s = np.sort(s) if scores == "rising" else -np.sort(-s)
+    elif scores == "equal":
+        s[:] = 0.5
+    elif scores == "poison":
+        s[rng.integers(0, n, 90)] = np.inf
+        s[rng.integers(0, n, 90)] = np.nan
+        s[rng.integers(0, n, 900)] = -0.0
+        s[rng.integers(0, n, 900)] = -np.inf
+    else:
+        s[::63] = 10 if scores == "few above" else -10
+    ranked = np.where(np.isnan(s), np.inf, s)
+    with np.errstate(invalid="ignore"):
+        result = attnfast.attention_topk(np.ones((1, 1), dtype), s.astype(dtype)[:, None], k, scale=1.0)
+    np.testing.assert_array_equal(result.indices[0], np.argsort(-ranked, kind="stable")[:k])

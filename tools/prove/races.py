@@ -24,8 +24,8 @@ from c_library import Library, Patch, find, variants
 
 SHARED_SCRATCH = Patch(
     "runtime/parallel.c",
-    "char *scratch = w->scratch + (size_t)thread * w->scratch_bytes;",
-    "char *scratch = w->scratch + 0 * (size_t)thread;",
+    "w->scratch + (size_t)thread * w->scratch_bytes : NULL;",
+    "w->scratch + 0 * (size_t)thread : NULL;",
 )
 
 
