@@ -85,7 +85,7 @@ static void plan_splits(af_plan *plan, const af_call *call)
 static int unit_blocks(const af_plan *plan, const af_call *call, const af_kernels *kernels)
 {
     if (plan->decode || call->results.topk || call->score.additive) return 1;
-    const int64_t width = af_max(1, call->D + (call->operands.value.data ? call->Dv : 0));
+    const int64_t width = af_max(1, call->D + (call->results.output.data ? call->Dv : 0));
     const int64_t real_size = kernels->real_size;
     const int64_t span = af_max(1, af_min(longest_span(call, plan), plan->split_keys));
     const bool half = call->dtype > AF_F64;
