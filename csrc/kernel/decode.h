@@ -90,20 +90,14 @@ static void decode_softmax(const af_plan *plan, const scratch *scratch, int r, i
     *l += v_hsum(sum);
 }
 
-/* Keys or values of the block's head, from key j on. */
-static elem_rows rows_of(const af_tensor *t, const query_block *block, int64_t j)
-{
-    return (elem_rows){(const elem *)t->data + af_offset(t, block->vis.b, block->vis.hk, j), t->i};
-}
-
 /* Scores of one block of keys after modifiers and masks. words[j / 64][r]: the keys whose score is not -inf, where
  * something may be hidden. Returns whether there are any; where nothing can be hidden, true. */
 static bool decode_block(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
                          int64_t j0, int n)
 {
-    elem_rows key = rows_of(&call->operands.key, block, j0);
+    elem_rows key = rows_in_place(s->keys, j0);
     const bool interleave = interleaves(block->n, call->D);
-    const int few = block->n <= dot_group(call->D) && key.stride == call->D ? n : near_rows(call->D);
+    const int few = block->n <= dot_group(call->D) && key.ld == call->D ? n : near_rows(call->D);
     if (call->score.additive) additive_rows(call, block, n, s->query, key.at, s->s, plan->key_block);
     else
         for (int j = 0; j < n; j += few, key = rows_from(key, few)) {
@@ -170,8 +164,8 @@ static void decode_keys(const af_call *call, const af_plan *plan, const query_bl
         if (piece.first == piece.last) continue;
         const int n = (int)keys;
         if (!decode_block(call, plan, block, s, j0, n)) continue;
-        const elem_rows value = Dv ? rows_of(&call->operands.value, block, j0) : (elem_rows){0};
-        line_queue next = {value.at, Dv ? n : 0, value.stride, Dv, 0};
+        const elem_rows value = Dv ? rows_in_place(s->values, j0) : (elem_rows){0};
+        line_queue next = {value.at, Dv ? n : 0, value.ld, Dv, 0};
         for (int r = 0; r < block->n; r++) {
             decode_softmax(plan, s, r, n, Dv, &next);
             if (call->score.gaussian > 0) gaussian_row(call, block, r, j0, n, s->s + r * plan->key_block);
@@ -198,6 +192,7 @@ static void decode(const af_call *call, const af_plan *plan, af_unit unit, void 
     scratch s;
     make_block(&block, call, plan, unit);
     carve(&s, call, plan, memory);
+    open_key_rows(&s, call, plan, &block.vis);
     block.vis.span = af_split(block.vis.span, unit.split, plan->split_keys);
     if (block.vis.span.begin < block.vis.span.end) decode_query(call, plan, &block, s.query);
     decode_keys(call, plan, &block, &s, false);

@@ -19,13 +19,13 @@ enum { FAR_BYTES = 8192 };
 AF_INLINE int64_t prefetch_distance(int64_t j, int64_t left, elem_rows rows, int64_t width)
 {
     const int64_t ahead = 2 + FAR_BYTES / (1 + width * (int)sizeof(elem));
-    return j + ahead < left ? ahead * rows.stride : 0;
+    return j + ahead < left ? ahead * rows.ld : 0;
 }
 
 /* The first n columns of two keys, at most a vector. */
 AF_INLINE void dot_rest(const int nr, int n, const real *query, elem_rows key, v acc[AF_DECODE_KEYS][4], int64_t D)
 {
-    const v x0 = e_load_n(key.at, n), x1 = e_load_n(key.at + key.stride, n);
+    const v x0 = e_load_n(key.at, n), x1 = e_load_n(key.at + key.ld, n);
     UNROLL(r, nr) {
         const v q = v_load_n(query + r * D, n);
         acc[0][r] = v_fma(q, x0, acc[0][r]);
@@ -38,8 +38,8 @@ AF_INLINE void dot_interleaved(const int nr, const real *query, elem_rows key, i
     v acc[AF_DECODE_KEYS][4];
     UNROLL(j, 2)
         UNROLL(r, nr) acc[j][r] = v_zero();
-    const elem *row[2] = {hold(key.at), hold(key.at + key.stride)};
-    const elem *far[2] = {hold(key.at + ahead), hold(key.at + ahead + key.stride)};
+    const elem *row[2] = {hold(key.at), hold(key.at + key.ld)};
+    const elem *far[2] = {hold(key.at + ahead), hold(key.at + ahead + key.ld)};
     int64_t d = 0;
     for (; d + 2 * VL <= D; d += 2 * VL)
         UNROLL(j, 2) {
@@ -54,7 +54,7 @@ AF_INLINE void dot_interleaved(const int nr, const real *query, elem_rows key, i
             }
         }
     UNROLL(j, 2) prefetch_row(far[j] + d, D - d, 0, false);
-    if (key.stride != D)
+    if (key.ld != D)
         UNROLL(j, 2) prefetch_line(far[j] + D - 1, 0);
     if (D - d >= VL) {
         dot_rest(nr, VL, query + d, columns_from(key, d), acc, D);
@@ -90,7 +90,7 @@ static void interleaved_scores(int rows, int n, int64_t left, const real *query,
 static void interleaved_values(int rows, int n, int64_t left, score_rows p, elem_rows value, real *acc, int64_t Dv)
 {
     const int64_t ahead = prefetch_distance(n, left, value, Dv);
-    for (int j = 0; value.stride != Dv && j < n; j++) prefetch_line(value.at + ahead + j * value.stride + Dv - 1, 0);
+    for (int j = 0; value.ld != Dv && j < n; j++) prefetch_line(value.at + ahead + j * value.ld + Dv - 1, 0);
     for (; rows > 3; rows -= 4, p = score_rows_from(p, 4), acc += 4 * Dv) axpy_4(n, p, value, acc, Dv, ahead);
     if (rows == 3) axpy_3(n, p, value, acc, Dv, ahead);
     else axpy_few(rows, n, p, value, acc, Dv);

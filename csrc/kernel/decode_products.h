@@ -15,26 +15,17 @@
 /* The compiler moves no load or store across this. */
 #define KEEP_ORDER() __asm__ volatile("" ::: "memory")
 
-/* Rows of keys or values, row j at at + j * stride. Two words, which calls pass in registers: a struct of three went
- * through the stack, which took 13 % more time with one query row (Zen 4). */
-typedef struct elem_rows {
-    const elem *at;
-    int64_t stride;
-} elem_rows;
-
-/* Rows of scores, weights or sums. */
+/* Rows of scores, weights or sums, as elem_rows are of keys or values. Two words, which calls pass in registers: a
+ * struct of three went through memory, which took 13 % more time with one query row (Zen 4). */
 typedef struct score_rows {
     real *at;
-    int64_t stride;
+    int64_t ld;
 } score_rows;
 
-AF_INLINE elem_rows rows_from(elem_rows rows, int64_t j) { return (elem_rows){rows.at + j * rows.stride, rows.stride}; }
-AF_INLINE elem_rows columns_from(elem_rows rows, int64_t d) { return (elem_rows){rows.at + d, rows.stride}; }
-AF_INLINE score_rows score_rows_from(score_rows rows, int r)
-{
-    return (score_rows){rows.at + r * rows.stride, rows.stride};
-}
-AF_INLINE score_rows score_columns_from(score_rows rows, int64_t j) { return (score_rows){rows.at + j, rows.stride}; }
+AF_INLINE elem_rows rows_from(elem_rows rows, int64_t j) { return (elem_rows){rows.at + j * rows.ld, rows.ld}; }
+AF_INLINE elem_rows columns_from(elem_rows rows, int64_t d) { return (elem_rows){rows.at + d, rows.ld}; }
+AF_INLINE score_rows score_rows_from(score_rows rows, int r) { return (score_rows){rows.at + r * rows.ld, rows.ld}; }
+AF_INLINE score_rows score_columns_from(score_rows rows, int64_t j) { return (score_rows){rows.at + j, rows.ld}; }
 
 /* A pointer that the compiler must keep in a register of its own: with one offset for each load of several rows it
  * runs out of registers, and the loads wait for their addresses out of order. */
@@ -51,7 +42,7 @@ enum { PAGE_BYTES_AHEAD = 1 << 15 };
 
 AF_INLINE void prefetch_page(elem_rows rows, int64_t width)
 {
-    const uintptr_t distance = rows.stride == width ? PAGE_BYTES_AHEAD : 0;
+    const uintptr_t distance = rows.ld == width ? PAGE_BYTES_AHEAD : 0;
     __builtin_prefetch((const void *)((uintptr_t)rows.at + distance), 0, 2);
 }
 
@@ -60,9 +51,9 @@ enum { DECODE_PREFETCH_ROWS = 8 };
 /* Prefetches rows that are not contiguous: those DECODE_PREFETCH_ROWS after the first n of `left` rows. */
 AF_INLINE void prefetch_apart(int n, int left, elem_rows rows, int64_t width)
 {
-    if (rows.stride == width) return;
+    if (rows.ld == width) return;
     for (int j = DECODE_PREFETCH_ROWS; j < n + DECODE_PREFETCH_ROWS && j < left; j++)
-        prefetch_row(rows.at + j * rows.stride, width, 0, true);
+        prefetch_row(rows.at + j * rows.ld, width, 0, true);
 }
 
 /* How many rows of keys or values stay in the first-level cache while they are read again: a divisor of 64. */
@@ -83,7 +74,7 @@ AF_INLINE void dot_sums(const int nr, const int nk, v acc[AF_DECODE_KEYS][4], sc
     UNROLL(r, nr) {
         real sum[4];
         v_hsum4(acc[0][r], acc[1 % nk][r], acc[2 % nk][r], acc[3 % nk][r], sum);
-        UNROLL(j, nk) s.at[r * s.stride + j] = sum[j];
+        UNROLL(j, nk) s.at[r * s.ld + j] = sum[j];
     }
 }
 
@@ -93,7 +84,7 @@ AF_INLINE void dot_tile(const int nr, const int nk, const real *query, elem_rows
     v acc[AF_DECODE_KEYS][4];
     UNROLL(j, nk) {
         UNROLL(r, nr) acc[j][r] = v_zero();
-        const elem *row = hold(key.at + j * key.stride);
+        const elem *row = hold(key.at + j * key.ld);
         int64_t d = 0;
         for (; d + VL <= D; d += VL) {
             const v x = e_load(row + d);
@@ -116,7 +107,7 @@ AF_INLINE void dot_tile_of(const int nr, const int nk, const int nc, v q[2][AF_D
     v acc[AF_DECODE_KEYS][4];
     UNROLL(j, nk) {
         UNROLL(r, nr) acc[j][r] = v_zero();
-        const elem *row = hold(key.at + j * key.stride);
+        const elem *row = hold(key.at + j * key.ld);
         UNROLL(c, nc) {
             const v x = e_load(row + c * VL);
             KEEP_ORDER();
@@ -188,11 +179,11 @@ AF_INLINE void axpy_tile(const int nr, const int nc, int last, int n, score_rows
     v sum[4][2 * AF_DECODE_COLUMNS];
     UNROLL(r, nr)
         UNROLL(c, vectors) sum[r][c] = v_zero();
-    for (int j = 0; j < n; j++, value.at += value.stride) {
+    for (int j = 0; j < n; j++, value.at += value.ld) {
         if (only && !(*only >> j & 1)) continue;
         v w[4];
         for (int c = 0; nr > 2 && c < vectors * VL; c += LINE_ELEMS) prefetch_line(value.at + ahead + c, 0);
-        UNROLL(r, nr) w[r] = v_set1(p.at[r * p.stride + j]);
+        UNROLL(r, nr) w[r] = v_set1(p.at[r * p.ld + j]);
         UNROLL(c, vectors) {
             const v x = whole ? e_load(value.at + c * VL) : e_load_n(value.at + c * VL, last);
             KEEP_ORDER();
@@ -200,7 +191,7 @@ AF_INLINE void axpy_tile(const int nr, const int nc, int last, int n, score_rows
         }
     }
     UNROLL(r, nr)
-        UNROLL(c, vectors) add_vector(whole, last, acc.at + r * acc.stride + c * VL, sum[r][c]);
+        UNROLL(c, vectors) add_vector(whole, last, acc.at + r * acc.ld + c * VL, sum[r][c]);
 }
 
 /* Whether a few rows of values are read in the order of their addresses: the first pass reads whole rows or, with one
@@ -216,7 +207,7 @@ AF_INLINE bool in_order(int rows, int64_t Dv)
 AF_INLINE void axpy_rows(const int nr, int n, score_rows p, elem_rows value, score_rows acc, const uint64_t *only,
                          int64_t ahead)
 {
-    const int64_t Dv = acc.stride;
+    const int64_t Dv = acc.ld;
     int64_t d = 0;
 #define TILE(nc, last) axpy_tile(nr, nc, last, n, p, columns_from(value, d), score_columns_from(acc, d), only, ahead)
 #define COLUMNS(nc)                                                                                                    \
@@ -240,7 +231,7 @@ AF_INLINE void axpy_rows(const int nr, int n, score_rows p, elem_rows value, sco
 AF_INLINE void touch_rows(int n, elem_rows rows, int64_t width)
 {
     for (int j = 0; j < n; j++)
-        for (int64_t d = 0; d < width; d += LINE_ELEMS) (void)*(const volatile elem *)(rows.at + j * rows.stride + d);
+        for (int64_t d = 0; d < width; d += LINE_ELEMS) (void)*(const volatile elem *)(rows.at + j * rows.ld + d);
 }
 
 /* One function for each number of query rows; `ahead` only matters to three and four. */

@@ -1,5 +1,5 @@
-/* The keys or values of one head as rows of reals: where they are stored, or widened here. Whoever wants rows, or the
- * address of one, asks for them here.
+/* The keys or values of one head as rows. Whoever wants rows, or the address of one, asks for them here: as reals, in
+ * place or widened here; or as elements where they are stored, for those who widen them in registers.
  *
  * 16-bit rows are widened into `copy`, which holds `room` rows from row `base` on; of these, begin .. end are there.
  * Blocks of queries that go through the keys together ask for rows near each other: each row is then widened once for
@@ -25,6 +25,12 @@ static af_rows open_rows(const af_tensor *t, const af_visibility *vis, int64_t w
 }
 
 AF_INLINE const elem *row_address(const af_rows *rows, int64_t j) { return rows->first + j * rows->stride; }
+
+/* The rows from row j on as elements, where they are stored. */
+AF_INLINE elem_rows rows_in_place(const af_rows *rows, int64_t j)
+{
+    return (elem_rows){row_address(rows, j), rows->stride};
+}
 
 /* From now on rows before row j are not asked for. */
 static void forget_rows_before(af_rows *rows, int64_t j)

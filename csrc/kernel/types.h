@@ -53,6 +53,12 @@ typedef struct matrix {
     int64_t ld;
 } matrix;
 
+/* The same with elements as they are stored. */
+typedef struct elem_rows {
+    const elem *at;
+    int64_t ld;
+} elem_rows;
+
 #include "simd/math.h"
 
 #endif

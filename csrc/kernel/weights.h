@@ -74,10 +74,12 @@ static void decode_weights(const af_call *call, const af_plan *plan, const query
 
 /* Computes and stores the scores or weights of a block of keys of which something is visible. */
 static void tile_weights(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
-                         const weight_rows *w, int64_t j0, int n, int seen)
+                         const weight_rows *w, key_piece piece)
 {
-    score_block(call, block, s, (key_piece){j0, n, seen}, NULL);
-    if (seen == SEES_SOME) hide_scores(block, n, s->words, s->s);
+    const int64_t j0 = piece.j0;
+    const int n = piece.n;
+    score_block(call, block, s, piece, NULL);
+    if (piece.seen == SEES_SOME) hide_scores(block, n, s->words, s->s);
     for (int j = 0; call->results.stage == AF_WEIGHTS && j < n; j++)
         for (int c = block->v0; c < block->v1; c++) {
             real *x = s->s + j * AF_NR + c * VL;
@@ -85,7 +87,7 @@ static void tile_weights(const af_call *call, const af_plan *plan, const query_b
             v_store(x, recompute_weight(plan->base2, v_load(x), shift, factor));
         }
     if (call->score.gaussian > 0) gaussian_tile(call, block, j0, n, s->s);
-    if (call->subset.visible_weights) store_visible(call, block, s, w, j0, n, seen == SEES_ALL);
+    if (call->subset.visible_weights) store_visible(call, block, s, w, j0, n, piece.seen == SEES_ALL);
     else store_tile(block, w, j0, n, s->s);
 }
 
@@ -97,7 +99,7 @@ static void write_visible(const af_call *call, const af_plan *plan, query_block 
     for (int64_t j = span.begin, n; j < span.end; j += n) {
         n = take_keys(block, call, j, plan->key_block);
         const int seen = block->v0 == block->v1 ? SEES_NOTHING : visible_words(call, block, j, (int)n, s->words);
-        if (seen != SEES_NOTHING) tile_weights(call, plan, block, s, w, j, (int)n, seen);
+        if (seen != SEES_NOTHING) tile_weights(call, plan, block, s, w, (key_piece){j, (int)n, seen});
     }
 }
 
@@ -118,7 +120,7 @@ static void write_chunk(const af_call *call, const af_plan *plan, const query_bl
     for (int64_t j0 = span.begin; j0 < span.end; j0 += plan->key_block) {
         const int n = (int)af_min(plan->key_block, span.end - j0);
         const int seen = all_pairs ? SEES_ALL : visible_words(call, block, j0, n, s->words);
-        if (seen != SEES_NOTHING) tile_weights(call, plan, block, s, w, j0, n, seen);
+        if (seen != SEES_NOTHING) tile_weights(call, plan, block, s, w, (key_piece){j0, n, seen});
         else fill_weights(block, w, j0, j0 + n, hidden);
     }
 }
