@@ -66,19 +66,26 @@ AF_INLINE void prefetch_edges(edges *e, const prefetch *a)
     for (; rows > 0 && e->keys > 0; rows--, e->keys--, e->key += a->key_stride) prefetch_row(e->key, a->D, 0, a->apart);
     for (; rows > 0 && e->values > 0; rows--, e->values--, e->value += a->value_stride)
         prefetch_row(e->value, a->Dv, 0, a->apart);
+    if (rows > 0) e->rows_a_tile = 0; /* all are prefetched */
 }
 
-static __attribute__((noinline)) void prefetch_ahead(const prefetch *a, int64_t row)
+static __attribute__((noinline)) void prefetch_with_tile(const prefetch *a, int64_t row)
 {
     for (int64_t r = row; a->Dv > a->D && r < row + AF_MR && r < a->values; r++)
         prefetch_row(a->value + r * a->value_stride + a->D, a->Dv - a->D, 0, a->apart);
-    if (a->edge) prefetch_edges(a->edge, a);
+    prefetch_edges(a->edge, a);
     if (!a->lanes) return;
     const int64_t lane = row / AF_MR * a->lanes_a_tile;
     for (int64_t r = lane; r < lane + a->lanes_a_tile && r < a->lanes; r++) {
         if (a->bias) prefetch_bytes(a->bias[r] + a->bias_begin, (a->bias_end - a->bias_begin) * (int)sizeof(real));
         if (a->mask) prefetch_bytes(a->mask[r] + a->mask_begin, a->mask_end - a->mask_begin);
     }
+}
+
+/* Before the tile at `row`. Most tiles have nothing to prefetch here. */
+AF_INLINE void prefetch_ahead(const prefetch *a, int64_t row)
+{
+    if (a->edge->rows_a_tile || a->lanes || (a->Dv > a->D && row < a->values)) prefetch_with_tile(a, row);
 }
 
 /* Rows that are still to be prefetched, one line at a time. */

@@ -41,7 +41,7 @@ typedef __m256 v, vm;
 #define ONE_BITS 0x3f800000
 #endif
 /* Adding this rounds to an integer, which is then in the low bits: 1.5 * 2^MANTISSA_BITS. */
-#define ROUNDER ((real)((int64_t)3 << (MANTISSA_BITS - 1)))
+#define ROUNDER ((real)((int64_t)3 << (MANTISSA_BITS - 1))) /* added to a whole number n: the lowest bits are n */
 
 AF_INLINE v v_zero(void) { return OP(setzero)(); }
 AF_INLINE v v_set1(real x) { return OP(set1)(x); }
@@ -76,8 +76,8 @@ AF_INLINE v v_fraction(v a) { return v_sub(above_zero_power(a), v_floor(above_ze
 AF_INLINE v v_scale2(v a, v n)
 {
     const v whole = v_floor(above_zero_power(n));
-    const __m256i biased = INT_OP(add)(AS_INT(v_add(whole, v_set1(ROUNDER))), INT_SET1(EXPONENT_BIAS));
-    return v_mul(a, AS_REAL(INT_OP(slli)(biased, MANTISSA_BITS)));
+    const v biased = v_add(whole, v_set1(ROUNDER + EXPONENT_BIAS));
+    return v_mul(a, AS_REAL(INT_OP(slli)(AS_INT(biased), MANTISSA_BITS)));
 }
 AF_INLINE v v_exponent(v a)
 {

@@ -93,7 +93,7 @@ AF_INLINE v v_fraction(v a) { return above_zero_power(a) - v_floor(above_zero_po
 AF_INLINE v v_scale2(v a, v n)
 {
     const v whole = v_floor(above_zero_power(n));
-    return a * (v)(((vm)(whole + v_set1(ROUNDER)) + EXPONENT_BIAS) << MANTISSA_BITS);
+    return a * (v)((vm)(whole + v_set1(ROUNDER + EXPONENT_BIAS)) << MANTISSA_BITS);
 }
 AF_INLINE v v_exponent(v a)
 {
