@@ -34,7 +34,7 @@ cdef bint has_legal_strides(cnp.ndarray a):
 
 cdef cnp.ndarray operand(object x, str name, int *dtype):
     """Query, key or value: one of the four dtypes, legal strides; copied where that is needed."""
-    cdef cnp.ndarray a = x if type(x) is np.ndarray else as_array(x, name)
+    cdef cnp.ndarray a = x if cnp.PyArray_CheckExact(x) else as_array(x, name)
     dtype[0] = dtype_of(a)
     if dtype[0] < 0:
         raise wrong_operand(a, x, name)
@@ -122,7 +122,8 @@ cdef bint falls(cnp.ndarray a):
     cdef cnp.npy_intp last = 0, here
     cdef int k
     for k in range(cnp.PyArray_NDIM(a) - 1):
-        here = abs(cnp.PyArray_STRIDES(a)[k])
+        here = cnp.PyArray_STRIDES(a)[k]
+        here = -here if here < 0 else here  # abs() would make a Python int of it
         if here == 0 or cnp.PyArray_DIMS(a)[k] <= 1:
             continue
         if last != 0 and here > last:

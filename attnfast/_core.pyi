@@ -1,150 +1,45 @@
+from collections.abc import Mapping
+
 from numpy.typing import ArrayLike
 
-from .options import Array, Mask, Offset, Window
+from .options import Array, Window
+from .result import AttentionResult, AttentionTopK
 
 DTYPES: tuple[str, ...]
 STAGES: tuple[str, ...]
 
+# What the public function of the same name returns; or, with "return_blocks" among the options, the
+# values of a Plan.
 def attention(
-    query: ArrayLike,
-    key: ArrayLike,
-    value: ArrayLike,
-    mask: Mask | None,
-    bias: ArrayLike | None,
-    is_causal: bool,
-    window_size: Window,
-    q_offset: Offset | None,
-    q_lengths: ArrayLike | None,
-    kv_lengths: ArrayLike | None,
-    scale: float | None,
-    softcap: float | None,
-    alibi_slopes: ArrayLike | None,
-    sink_logits: ArrayLike | None,
-    return_lse: bool,
-    return_weights: bool,
-    out: Array | None,
-    num_threads: int | None,
-    return_blocks: None = ...,
-) -> tuple[Array, Array | None, Array | None]: ...
-def attention_weights(
-    query: ArrayLike,
-    key: ArrayLike,
-    stage: object,
-    mask: Mask | None,
-    bias: ArrayLike | None,
-    is_causal: bool,
-    window_size: Window,
-    q_offset: Offset | None,
-    q_lengths: ArrayLike | None,
-    kv_lengths: ArrayLike | None,
-    scale: float | None,
-    softcap: float | None,
-    alibi_slopes: ArrayLike | None,
-    sink_logits: ArrayLike | None,
-    num_threads: int | None,
-    return_blocks: None = ...,
-) -> Array: ...
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, options: Mapping[str, object]
+) -> Array | AttentionResult: ...
 def local_attention(
     query: ArrayLike,
     key: ArrayLike,
     value: ArrayLike,
     window_size: Window,
-    global_tokens: ArrayLike | None,
-    dilation: ArrayLike,
-    centers: ArrayLike | None,
-    sigma: float | None,
-    mask: Mask | None,
-    bias: ArrayLike | None,
-    is_causal: bool,
-    q_offset: Offset | None,
-    q_lengths: ArrayLike | None,
-    kv_lengths: ArrayLike | None,
-    scale: float | None,
-    softcap: float | None,
-    alibi_slopes: ArrayLike | None,
-    sink_logits: ArrayLike | None,
-    return_lse: bool,
-    return_weights: bool,
-    out: Array | None,
-    num_threads: int | None,
-    return_blocks: None = ...,
-) -> tuple[Array, Array | None, Array | None]: ...
+    options: Mapping[str, object],
+) -> Array | AttentionResult: ...
 def additive_attention(
     query: ArrayLike,
     key: ArrayLike,
     value: ArrayLike,
     score_weight: ArrayLike | None,
-    score_bias: ArrayLike | None,
-    mask: Mask | None,
-    bias: ArrayLike | None,
-    is_causal: bool,
-    window_size: Window,
-    q_offset: Offset | None,
-    q_lengths: ArrayLike | None,
-    kv_lengths: ArrayLike | None,
-    softcap: float | None,
-    alibi_slopes: ArrayLike | None,
-    sink_logits: ArrayLike | None,
-    return_lse: bool,
-    return_weights: bool,
-    out: Array | None,
-    num_threads: int | None,
-    return_blocks: None = ...,
-) -> tuple[Array, Array | None, Array | None]: ...
-def attention_topk(
-    query: ArrayLike,
-    key: ArrayLike,
-    k: int,
-    mask: Mask | None,
-    bias: ArrayLike | None,
-    is_causal: bool,
-    window_size: Window,
-    q_offset: Offset | None,
-    q_lengths: ArrayLike | None,
-    kv_lengths: ArrayLike | None,
-    scale: float | None,
-    softcap: float | None,
-    alibi_slopes: ArrayLike | None,
-    sink_logits: ArrayLike | None,
-    num_threads: int | None,
-    return_blocks: None = ...,
-) -> tuple[Array, Array]: ...
-def key_importance(
-    query: ArrayLike,
-    key: ArrayLike,
-    per_kv_head: bool,
-    mask: Mask | None,
-    bias: ArrayLike | None,
-    is_causal: bool,
-    window_size: Window,
-    q_offset: Offset | None,
-    q_lengths: ArrayLike | None,
-    kv_lengths: ArrayLike | None,
-    scale: float | None,
-    softcap: float | None,
-    alibi_slopes: ArrayLike | None,
-    sink_logits: ArrayLike | None,
-    num_threads: int | None,
-    return_blocks: None = ...,
-) -> Array: ...
+    options: Mapping[str, object],
+) -> Array | AttentionResult: ...
 def attention_varlen(
     query: ArrayLike,
     key: ArrayLike,
     value: ArrayLike,
     cu_q: ArrayLike,
     cu_k: ArrayLike,
-    is_causal: bool,
-    window_size: Window,
-    q_offset: Offset | None,
-    scale: float | None,
-    softcap: float | None,
-    alibi_slopes: ArrayLike | None,
-    sink_logits: ArrayLike | None,
-    return_lse: bool,
-    out: Array | None,
-    num_threads: int | None,
-    return_blocks: None = ...,
-) -> tuple[Array, Array | None]: ...
+    options: Mapping[str, object],
+) -> Array | AttentionResult: ...
+def attention_weights(query: ArrayLike, key: ArrayLike, options: Mapping[str, object]) -> Array: ...
+def attention_topk(
+    query: ArrayLike, key: ArrayLike, k: int, options: Mapping[str, object]
+) -> AttentionTopK: ...
+def key_importance(query: ArrayLike, key: ArrayLike, options: Mapping[str, object]) -> Array: ...
 def set_threads(num_threads: int | None) -> None: ...
 def set_own_threads(num_threads: int) -> int: ...
 def check_threads(num_threads: int | None) -> int: ...

@@ -2,12 +2,13 @@
 # cython: freethreading_compatible=True
 """The binding: checks every argument once, fills an ``af_problem``, releases the GIL.
 
-Legality is decided here and nowhere else. A call goes through ``Call``: operands first (dtype, shapes, broadcasting),
-then each option in the order of the signature, then memory for the results. Nothing is written before the last check.
+Legality is decided here and nowhere else. A call is a ``Call``: operands first (dtype, shapes, broadcasting), then each
+option that is there, then memory for the results. Nothing is written before the last check.
 """
 
 from libc.math cimport isfinite, log, sqrt
 from libc.stdint cimport int64_t, uint8_t
+cimport cython
 cimport numpy as cnp
 
 import numbers
@@ -19,6 +20,7 @@ from ._misread import (
     as_array, check_axes, spelled, wrong_bias, wrong_dtype, wrong_integers, wrong_mask, wrong_operand,
 )
 from .block_mask import BlockMask
+from .result import AttentionResult, AttentionTopK
 
 cnp.import_array()
 
@@ -112,52 +114,74 @@ cdef int bfloat16_number = -1  # NumPy's number for ml_dtypes.bfloat16, once it 
 
 include "_arrays.pxi"
 include "_operands.pxi"
+include "_visible.pxi"
+include "_score.pxi"
 include "_call.pxi"
-include "_local.pxi"
-include "_additive.pxi"
-include "_explain.pxi"
-include "_varlen.pxi"
 include "_probe.pxi"
 
 
-# Each of the following functions computes; or, where `return_blocks` is True or False, says what it would do, with or
-# without the blocks of pairs that it would visit: the values of a Plan.
+# What each public function computes. `options` are its keywords; those that are left out have their defaults. With
+# "return_blocks" among them, True or False, it computes nothing, and returns the values of a Plan, with or without the
+# blocks of pairs that it would visit.
 
-def attention(
-    query, key, value, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
-    alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads, return_blocks=None,
-):
-    """Output, lse, weights; the latter two None where they are not wanted."""
-    cdef Call call = Call.__new__(Call)
+def attention(query, key, value, dict options):
+    cdef Call call = new_call(options)
     call.set_operands(query, key, value, True)
-    call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
-                     alibi_slopes, sink_logits)
-    return call.attend(query, return_lse, return_weights, out, num_threads, return_blocks)
+    return call.attend()
 
 
-def attention_weights(
-    query, key, stage, mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
-    alibi_slopes, sink_logits, num_threads, return_blocks=None,
-):
-    cdef Call call = Call.__new__(Call)
-    cdef cnp.ndarray weights
-    cdef int threads
-    if not isinstance(stage, str) or stage not in STAGES:
-        raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
+def local_attention(query, key, value, window_size, dict options):
+    cdef Call call = new_call({**options, "window_size": window_size})
+    call.local = True
+    call.set_operands(query, key, value, True)
+    return call.attend()
+
+
+def additive_attention(query, key, value, score_weight, dict options):
+    cdef Call call = new_call(options)
+    call.set_operands(query, key, value, True)
+    call.set_additive(score_weight, call.option("score_bias"))
+    return call.attend()
+
+
+def attention_varlen(query, key, value, cu_q, cu_k, dict options):
+    cdef Call call = new_call(options)
+    call.packed = True
+    call.set_operands(query, key, value, True)
+    call.set_bounds(cu_q, cu_k)
+    return call.attend()
+
+
+def attention_weights(query, key, dict options):
+    cdef Call call = new_call(options)
     call.set_operands(query, key, None, False)
-    call.set_options(mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, scale, softcap,
-                     alibi_slopes, sink_logits)
-    call.results.stage = <af_stage><int>STAGES.index(stage)
-    if call.results.stage == AF_SCORES:
-        call.score.softcap = 0
-    threads = thread_count(num_threads)
-    if return_blocks is not None:
-        call.results.weights.data = WANTED
-        return call.describe(threads, return_blocks)
-    weights = call.new_array(call.p.Lk)
-    call.set_strides(&call.results.weights, weights)
-    call.run(threads)
-    return weights
+    call.set_options()
+    call.set_stage(call.option("stage", "weights"))
+    call.results.weights.data = WANTED
+    return call.weights if call.has_run() else call.plan
+
+
+def attention_topk(query, key, k, dict options):
+    cdef Call call = new_call(options)
+    call.set_operands(query, key, None, False)
+    call.set_topk(k)
+    call.set_options()
+    return AttentionTopK(call.top_index, call.top_weight) if call.has_run() else call.plan
+
+
+def key_importance(query, key, dict options):
+    cdef Call call = new_call(options)
+    cdef cnp.ndarray total
+    call.set_operands(query, key, None, False)
+    grouped = flag(call.option("per_kv_head", False), "per_kv_head")
+    call.set_options()
+    call.results.importance = WANTED
+    if not call.has_run():
+        return call.plan
+    total = call.importance
+    if grouped:
+        total = total.reshape(call.batch_shape() + (call.p.Hk, call.p.H // max(call.p.Hk, 1), call.p.Lk)).sum(axis=-2)
+    return total[0] if call.ndim == 2 else total
 
 
 def set_threads(num_threads):

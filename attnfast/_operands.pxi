@@ -2,8 +2,13 @@
 # _core.pyx.
 
 
+@cython.no_gc  # it is in no cycle of references
 cdef class Operands:
-    """A problem whose operands are known, with everything it points to kept alive."""
+    """A problem whose operands are known, with everything it points to kept alive.
+
+    Packed operands have the axes (rows, heads, head size), and so have `out` and the results. C takes them with the
+    first two axes swapped.
+    """
 
     cdef af_problem p
     cdef af_operands operands
@@ -12,26 +17,38 @@ cdef class Operands:
     cdef af_results results
     cdef list keep
     cdef cnp.ndarray query, key, value
+    cdef object layout  # the array whose axis order the output takes
+    cdef bint packed, local  # of attention_varlen, of local_attention
     cdef int batch_ndim, ndim
     cdef cnp.npy_intp batch[MAX_DIMS]
 
     cdef int set_operands(self, object query, object key, object value, bint has_value) except -1:
         cdef int dq, dk, dv
-        self.keep = []
         self.p.size, self.operands.size, self.visible.size = sizeof(af_problem), sizeof(af_operands), sizeof(af_visible)
         self.score.size, self.results.size = sizeof(af_score), sizeof(af_results)
         self.p.operands, self.p.visible = &self.operands, &self.visible
         self.p.score, self.p.results = &self.score, &self.results
-        self.query = operand(query, "query", &dq)
-        self.key = operand(key, "key", &dk)
-        self.value = operand(value, "value", &dv) if has_value else None
+        self.results.stage = AF_WEIGHTS
+        self.query = self.checked_rows(query, "query", &dq)
+        self.key = self.checked_rows(key, "key", &dk)
         self.check_dtype("key", key, self.key, dq, dk)
         if has_value:
+            self.value = self.checked_rows(value, "value", &dv)
             self.check_dtype("value", value, self.value, dq, dv)
         self.p.dtype = <af_dtype>dq
-        self.results.stage = AF_WEIGHTS
+        self.layout = self.query if self.packed or not cnp.PyArray_Check(query) else query
         self.set_shape()
         return 0
+
+    cdef cnp.ndarray checked_rows(self, object x, str name, int *dtype):
+        cdef cnp.ndarray a = operand(x, name, dtype)
+        if self.packed and cnp.PyArray_NDIM(a) != 3:
+            raise ValueError(f"{name} must have 3 axes (rows, heads, head size), got shape {shape_of(a)}")
+        return cnp.PyArray_SwapAxes(a, 0, 1) if self.packed else a
+
+    cdef tuple given_shape(self, cnp.ndarray a):
+        """The shape of an operand as the caller passed it."""
+        return shape_of(a.swapaxes(0, 1)) if self.packed else shape_of(a)
 
     cdef int check_dtype(self, str name, object x, cnp.ndarray a, int dq, int da) except -1:
         if da != dq:
@@ -43,47 +60,45 @@ cdef class Operands:
 
     cdef int set_shape(self) except -1:
         cdef af_problem *p = &self.p
-        p.H, p.Lq, p.D = axis(self.query, 3), axis(self.query, 2), axis(self.query, 1)
-        p.Hk, p.Lk = axis(self.key, 3), axis(self.key, 2)
-        if axis(self.key, 1) != p.D:
-            raise ValueError(
-                f"key has head size {axis(self.key, 1)} but query has {p.D} (last axis): "
-                f"key {shape_of(self.key)}, query {shape_of(self.query)}"
-            )
-        if self.value is not None:
-            p.Dv = axis(self.value, 1)
-            if axis(self.value, 2) != p.Lk or axis(self.value, 3) != p.Hk:
-                raise ValueError(
-                    f"value must have the heads and length of key, ({p.Hk}, {p.Lk}, ...): "
-                    f"value {shape_of(self.value)}, key {shape_of(self.key)}"
-                )
+        cdef cnp.ndarray query = self.query, key = self.key, value = self.value
+        p.H, p.Lq, p.D, p.Hk, p.Lk = axis(query, 3), axis(query, 2), axis(query, 1), axis(key, 3), axis(key, 2)
+        self.ndim = max(cnp.PyArray_NDIM(query), cnp.PyArray_NDIM(key))
+        if axis(key, 1) != p.D:
+            raise ValueError(f"key has head size {axis(key, 1)} but query has {p.D} (last axis): {self.shapes('key')}")
+        if value is not None:
+            p.Dv = axis(value, 1)
+            self.ndim = max(self.ndim, cnp.PyArray_NDIM(value))
+            if axis(value, 2) != p.Lk or axis(value, 3) != p.Hk:
+                raise ValueError(f"value must have the heads and length of key: {self.shapes('value', 'key')}")
         if (p.Hk == 0 and p.H != 0) or (p.Hk != 0 and p.H % p.Hk != 0):
-            raise ValueError(
-                f"key has {p.Hk} heads, which does not divide the {p.H} heads of query: "
-                f"key {shape_of(self.key)}, query {shape_of(self.query)}"
-                + (": write query[..., None, :] if it is one query without the axis of lengths"
-                   if cnp.PyArray_NDIM(self.query) == cnp.PyArray_NDIM(self.key) - 1 else "")
-            )
-        if 2 < cnp.PyArray_NDIM(self.query) == cnp.PyArray_NDIM(self.key) - 1:
-            rows = shape_of(self.query)[:-1]
-            if rows == shape_of(self.key)[:-2] and max(rows[:-1]) > 1:
+            write = ": write query[..., None, :] if it is one query without the axis of lengths"
+            raise ValueError(f"key has {p.Hk} heads, which does not divide the {p.H} heads of query: "
+                             f"{self.shapes('key')}{write if self.lacks_length() else ''}")
+        if self.lacks_length() and cnp.PyArray_NDIM(query) > 2:
+            rows = shape_of(query)[:-1]
+            if rows == shape_of(key)[:-2] and max(rows[:-1]) > 1:
                 raise ValueError(
-                    f"query has shape {shape_of(self.query)} beside key {shape_of(self.key)}, which can be read in two "
-                    f"ways: write query[..., None, :] if it is one query for each head, query[None] if it is "
-                    f"(heads, Lq, D)"
+                    f"query has shape {shape_of(query)} beside key {shape_of(key)}, which can be read in two ways: "
+                    f"write query[..., None, :] if it is one query for each head, query[None] if it is (heads, Lq, D)"
                 )
-        self.ndim = max(cnp.PyArray_NDIM(self.query), cnp.PyArray_NDIM(self.key))
-        if self.value is not None:
-            self.ndim = max(self.ndim, cnp.PyArray_NDIM(self.value))
         if self.ndim > MAX_DIMS:
             raise ValueError(f"query, key and value may have at most {MAX_DIMS} axes")
         self.batch_ndim = max(0, self.ndim - 3)
         self.set_batch()
-        self.set_strides(&self.operands.query, self.query)
-        self.set_strides(&self.operands.key, self.key)
-        if self.value is not None:
-            self.set_strides(&self.operands.value, self.value)
+        self.set_strides(&self.operands.query, query)
+        self.set_strides(&self.operands.key, key)
+        if value is not None:
+            self.set_strides(&self.operands.value, value)
         return 0
+
+    cdef bint lacks_length(self):
+        return cnp.PyArray_NDIM(self.query) == cnp.PyArray_NDIM(self.key) - 1
+
+    cdef str shapes(self, str name, str other="query"):
+        """The shapes of two operands as the caller passed them."""
+        arrays = {"query": self.query, "key": self.key, "value": self.value}
+        pair = [(n, arrays[n].swapaxes(0, 1) if self.packed else arrays[n]) for n in (name, other)]
+        return ", ".join([f"{n} {a.shape}" for n, a in pair])
 
     cdef int join_batch(self, str name, cnp.ndarray a) except -1:
         cdef int k
@@ -158,11 +173,19 @@ cdef class Operands:
         cdef cnp.ndarray offsets = np.zeros(1, np.int64)
         for k in range(self.batch_ndim):
             offsets = np.add.outer(offsets, np.arange(self.batch[k], dtype=np.int64) * step[k]).ravel()
-        self.keep.append(offsets)
-        t.batch = <const int64_t *>cnp.PyArray_DATA(offsets)
+        t.batch = <const int64_t *>self.kept(offsets)
         return 0
 
-    # ---- results ----
+    cdef void *kept(self, cnp.ndarray a) except? NULL:
+        """The data of an array that lives as long as the problem, or NULL for None."""
+        if a is None:
+            return NULL
+        if self.keep is None:
+            self.keep = []
+        self.keep.append(a)
+        return cnp.PyArray_DATA(a)
+
+    # ---- memory for results, (heads, rows, ...) as C takes them ----
 
     cdef tuple outer_shape(self):
         """The shape of the results without their last axis."""
@@ -184,22 +207,15 @@ cdef class Operands:
             return np.empty([shape[k] for k in range(self.ndim)], self.query.dtype)
         return cnp.PyArray_EMPTY(self.ndim, shape, cnp.PyArray_TYPE(self.query), 0)
 
-    cdef cnp.ndarray new_output(self, object query):
+    cdef cnp.ndarray new_output(self):
         """An output whose memory has the axis order of the caller's query."""
-        if isinstance(query, np.ndarray) and query.ndim == self.ndim and not falls(query):
-            return self.reordered_output(query)
-        return self.new_array(self.p.Dv)
-
-    cdef cnp.ndarray reordered_output(self, object query):
-        strides = query.strides
-        clear = [k for k in range(self.ndim - 1) if strides[k] != 0 and query.shape[k] > 1]
+        cdef cnp.ndarray like = self.layout
+        if cnp.PyArray_NDIM(like) != self.ndim or falls(like):
+            return self.new_array(self.p.Dv)
+        strides, lengths = (<object>like).strides, shape_of(like)
+        clear = [k for k in range(self.ndim - 1) if strides[k] != 0 and lengths[k] > 1]
         order = list(range(self.ndim))
         for place, k in zip(clear, sorted(clear, key=lambda k: -abs(strides[k]))):
             order[place] = k
         shape = self.outer_shape() + (self.p.Dv,)
         return np.empty([shape[k] for k in order], self.query.dtype).transpose(np.argsort(order))
-
-    cdef cnp.ndarray new_lse(self):
-        cdef cnp.ndarray lse = np.empty(self.outer_shape(), np.float64 if self.p.dtype == AF_F64 else np.float32)
-        self.set_strides(&self.results.lse, lse[..., None])
-        return lse

@@ -5,9 +5,8 @@ from typing import Literal, Never, Unpack, overload
 from numpy.typing import ArrayLike
 
 from . import _core
-from ._keywords import refuse_arguments
-from ._signature import plain_signature
-from .options import AdditiveOptions, Array, Mask, Offset, Window
+from ._signature import check_arguments, takes
+from .options import AdditiveKeywords, AdditiveOptions, Array
 from .result import AttentionResult
 
 
@@ -55,29 +54,14 @@ def additive_attention(
     return_weights: bool = ...,
     **options: Unpack[AdditiveOptions],
 ) -> Array | AttentionResult: ...
-@plain_signature
+@takes(AdditiveKeywords)
 def additive_attention(
     query: ArrayLike,
     key: ArrayLike,
     value: ArrayLike,
     score_weight: ArrayLike | None = None,
     *extra: Never,
-    score_bias: ArrayLike | None = None,
-    mask: Mask | None = None,
-    bias: ArrayLike | None = None,
-    is_causal: bool = False,
-    window_size: Window = None,
-    q_offset: Offset | None = None,
-    q_lengths: ArrayLike | None = None,
-    kv_lengths: ArrayLike | None = None,
-    softcap: float | None = None,
-    alibi_slopes: ArrayLike | None = None,
-    sink_logits: ArrayLike | None = None,
-    return_lse: bool = False,
-    return_weights: bool = False,
-    out: Array | None = None,
-    num_threads: int | None = None,
-    **unknown: Never,
+    **options: Unpack[AdditiveKeywords],
 ) -> Array | AttentionResult:
     r"""Attention with the additive scores of Bahdanau et al. [1]_.
 
@@ -133,29 +117,6 @@ def additive_attention(
     >>> np.allclose(weights, np.exp(scores) / np.exp(scores).sum())
     True
     """
-    if extra or unknown:
-        refuse_arguments(additive_attention, extra, unknown)
-    output, lse, weights = _core.additive_attention(
-        query,
-        key,
-        value,
-        score_weight,
-        score_bias,
-        mask,
-        bias,
-        is_causal,
-        window_size,
-        q_offset,
-        q_lengths,
-        kv_lengths,
-        softcap,
-        alibi_slopes,
-        sink_logits,
-        return_lse,
-        return_weights,
-        out,
-        num_threads,
-    )
-    if lse is None and weights is None:
-        return output
-    return AttentionResult(output, lse, weights)
+    if extra or options:
+        check_arguments(additive_attention, extra, options)
+    return _core.additive_attention(query, key, value, score_weight, options)

@@ -5,12 +5,9 @@ from typing import Literal, Never, Unpack, overload
 from numpy.typing import ArrayLike
 
 from . import _core
-from ._keywords import refuse_arguments
-from ._signature import plain_signature
-from .options import Array, AttentionOptions, Mask, Offset, Window
+from ._signature import check_arguments, takes
+from .options import Array, AttentionKeywords, AttentionOptions, WeightsKeywords
 from .result import AttentionResult
-
-Stage = Literal["scores", "capped", "biased", "weights"]
 
 
 @overload
@@ -53,28 +50,13 @@ def attention(
     return_weights: bool = ...,
     **options: Unpack[AttentionOptions],
 ) -> Array | AttentionResult: ...
-@plain_signature
+@takes(AttentionKeywords)
 def attention(
     query: ArrayLike,
     key: ArrayLike,
     value: ArrayLike,
     *extra: Never,
-    mask: Mask | None = None,
-    bias: ArrayLike | None = None,
-    is_causal: bool = False,
-    window_size: Window = None,
-    q_offset: Offset | None = None,
-    q_lengths: ArrayLike | None = None,
-    kv_lengths: ArrayLike | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: ArrayLike | None = None,
-    sink_logits: ArrayLike | None = None,
-    return_lse: bool = False,
-    return_weights: bool = False,
-    out: Array | None = None,
-    num_threads: int | None = None,
-    **unknown: Never,
+    **options: Unpack[AttentionKeywords],
 ) -> Array | AttentionResult:
     r"""Exact scaled dot-product attention.
 
@@ -187,52 +169,17 @@ def attention(
     >>> bool((o[1, :, 70:] == 0).all())
     True
     """
-    if extra or unknown:
-        refuse_arguments(attention, extra, unknown)
-    output, lse, weights = _core.attention(
-        query,
-        key,
-        value,
-        mask,
-        bias,
-        is_causal,
-        window_size,
-        q_offset,
-        q_lengths,
-        kv_lengths,
-        scale,
-        softcap,
-        alibi_slopes,
-        sink_logits,
-        return_lse,
-        return_weights,
-        out,
-        num_threads,
-    )
-    if lse is None and weights is None:
-        return output
-    return AttentionResult(output, lse, weights)
+    if extra or options:
+        check_arguments(attention, extra, options)
+    return _core.attention(query, key, value, options)
 
 
-@plain_signature
+@takes(WeightsKeywords)
 def attention_weights(
     query: ArrayLike,
     key: ArrayLike,
     *extra: Never,
-    stage: Stage = "weights",
-    mask: Mask | None = None,
-    bias: ArrayLike | None = None,
-    is_causal: bool = False,
-    window_size: Window = None,
-    q_offset: Offset | None = None,
-    q_lengths: ArrayLike | None = None,
-    kv_lengths: ArrayLike | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: ArrayLike | None = None,
-    sink_logits: ArrayLike | None = None,
-    num_threads: int | None = None,
-    **unknown: Never,
+    **options: Unpack[WeightsKeywords],
 ) -> Array:
     """The softmax weights of :func:`attention`, or its scores at an earlier stage.
 
@@ -270,22 +217,6 @@ def attention_weights(
            [0.27, 0.73, 0.  ],
            [0.21, 0.21, 0.58]], dtype=float32)
     """
-    if extra or unknown:
-        refuse_arguments(attention_weights, extra, unknown)
-    return _core.attention_weights(
-        query,
-        key,
-        stage,
-        mask,
-        bias,
-        is_causal,
-        window_size,
-        q_offset,
-        q_lengths,
-        kv_lengths,
-        scale,
-        softcap,
-        alibi_slopes,
-        sink_logits,
-        num_threads,
-    )
+    if extra or options:
+        check_arguments(attention_weights, extra, options)
+    return _core.attention_weights(query, key, options)

@@ -1,35 +1,22 @@
 """Heaviest keys of queries and total weight of keys, without the ``Lq x Lk`` weights."""
 
-from typing import Never
+from typing import Never, Unpack
 
 from numpy.typing import ArrayLike
 
 from . import _core
-from ._keywords import refuse_arguments
-from ._signature import plain_signature
-from .options import Array, Mask, Offset, Window
+from ._signature import check_arguments, takes
+from .options import Array, ImportanceKeywords, TopKKeywords
 from .result import AttentionTopK
 
 
-@plain_signature
+@takes(TopKKeywords)
 def attention_topk(
     query: ArrayLike,
     key: ArrayLike,
     k: int,
     *extra: Never,
-    mask: Mask | None = None,
-    bias: ArrayLike | None = None,
-    is_causal: bool = False,
-    window_size: Window = None,
-    q_offset: Offset | None = None,
-    q_lengths: ArrayLike | None = None,
-    kv_lengths: ArrayLike | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: ArrayLike | None = None,
-    sink_logits: ArrayLike | None = None,
-    num_threads: int | None = None,
-    **unknown: Never,
+    **options: Unpack[TopKKeywords],
 ) -> AttentionTopK:
     """The `k` heaviest keys of each query, with their exact softmax weights.
 
@@ -75,47 +62,17 @@ def attention_topk(
            [0.91, 0.05],
            [0.87, 0.04]], dtype=float32)
     """
-    if extra or unknown:
-        refuse_arguments(attention_topk, extra, unknown)
-    indices, weights = _core.attention_topk(
-        query,
-        key,
-        k,
-        mask,
-        bias,
-        is_causal,
-        window_size,
-        q_offset,
-        q_lengths,
-        kv_lengths,
-        scale,
-        softcap,
-        alibi_slopes,
-        sink_logits,
-        num_threads,
-    )
-    return AttentionTopK(indices, weights)
+    if extra or options:
+        check_arguments(attention_topk, extra, options)
+    return _core.attention_topk(query, key, k, options)
 
 
-@plain_signature
+@takes(ImportanceKeywords)
 def key_importance(
     query: ArrayLike,
     key: ArrayLike,
     *extra: Never,
-    per_kv_head: bool = False,
-    mask: Mask | None = None,
-    bias: ArrayLike | None = None,
-    is_causal: bool = False,
-    window_size: Window = None,
-    q_offset: Offset | None = None,
-    q_lengths: ArrayLike | None = None,
-    kv_lengths: ArrayLike | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: ArrayLike | None = None,
-    sink_logits: ArrayLike | None = None,
-    num_threads: int | None = None,
-    **unknown: Never,
+    **options: Unpack[ImportanceKeywords],
 ) -> Array:
     """The total softmax weight that each key receives from all queries.
 
@@ -152,22 +109,6 @@ def key_importance(
     >>> key_importance(x, x).round(2)
     array([1., 1., 1.])
     """
-    if extra or unknown:
-        refuse_arguments(key_importance, extra, unknown)
-    return _core.key_importance(
-        query,
-        key,
-        per_kv_head,
-        mask,
-        bias,
-        is_causal,
-        window_size,
-        q_offset,
-        q_lengths,
-        kv_lengths,
-        scale,
-        softcap,
-        alibi_slopes,
-        sink_logits,
-        num_threads,
-    )
+    if extra or options:
+        check_arguments(key_importance, extra, options)
+    return _core.key_importance(query, key, options)

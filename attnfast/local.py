@@ -5,9 +5,8 @@ from typing import Literal, Never, Unpack, overload
 from numpy.typing import ArrayLike
 
 from . import _core
-from ._keywords import refuse_arguments
-from ._signature import plain_signature
-from .options import Array, LocalOptions, Mask, Offset, Window
+from ._signature import check_arguments, takes
+from .options import Array, LocalKeywords, LocalOptions, Window
 from .result import AttentionResult
 
 
@@ -55,32 +54,14 @@ def local_attention(
     return_weights: bool = ...,
     **options: Unpack[LocalOptions],
 ) -> Array | AttentionResult: ...
-@plain_signature
+@takes(LocalKeywords)
 def local_attention(
     query: ArrayLike,
     key: ArrayLike,
     value: ArrayLike,
     window_size: Window,
     *extra: Never,
-    global_tokens: ArrayLike | None = None,
-    dilation: ArrayLike = 1,
-    centers: ArrayLike | None = None,
-    sigma: float | None = None,
-    mask: Mask | None = None,
-    bias: ArrayLike | None = None,
-    is_causal: bool = False,
-    q_offset: Offset | None = None,
-    q_lengths: ArrayLike | None = None,
-    kv_lengths: ArrayLike | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: ArrayLike | None = None,
-    sink_logits: ArrayLike | None = None,
-    return_lse: bool = False,
-    return_weights: bool = False,
-    out: Array | None = None,
-    num_threads: int | None = None,
-    **unknown: Never,
+    **options: Unpack[LocalKeywords],
 ) -> Array | AttentionResult:
     r"""Attention within windows; work is ``O(Lq * window)``.
 
@@ -163,28 +144,6 @@ def local_attention(
     >>> int((w[0, 1] > 0).sum()), bool(w[0, 1].sum() < 1)
     (20, True)
     """
-    if extra or unknown:
-        refuse_arguments(local_attention, extra, unknown)
-    scoring = (scale, softcap, alibi_slopes, sink_logits)
-    positions = (is_causal, q_offset, q_lengths, kv_lengths)
-    output, lse, weights = _core.local_attention(
-        query,
-        key,
-        value,
-        window_size,
-        global_tokens,
-        dilation,
-        centers,
-        sigma,
-        mask,
-        bias,
-        *positions,
-        *scoring,
-        return_lse,
-        return_weights,
-        out,
-        num_threads,
-    )
-    if lse is None and weights is None:
-        return output
-    return AttentionResult(output, lse, weights)
+    if extra or options:
+        check_arguments(local_attention, extra, options)
+    return _core.local_attention(query, key, value, window_size, options)

@@ -1,6 +1,10 @@
-"""Types of arguments, and the keywords that calls share."""
+"""The options of calls: the name, type and default of each, once, in the order of signatures.
 
-from typing import Any, Literal, TypedDict
+A public function takes ``**options: Unpack[...]`` of one of the tables at the end, and hands them
+on as they are; ``_core`` looks up what is there. `takes` shows the table in the signature.
+"""
+
+from typing import Annotated, Any, Literal, TypedDict
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -9,58 +13,167 @@ from .block_mask import BlockMask
 Array = NDArray[Any]
 Mask = ArrayLike | BlockMask
 Offset = ArrayLike | Literal["end"]
+Stage = Literal["scores", "capped", "biased", "weights"]
 Window = int | tuple[int | None, int | None] | None
 
-
-class CommonOptions(TypedDict, total=False):
-    """Keywords of every call with values that do not change what kind of result it returns."""
-
-    mask: Mask | None
-    bias: ArrayLike | None
-    is_causal: bool
-    q_offset: Offset | None
-    q_lengths: ArrayLike | None
-    kv_lengths: ArrayLike | None
-    softcap: float | None
-    alibi_slopes: ArrayLike | None
-    sink_logits: ArrayLike | None
-    out: Array | None
-    num_threads: int | None
+# ---- groups of options that several functions have: each annotation with its default ----
 
 
-class AttentionOptions(CommonOptions, total=False):
+class Pairs(TypedDict, total=False):
+    """What there may be one of for each pair of query and key."""
+
+    mask: Annotated[Mask | None, None]
+    bias: Annotated[ArrayLike | None, None]
+
+
+class Causal(TypedDict, total=False):
+    """Causality."""
+
+    is_causal: Annotated[bool, False]
+
+
+class Sides(TypedDict, total=False):
+    """The window."""
+
+    window_size: Annotated[Window, None]
+
+
+class Positions(TypedDict, total=False):
+    """Where queries are on the key axis."""
+
+    q_offset: Annotated[Offset | None, None]
+
+
+class Lengths(TypedDict, total=False):
+    """Padding."""
+
+    q_lengths: Annotated[ArrayLike | None, None]
+    kv_lengths: Annotated[ArrayLike | None, None]
+
+
+class Scale(TypedDict, total=False):
+    """The scale of scores."""
+
+    scale: Annotated[float | None, None]
+
+
+class Scores(TypedDict, total=False):
+    """What else scores go through."""
+
+    softcap: Annotated[float | None, None]
+    alibi_slopes: Annotated[ArrayLike | None, None]
+    sink_logits: Annotated[ArrayLike | None, None]
+
+
+class Lse(TypedDict, total=False):
+    """A flag that changes what is returned."""
+
+    return_lse: Annotated[bool, False]
+
+
+class Weights(TypedDict, total=False):
+    """The same."""
+
+    return_weights: Annotated[bool, False]
+
+
+class Out(TypedDict, total=False):
+    """Where to write the output."""
+
+    out: Annotated[Array | None, None]
+
+
+class Threads(TypedDict, total=False):
+    """How to run."""
+
+    num_threads: Annotated[int | None, None]
+
+
+class Places(TypedDict, total=False):
+    """Windows of :func:`attnfast.local_attention`."""
+
+    global_tokens: Annotated[ArrayLike | None, None]
+    dilation: Annotated[ArrayLike, 1]
+    centers: Annotated[ArrayLike | None, None]
+    sigma: Annotated[float | None, None]
+
+
+class Additive(TypedDict, total=False):
+    """Scores of :func:`attnfast.additive_attention`."""
+
+    score_bias: Annotated[ArrayLike | None, None]
+
+
+class Stages(TypedDict, total=False):
+    """What :func:`attnfast.attention_weights` returns."""
+
+    stage: Annotated[Stage, "weights"]
+
+
+class Grouped(TypedDict, total=False):
+    """What :func:`attnfast.key_importance` returns."""
+
+    per_kv_head: Annotated[bool, False]
+
+
+# ---- the options of each function; those in ...Options do not change the type of its result ----
+
+
+class Attending(Pairs, Causal, Sides, Positions, Lengths, Scale, Scores, total=False):
+    """Who sees whom, and the scores."""
+
+
+class AttentionOptions(Attending, Out, Threads, total=False):
+    """Those of :func:`attnfast.attention`, without flags."""
+
+
+class AttentionKeywords(Attending, Lse, Weights, Out, Threads, total=False):
     """Those of :func:`attnfast.attention`."""
 
-    window_size: Window
-    scale: float | None
+
+class WeightsKeywords(Stages, Attending, Threads, total=False):
+    """Those of :func:`attnfast.attention_weights`."""
 
 
-class LocalOptions(CommonOptions, total=False):
+class TopKKeywords(Attending, Threads, total=False):
+    """Those of :func:`attnfast.attention_topk`."""
+
+
+class ImportanceKeywords(Grouped, Attending, Threads, total=False):
+    """Those of :func:`attnfast.key_importance`."""
+
+
+class Local(Places, Pairs, Causal, Positions, Lengths, Scale, Scores, total=False):
+    """The same within windows."""
+
+
+class LocalOptions(Local, Out, Threads, total=False):
+    """Those of :func:`attnfast.local_attention`, without flags."""
+
+
+class LocalKeywords(Local, Lse, Weights, Out, Threads, total=False):
     """Those of :func:`attnfast.local_attention`."""
 
-    global_tokens: ArrayLike | None
-    dilation: ArrayLike
-    centers: ArrayLike | None
-    sigma: float | None
-    scale: float | None
+
+class Bahdanau(Additive, Pairs, Causal, Sides, Positions, Lengths, Scores, total=False):
+    """The same with additive scores."""
 
 
-class AdditiveOptions(CommonOptions, total=False):
+class AdditiveOptions(Bahdanau, Out, Threads, total=False):
+    """Those of :func:`attnfast.additive_attention`, without flags."""
+
+
+class AdditiveKeywords(Bahdanau, Lse, Weights, Out, Threads, total=False):
     """Those of :func:`attnfast.additive_attention`."""
 
-    score_bias: ArrayLike | None
-    window_size: Window
+
+class Packed(Causal, Sides, Positions, Scale, Scores, total=False):
+    """The same within packed sequences."""
 
 
-class VarlenOptions(TypedDict, total=False):
+class VarlenOptions(Packed, Out, Threads, total=False):
+    """Those of :func:`attnfast.attention_varlen`, without flags."""
+
+
+class VarlenKeywords(Packed, Lse, Out, Threads, total=False):
     """Those of :func:`attnfast.attention_varlen`."""
-
-    is_causal: bool
-    window_size: Window
-    q_offset: Offset | None
-    scale: float | None
-    softcap: float | None
-    alibi_slopes: ArrayLike | None
-    sink_logits: ArrayLike | None
-    out: Array | None
-    num_threads: int | None

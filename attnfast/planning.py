@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Unpack, overload
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _core
@@ -13,7 +12,7 @@ from .additive import additive_attention
 from .api import attention, attention_weights
 from .explain import attention_topk, key_importance
 from .local import local_attention
-from .options import AttentionOptions
+from .options import AttentionKeywords
 from .result import Plan
 from .varlen import attention_varlen
 
@@ -29,13 +28,6 @@ CORES: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
-class PlanOptions(AttentionOptions, total=False):
-    """Those of :func:`attnfast.plan` of a call to :func:`attnfast.attention`."""
-
-    return_lse: bool
-    return_weights: bool
-
-
 @overload
 def plan(
     query: ArrayLike,
@@ -44,7 +36,7 @@ def plan(
     /,
     *,
     return_blocks: bool = ...,
-    **options: Unpack[PlanOptions],
+    **options: Unpack[AttentionKeywords],
 ) -> Plan: ...
 @overload
 def plan(
@@ -53,7 +45,7 @@ def plan(
     key: ArrayLike,
     value: ArrayLike,
     return_blocks: bool = ...,
-    **options: Unpack[PlanOptions],
+    **options: Unpack[AttentionKeywords],
 ) -> Plan: ...
 @overload
 def plan(
@@ -117,8 +109,6 @@ def plan(*operands: Any, return_blocks: bool = False, **options: Any) -> Plan:
     unknown = {name: x for name, x in options.items() if name not in signature.parameters}
     if unknown:
         refuse_unknown(function, unknown)
-    if not isinstance(return_blocks, bool | np.bool_):
-        raise TypeError(f"return_blocks must be True or False, got {type(return_blocks).__name__}")
     call = signature.bind(*operands, **options)
     call.apply_defaults()
-    return Plan(*CORES[function](**call.arguments, return_blocks=return_blocks))
+    return Plan(*CORES[function](*call.args, {**call.kwargs, "return_blocks": return_blocks}))

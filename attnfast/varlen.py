@@ -5,9 +5,8 @@ from typing import Literal, Never, Unpack, overload
 from numpy.typing import ArrayLike
 
 from . import _core
-from ._keywords import refuse_arguments
-from ._signature import plain_signature
-from .options import Array, Offset, VarlenOptions, Window
+from ._signature import check_arguments, takes
+from .options import Array, VarlenKeywords, VarlenOptions
 from .result import AttentionResult
 
 
@@ -44,7 +43,7 @@ def attention_varlen(
     return_lse: bool = ...,
     **options: Unpack[VarlenOptions],
 ) -> Array | AttentionResult: ...
-@plain_signature
+@takes(VarlenKeywords)
 def attention_varlen(
     query: ArrayLike,
     key: ArrayLike,
@@ -52,17 +51,7 @@ def attention_varlen(
     cu_q: ArrayLike,
     cu_k: ArrayLike,
     *extra: Never,
-    is_causal: bool = False,
-    window_size: Window = None,
-    q_offset: Offset | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: ArrayLike | None = None,
-    sink_logits: ArrayLike | None = None,
-    return_lse: bool = False,
-    out: Array | None = None,
-    num_threads: int | None = None,
-    **unknown: Never,
+    **options: Unpack[VarlenKeywords],
 ) -> Array | AttentionResult:
     """Attention within each of several sequences that are packed one after the other.
 
@@ -119,23 +108,6 @@ def attention_varlen(
     >>> np.array_equal(o[5:14].swapaxes(0, 1), attention(second, second, second, is_causal=True))
     True
     """
-    if extra or unknown:
-        refuse_arguments(attention_varlen, extra, unknown)
-    output, lse = _core.attention_varlen(
-        query,
-        key,
-        value,
-        cu_q,
-        cu_k,
-        is_causal,
-        window_size,
-        q_offset,
-        scale,
-        softcap,
-        alibi_slopes,
-        sink_logits,
-        return_lse,
-        out,
-        num_threads,
-    )
-    return output if lse is None else AttentionResult(output, lse, None)
+    if extra or options:
+        check_arguments(attention_varlen, extra, options)
+    return _core.attention_varlen(query, key, value, cu_q, cu_k, options)

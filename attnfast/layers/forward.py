@@ -1,6 +1,6 @@
 """What a call of multi-head attention computes."""
 
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,7 +9,7 @@ from .._misread import as_array, check_axes
 from ..api import attention
 from ..block_mask import BlockMask
 from ..merge import merge_attention
-from ..options import Mask, Window
+from ..options import Attending, Threads
 from ..result import AttentionResult
 from .linear import as_input, check_batch
 from .masks import as_key_mask, hide_keys
@@ -18,22 +18,14 @@ from .projections import Projections
 Array = NDArray[Any]
 
 
-class CallOptions(TypedDict, total=False):
-    """Keywords of a call that do not change what kind of result it returns."""
+class KeyMask(TypedDict, total=False):
+    """Padding among the keys."""
 
-    key_mask: ArrayLike | None
-    mask: Mask | None
-    bias: ArrayLike | None
-    is_causal: bool
-    window_size: Window
-    q_offset: ArrayLike | Literal["end"] | None
-    q_lengths: ArrayLike | None
-    kv_lengths: ArrayLike | None
-    scale: float | None
-    softcap: float | None
-    alibi_slopes: ArrayLike | None
-    sink_logits: ArrayLike | None
-    num_threads: int | None
+    key_mask: Annotated[ArrayLike | None, None]
+
+
+class CallOptions(KeyMask, Attending, Threads, total=False):
+    """Keywords of a call that do not change what kind of result it returns."""
 
 
 # What an extra key shares: it has no place, no mask hides it, and a sink enters only once.

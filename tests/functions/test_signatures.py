@@ -10,6 +10,7 @@ import attnfast
 import attnfast.layers
 import attnfast.plot
 from attnfast import _keywords, planning
+from support.arrays import same_bits
 from support.legal import FUNCTIONS, call, parameters_of
 
 pytestmark = pytest.mark.quick
@@ -85,6 +86,21 @@ def test_arguments_by_position(function):
     with pytest.raises(TypeError, match=wanted) as caught:
         function(*[X] * len(first), X)
     assert str(caught.value).endswith("...") == ("value" in first)
+
+
+@pytest.mark.parametrize("function", planning.CORES, ids=lambda function: function.__name__)
+def test_an_option_with_its_default_is_one_left_out(function):
+    parameters = inspect.signature(function).parameters.values()
+    options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    legal = FUNCTIONS[function.__name__]
+    first = {p.name: legal[p.name] for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+    if "window_size" in first:
+        options["q_offset"] = first["q_offset"] = 0  # which must be given
+    expected = function(**first)
+    for chosen in (options, *({name: x} for name, x in options.items())):
+        result = function(**{**first, **chosen})
+        parts = zip(result, expected, strict=True)
+        assert all(same_bits(a, b) for a, b in parts), chosen
 
 
 def test_all_foreign_keywords_are_told_at_once():

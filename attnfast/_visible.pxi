@@ -1,0 +1,303 @@
+# Who sees whom: masks, windows, positions, lengths. Included by _core.pyx.
+
+cdef int64_t position(object x):
+    """A whole number of any size as a position that C can add to."""
+    return max(-AF_MAX_POSITION, min(AF_MAX_POSITION, int(x)))
+
+
+cdef tuple window_sides(object window_size):
+    if isinstance(window_size, (tuple, list)):
+        if len(window_size) != 2:
+            raise ValueError(f"window_size must be an int or a pair (left, right), got {window_size!r}")
+        return tuple(window_size)
+    if isinstance(window_size, np.ndarray):
+        sides = window_size.ravel().tolist()
+        write = ""
+        if window_size.dtype.kind in "iu" and len(sides) in (1, 2):
+            write = f": write {sides[0] if len(sides) == 1 else tuple(sides)}"
+        raise TypeError(f"window_size must be an int or a pair (left, right), got an array{write}")
+    return window_size, window_size
+
+
+cdef int64_t window_bound(object x) except? -2:
+    if x is None:
+        return AF_FAR
+    n = whole_number(x, "window_size")
+    if n < -1:
+        raise ValueError(f"window_size bounds must be -1 (unbounded) or more, got {n}")
+    return AF_FAR if n == -1 or n >= AF_MAX_POSITION else n
+
+
+@cython.no_gc
+cdef class Visible(Operands):
+    """The options that decide who sees whom. None is the same as an option that is left out."""
+
+    cdef bint positioned  # is something relative to the query's position on the key axis?
+    cdef int64_t rows  # how many entries an option has with one for each batch row, or packed sequence
+    cdef cnp.ndarray q_lengths, kv_lengths  # one for each of these, or None: all of them
+    cdef const int64_t *first_query  # of each packed sequence, and the end
+    cdef const int64_t *first_key
+
+    # ---- pairs ----
+
+    cdef bint broadcasts(self, cnp.ndarray a, int64_t rows, int64_t columns):
+        """Whether an array goes over (..., H, rows, columns), and can only be meant for these axes."""
+        cdef int k, nd = cnp.PyArray_NDIM(a)
+        cdef int64_t wanted, n
+        if nd > self.batch_ndim + 3:
+            return False
+        for k in range(1, nd + 1):
+            n = axis(a, k)
+            if k > 3:
+                wanted = self.batch[self.batch_ndim + 3 - k]
+            else:
+                wanted = columns if k == 1 else rows if k == 2 else self.p.H
+            if n != 1 and n != wanted:
+                return False
+        if self.p.B == 1 or nd <= self.batch_ndim or nd == self.batch_ndim + 3:
+            return True
+        return cnp.PyArray_DIMS(a)[0] != self.batch[0]  # an array for each batch row has the batch axes
+
+    cdef int set_pairs(self, af_tensor *t, cnp.ndarray a) except -1:
+        """A tensor of an array over (..., H, rows, columns), any axis of length 1 broadcast."""
+        a = without_repeats(a, 0)
+        if not has_legal_strides(a):
+            a = np.array(a, dtype=a.dtype.newbyteorder("="), order="C", copy=True)
+        self.kept(a)
+        return self.set_strides(t, a)
+
+    cdef int check_pairs(self, cnp.ndarray a, str name, int64_t rows, int64_t columns, bint blocks) except -1:
+        if not self.broadcasts(a, rows, columns):
+            check_axes(name, shape_of(a), self.batch_shape(), (self.p.H, rows, columns), blocks=blocks)
+        return 0
+
+    cdef int set_blocks(self, object mask) except -1:
+        cdef int64_t rows, columns
+        self.visible.block_q = min(mask.block_size[0], max(self.p.Lq, 1))
+        self.visible.block_k = min(mask.block_size[1], max(self.p.Lk, 1))
+        rows = (self.p.Lq + self.visible.block_q - 1) // self.visible.block_q
+        columns = (self.p.Lk + self.visible.block_k - 1) // self.visible.block_k
+        if mask.blocks.shape[-2:] != (rows, columns):
+            raise ValueError(
+                f"mask has {mask.blocks.shape[-2:]} blocks of {mask.block_size} queries and keys; "
+                f"Lq = {self.p.Lq} and Lk = {self.p.Lk} make {(rows, columns)}"
+            )
+        self.check_pairs(mask.blocks, "mask", rows, columns, True)
+        return self.set_pairs(&self.visible.blocks, mask.blocks)
+
+    cdef int set_mask(self, object mask) except -1:
+        cdef bint blocks
+        cdef cnp.ndarray a
+        if mask is None:
+            return 0
+        blocks = isinstance(mask, BlockMask)
+        if blocks and mask.block_size != (1, 1):
+            return self.set_blocks(mask)
+        a = mask.blocks if blocks else as_array(mask, "mask")  # one pair a block: an elementwise mask
+        if cnp.PyArray_TYPE(a) != cnp.NPY_BOOL:
+            raise wrong_mask(a, mask, "mask")
+        self.check_pairs(a, "mask", self.p.Lq, self.p.Lk, blocks)
+        return self.set_pairs(&self.visible.mask, a)
+
+    # ---- windows ----
+
+    cdef int set_window(self, object is_causal, object window_size) except -1:
+        self.visible.causal = self.positioned = flag(is_causal, "is_causal")
+        self.visible.left = self.visible.right = AF_FAR
+        if window_size is not None:
+            left, right = window_sides(window_size)
+            self.visible.left = window_bound(left)
+            self.visible.right = window_bound(right)
+            self.positioned = self.positioned or self.visible.left < AF_FAR or self.visible.right < AF_FAR
+        return 0
+
+    cdef int set_places(self, object centers, object sigma, object global_tokens, object dilation) except -1:
+        """What windows of local_attention are made of, beside their sides."""
+        if centers is None and sigma is not None:
+            raise ValueError("sigma is the width of a factor about centers, got no centers: leave sigma out")
+        if centers is None:
+            self.set_dilation(dilation)
+            return self.set_global_tokens(global_tokens)
+        if global_tokens is not None:
+            raise ValueError("centers cannot be combined with global_tokens")
+        if np.any(np.asarray(dilation) != 1):
+            raise ValueError("centers cannot be combined with dilation")
+        return self.set_centers(centers, sigma)
+
+    cdef int set_dilation(self, object dilation) except -1:
+        cdef cnp.ndarray a = as_array(dilation, "dilation")
+        if a.dtype.kind not in "iu":
+            raise wrong_integers(a, dilation, "dilation")
+        if shape_of(a) != () and shape_of(a) != (self.p.H,):
+            raise ValueError(f"dilation must be an int or have shape {(self.p.H,)}, got {shape_of(a)}")
+        if a.size and a.min() < 1:
+            raise ValueError(f"dilation must be at least 1, got {a.min()}")
+        a = np.ascontiguousarray(np.broadcast_to(whole_array(a), (self.p.H,)))
+        self.positioned = self.positioned or bool((a != 1).any())
+        self.visible.dilation = <const int64_t *>self.kept(a)
+        return 0
+
+    cdef int set_global_tokens(self, object global_tokens) except -1:
+        cdef cnp.ndarray a, tokens
+        cdef int64_t Lk = self.p.Lk
+        if global_tokens is None:
+            return 0
+        a = as_array(global_tokens, "global_tokens")
+        kind, shape, rows = a.dtype.kind, shape_of(a), self.batch_shape()
+        if kind not in "biu" and a.size:
+            raise wrong_dtype(a, global_tokens, "global_tokens", "indices or bool",
+                              "write {0}.astype(np.int64) if they are indices, {0} != 0 if one for each key")
+        if shape == () or shape[:-1] not in ((), rows, (self.p.B,)):
+            last = "Lk" if kind == "b" else "n"
+            raise ValueError(f"global_tokens must have shape ({last},) or {rows} + ({last},), got {shape}")
+        if kind == "b" and shape[-1] != Lk:
+            raise ValueError(f"global_tokens must have one bool for each of the {Lk} keys, got shape {shape}")
+        if kind != "b" and shape[-1] == Lk and Lk > 4 and a.min() >= 0 and a.max() <= 1:
+            raise ValueError(
+                f"global_tokens has {Lk} integers of 0 and 1 for {Lk} keys: write global_tokens != 0 if there is one "
+                f"for each key, np.unique(global_tokens) if they are indices"
+            )
+        if kind != "b" and a.size and (a.min() < 0 or a.max() >= Lk):
+            raise ValueError(f"global_tokens must be within 0 .. {Lk - 1}, got {a.min()} .. {a.max()}")
+        a = np.broadcast_to(a if a.ndim == 1 else a.reshape((self.p.B, shape[-1])), (self.p.B, shape[-1]))
+        tokens = np.zeros((self.p.B, Lk), np.bool_)
+        if kind == "b":
+            tokens[...] = a
+        elif a.size:
+            np.put_along_axis(tokens, a.astype(np.int64), True, axis=1)
+        self.positioned = self.positioned or bool(tokens.any())
+        self.visible.global_tokens = <const uint8_t *>self.kept(tokens)
+        return 0
+
+    cdef int set_centers(self, object centers, object sigma) except -1:
+        cdef cnp.ndarray a = as_array(centers, "centers"), places
+        if a.dtype.kind not in "iu" and dtype_of(a) < 0:
+            raise wrong_dtype(a, centers, "centers", "integers or floating point", "write {0}.astype(np.float64)")
+        places = a.astype(np.float64)
+        if not np.isfinite(places).all():
+            raise ValueError("centers must be finite")
+        self.set_spread(centers, sigma, a.dtype.kind not in "iu")
+        places = np.ascontiguousarray(places)[..., None]
+        if not self.broadcasts(places, self.p.Lq, 1):
+            check_axes("centers", shape_of(a), self.batch_shape(), (self.p.H, self.p.Lq))
+        self.positioned = self.visible.causal
+        return self.set_pairs(&self.visible.center, places)
+
+    cdef int set_spread(self, object centers, object sigma, bint smooth) except -1:
+        """Integer centers are Luong's local-m, real ones with a sigma his local-p."""
+        if not smooth and sigma is not None:
+            raise ValueError(
+                "sigma is for real centers (local-p), got integer centers (local-m): "
+                f"write {spelled(centers, 'centers')}.astype(np.float64), or leave sigma out"
+            )
+        if not smooth:
+            return 0
+        if sigma is None:
+            wide = 0 < self.visible.left + self.visible.right < AF_FAR
+            width = f"sigma=({self.visible.left} + {self.visible.right}) / 4" if wide else "a sigma above 0"
+            raise ValueError(
+                f"sigma must be given with real centers: write {width} for local-p, "
+                "or centers=np.rint(centers).astype(np.int64) for local-m"
+            )
+        sigma = real_number(sigma, "sigma")
+        if not (isfinite(sigma) and sigma > 0):
+            raise ValueError(f"sigma must be finite and above 0, got {sigma}")
+        self.score.gaussian = sqrt(0.5 / log(2.0)) / sigma
+        return 0
+
+    # ---- one number for each batch row, or packed sequence ----
+
+    cdef tuple rows_shape(self):
+        return (self.rows,) if self.packed else self.batch_shape()
+
+    cdef cnp.ndarray whole_rows(self, object x, str name, bint one_for_all):
+        shape = self.rows_shape()
+        if isinstance(x, numbers.Integral) and not isinstance(x, (bool, np.bool_, np.timedelta64)):
+            x = np.array(position(x))
+        cdef cnp.ndarray a = as_array(x, name)
+        if a.dtype.kind not in "iu" and a.size:
+            raise wrong_integers(a, x, name)
+        a = whole_array(a)
+        if shape_of(a) == () and (one_for_all or self.rows == 1):
+            return np.full(self.rows, a, np.int64)
+        if shape_of(a) != shape and shape_of(a) != (self.rows,):
+            if shape == ():
+                raise ValueError(f"{name} must be one number, got shape {shape_of(a)}: {self.one_row()}")
+            raise ValueError(f"{name} must have one entry for each batch row, shape {shape}, got {shape_of(a)}")
+        return np.ascontiguousarray(a.ravel())
+
+    cdef str one_row(self):
+        if self.ndim == 2:
+            return "arrays of rank 2 are one head of one batch row"
+        return ("arrays of rank 3 are (heads, length, head size) of one batch row, write query[:, None] (key and "
+                "value alike) if they are (batch, length, head size)")
+
+    cdef cnp.ndarray length_rows(self, object x, str name, int64_t longest):
+        if x is None:
+            return None
+        cdef cnp.ndarray a = self.whole_rows(x, name, False)
+        if a.size and (a.min() < 0 or a.max() > longest):
+            raise ValueError(f"{name} must be within 0 .. {longest}, got {a.min()} .. {a.max()}")
+        return a
+
+    cdef int set_lengths(self, object q_lengths, object kv_lengths) except -1:
+        if self.packed:
+            return 0  # they follow from the bounds
+        self.q_lengths = self.length_rows(q_lengths, "q_lengths", self.p.Lq)
+        self.kv_lengths = self.length_rows(kv_lengths, "kv_lengths", self.p.Lk)
+        self.visible.q_length = <const int64_t *>self.kept(self.q_lengths)
+        self.visible.kv_length = <const int64_t *>self.kept(self.kv_lengths)
+        return 0
+
+    cdef int set_offset(self, object q_offset) except -1:
+        cdef cnp.ndarray a
+        if q_offset is None:
+            return self.check_positions()
+        if isinstance(q_offset, str):
+            if q_offset != "end":
+                raise ValueError(f"q_offset must be an int, one for each batch row, or \"end\", got {q_offset!r}")
+            keys = self.p.Lk if self.kv_lengths is None else self.kv_lengths
+            queries = self.p.Lq if self.q_lengths is None else self.q_lengths
+            a = np.empty(self.rows, np.int64)
+            a[:] = keys - queries
+        else:
+            a = self.whole_rows(q_offset, "q_offset", True)
+        self.visible.q_offset = <const int64_t *>self.kept(a)
+        return 0
+
+    cdef int check_positions(self) except -1:
+        """Where they matter, query i is at key i only if there are as many keys as queries."""
+        if not self.positioned or (np.array_equal(self.q_lengths, self.kv_lengths) if self.packed
+                                   else self.p.Lq == self.p.Lk):
+            return 0
+        differ = "cu_q and cu_k differ" if self.packed else (
+            f"the lengths differ (Lq = {self.p.Lq}, Lk = {self.p.Lk})")
+        raise ValueError(
+            f"q_offset must be given when is_causal, window_size or alibi_slopes need positions and {differ}: "
+            f"q_offset=0 lines up the first query with the first key, q_offset=\"end\" the last query with the last key"
+        )
+
+    # ---- packed sequences ----
+
+    cdef cnp.ndarray bounds(self, object x, str name, int64_t total, str what):
+        cdef cnp.ndarray a = as_array(x, name)
+        if a.dtype.kind not in "iu":
+            raise wrong_integers(a, x, name)
+        if cnp.PyArray_NDIM(a) != 1 or a.size == 0:
+            raise ValueError(f"{name} must have shape (sequences + 1,), got {shape_of(a)}")
+        wanted = f"{name} must rise from 0 to {total}, the rows of {what}"
+        if a[0] != 0 or a[a.size - 1] != total:
+            raise ValueError(f"{wanted}, got {a[0]} .. {a[a.size - 1]}")
+        falls = np.flatnonzero(a[1:] < a[:-1])
+        if falls.size:
+            raise ValueError(f"{wanted}, got {a[falls[0]]} before {a[falls[0] + 1]}")
+        return np.ascontiguousarray(a.astype(np.int64))
+
+    cdef int set_bounds(self, object cu_q, object cu_k) except -1:
+        cdef cnp.ndarray q = self.bounds(cu_q, "cu_q", self.p.Lq, "query")
+        cdef cnp.ndarray k = self.bounds(cu_k, "cu_k", self.p.Lk, "key")
+        if q.size != k.size:
+            raise ValueError(f"cu_k must have as many entries as cu_q, {q.size}, got {k.size}")
+        self.first_query, self.first_key = <const int64_t *>self.kept(q), <const int64_t *>self.kept(k)
+        self.q_lengths, self.kv_lengths, self.rows = np.diff(q), np.diff(k), q.size - 1
+        return 0
