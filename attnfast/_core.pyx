@@ -12,12 +12,12 @@ cimport cython
 cimport numpy as cnp
 
 import numbers
-import os
 
 import numpy as np
 
 from ._misread import (
-    as_array, check_axes, spelled, wrong_bias, wrong_dtype, wrong_integers, wrong_mask, wrong_operand,
+    as_array, check_axes, check_global_tokens, check_query, check_sigma, missing_offset, spelled, wrong_bias,
+    wrong_dtype, wrong_integers, wrong_mask, wrong_operand, wrong_rows, wrong_window,
 )
 from .block_mask import BlockMask
 from .result import AttentionResult, AttentionTopK
@@ -213,30 +213,6 @@ def isa_in_use(str dtype):
     return af_isa_in_use(<af_dtype><int>DTYPES.index(dtype)).decode()
 
 
-def use_isa(name):
-    """Caps the instruction set of this process; None: what ATTNFAST_ISA says, else the best."""
-    origin = "isa"
-    if name is None:
-        name, origin = os.environ.get("ATTNFAST_ISA") or None, "ATTNFAST_ISA"
-    if name is None:
-        af_cap_isa(NULL)
-        return
-    if not isinstance(name, str):
-        raise TypeError(f"{origin} must be a str, got {type(name).__name__}")
-    encoded = name.encode()
-    if not af_cap_isa(encoded):
-        raise ValueError(f"{origin} is {name!r}; this CPU and build have {', '.join(available_isas())}")
-
-
-def _threads_from_environment():
-    text = os.environ.get("ATTNFAST_NUM_THREADS")
-    if not text:
-        return
-    try:
-        set_threads(int(text))
-    except ValueError:
-        raise ValueError(f"ATTNFAST_NUM_THREADS is {text!r}; it must be a whole number, at least 1") from None
-
-
-use_isa(None)
-_threads_from_environment()
+def cap_isa(str name):
+    """Use no instruction set better than this; None: the best. False if there is none of that name."""
+    return af_cap_isa(NULL) if name is None else af_cap_isa(name.encode())

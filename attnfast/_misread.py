@@ -187,7 +187,94 @@ def wrong_mask(
     return wrong_dtype(a, x, name, accepted, advice)
 
 
+# ---- numbers ----
+
+
+def wrong_window(window_size: Array) -> TypeError:
+    """For a window that is an array."""
+    sides = window_size.ravel().tolist()
+    write = ""
+    if window_size.dtype.kind in "iu" and len(sides) in (1, 2):
+        write = f": write {sides[0] if len(sides) == 1 else tuple(sides)}"
+    return TypeError(f"window_size must be an int or a pair (left, right), got an array{write}")
+
+
+def missing_offset(differ: str) -> ValueError:
+    """For a call that needs positions where there are more keys than queries, or fewer."""
+    return ValueError(
+        "q_offset must be given when is_causal, window_size or alibi_slopes need positions and "
+        f"{differ}: q_offset=0 lines up the first query with the first key, "
+        'q_offset="end" the last query with the last key'
+    )
+
+
+def check_sigma(centers: Any, sigma: Any, smooth: bool, sides: tuple[int, int] | None) -> None:
+    """Integer centers are Luong's local-m, real ones (`smooth`) with a sigma his local-p.
+
+    `sides` are those of the window where both are bounded.
+    """
+    if not smooth and sigma is not None:
+        raise ValueError(
+            "sigma is for real centers (local-p), got integer centers (local-m): "
+            f"write {spelled(centers, 'centers')}.astype(np.float64), or leave sigma out"
+        )
+    if smooth and sigma is None:
+        write = "a sigma above 0"
+        if sides and sum(sides) > 0:
+            write = f"sigma=({sides[0]} + {sides[1]}) / 4"
+        raise ValueError(
+            f"sigma must be given with real centers: write {write} for local-p, "
+            "or centers=np.rint(centers).astype(np.int64) for local-m"
+        )
+
+
+def check_global_tokens(a: Array, rows: Shape, batch_rows: int, keys: int) -> None:
+    """Refuse global tokens of a shape or range that does not fit, or bools written as 0 and 1."""
+    whole = a.dtype.kind in "iu"
+    if a.ndim == 0 or a.shape[:-1] not in ((), rows, (batch_rows,)):
+        last = "n" if whole else "Lk"
+        shapes = f"({last},) or {rows} + ({last},)"
+        raise ValueError(f"global_tokens must have shape {shapes}, got {a.shape}")
+    if a.dtype.kind == "b" and a.shape[-1] != keys:
+        raise ValueError(
+            f"global_tokens must have one bool for each of the {keys} keys, got shape {a.shape}"
+        )
+    if whole and a.shape[-1] == keys > 4 and a.min() >= 0 and a.max() <= 1:
+        raise ValueError(
+            f"global_tokens has {keys} integers of 0 and 1 for {keys} keys: write "
+            "global_tokens != 0 if there is one for each key, np.unique(global_tokens) if they are "
+            "indices"
+        )
+    if whole and a.size and (a.min() < 0 or a.max() >= keys):
+        raise ValueError(
+            f"global_tokens must be within 0 .. {keys - 1}, got {a.min()} .. {a.max()}"
+        )
+
+
 # ---- shapes ----
+
+
+def check_query(query: Shape, key: Shape) -> None:
+    """Refuse a query whose axis of lengths may be missing, or that of the batch."""
+    if 2 < len(query) == len(key) - 1 and query[:-1] == key[:-2] and max(query[:-2]) > 1:
+        raise ValueError(
+            f"query has shape {query} beside key {key}, which can be read in two ways: write "
+            "query[..., None, :] if it is one query for each head, query[None] if it is "
+            "(heads, Lq, D)"
+        )
+
+
+def wrong_rows(name: str, got: Shape, rows: Shape, rank: int) -> ValueError:
+    """For what has one entry for each batch row, of which there are `rows`."""
+    if rows:
+        return ValueError(f"{name} must have one entry for each batch row, shape {rows}, got {got}")
+    one = "arrays of rank 2 are one head of one batch row"
+    if rank > 2:
+        one = (
+            "arrays of rank 3 are (heads, length, head size) of one batch row, write query[:, None]"
+            " (key and value alike) if they are (batch, length, head size)"
+        )
+    return ValueError(f"{name} must be one number, got shape {got}: {one}")
 
 
 def check_axes(name: str, shape: Shape, batch: Shape, last: Shape, *, blocks: bool = False) -> None:

@@ -36,7 +36,9 @@ cdef class Operands:
             self.value = self.checked_rows(value, "value", &dv)
             self.check_dtype("value", value, self.value, dq, dv)
         self.p.dtype = <af_dtype>dq
-        self.layout = self.query if self.packed or not cnp.PyArray_Check(query) else query
+        self.layout = self.query
+        if cnp.PyArray_Check(query):
+            self.layout = query.swapaxes(0, 1) if self.packed else query
         self.set_shape()
         return 0
 
@@ -71,16 +73,12 @@ cdef class Operands:
             if axis(value, 2) != p.Lk or axis(value, 3) != p.Hk:
                 raise ValueError(f"value must have the heads and length of key: {self.shapes('value', 'key')}")
         if (p.Hk == 0 and p.H != 0) or (p.Hk != 0 and p.H % p.Hk != 0):
-            write = ": write query[..., None, :] if it is one query without the axis of lengths"
+            lacks_axis = cnp.PyArray_NDIM(query) == cnp.PyArray_NDIM(key) - 1
+            write = ": write query[..., None, :] if it is one query without the axis of lengths" if lacks_axis else ""
             raise ValueError(f"key has {p.Hk} heads, which does not divide the {p.H} heads of query: "
-                             f"{self.shapes('key')}{write if self.lacks_length() else ''}")
-        if self.lacks_length() and cnp.PyArray_NDIM(query) > 2:
-            rows = shape_of(query)[:-1]
-            if rows == shape_of(key)[:-2] and max(rows[:-1]) > 1:
-                raise ValueError(
-                    f"query has shape {shape_of(query)} beside key {shape_of(key)}, which can be read in two ways: "
-                    f"write query[..., None, :] if it is one query for each head, query[None] if it is (heads, Lq, D)"
-                )
+                             f"{self.shapes('key')}{write}")
+        if cnp.PyArray_NDIM(query) < cnp.PyArray_NDIM(key):
+            check_query(shape_of(query), shape_of(key))
         if self.ndim > MAX_DIMS:
             raise ValueError(f"query, key and value may have at most {MAX_DIMS} axes")
         self.batch_ndim = max(0, self.ndim - 3)
@@ -90,9 +88,6 @@ cdef class Operands:
         if value is not None:
             self.set_strides(&self.operands.value, value)
         return 0
-
-    cdef bint lacks_length(self):
-        return cnp.PyArray_NDIM(self.query) == cnp.PyArray_NDIM(self.key) - 1
 
     cdef str shapes(self, str name, str other="query"):
         """The shapes of two operands as the caller passed them."""

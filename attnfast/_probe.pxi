@@ -1,17 +1,12 @@
-# The kernels' pieces one by one and the machine's limits, for tests and benchmarks. Included by _core.pyx.
+# The kernels' pieces one by one, for tests and benchmarks. Included by _core.pyx.
 
 from libc.string cimport memset
 
-import threading
-import time
+ctypedef void (*af_vector_function)(const void *, void *, int64_t) noexcept nogil
 
 cdef extern from "kernels.h" nogil:
     ctypedef struct af_probe:
-        void (*exp2)(const void *, void *, int64_t) noexcept nogil
-        void (*tanh)(const void *, void *, int64_t) noexcept nogil
-        void (*log2)(const void *, void *, int64_t) noexcept nogil
-        void (*exp_twice)(const void *, void *, int64_t) noexcept nogil
-        void (*exp_twice_fast)(const void *, void *, int64_t) noexcept nogil
+        af_vector_function exp2, tanh, log2, exp_twice, exp_twice_fast
         void (*tile)(bint, int64_t, int64_t, const void *, int64_t, const void *, void *) noexcept nogil
         void (*softmax)(void *, int, void *, void *) noexcept nogil
         double (*fma_peak)(int64_t) noexcept nogil
@@ -44,47 +39,15 @@ cdef const af_kernels *table(str dtype) except NULL:
     return af_kernels_for(AF_F32 if dtype == "float32" else AF_F64)
 
 
-def _apply(str name, x):
+def probe(str name, x):
+    """By a vector function of the kernels: exp2, tanh, log2 (of positive normal x), exp_twice and exp_twice_fast, which
+    are exp(2 x) as additive scores take it of queries and keys, and of their sum. float32 or float64."""
     cdef cnp.ndarray a = np.ascontiguousarray(x), y = np.empty_like(a)
-    cdef const af_probe *probe = table(a.dtype.name).probe
-    cdef void (*f)(const void *, void *, int64_t) noexcept nogil
-    if name == "exp2":
-        f = probe.exp2
-    elif name == "tanh":
-        f = probe.tanh
-    elif name == "log2":
-        f = probe.log2
-    elif name == "exp_twice":
-        f = probe.exp_twice
-    else:
-        f = probe.exp_twice_fast
-    f(cnp.PyArray_DATA(a), cnp.PyArray_DATA(y), cnp.PyArray_SIZE(a))
+    cdef const af_probe *t = table(a.dtype.name).probe
+    names = ("exp2", "tanh", "log2", "exp_twice", "exp_twice_fast")
+    cdef af_vector_function *functions = [t.exp2, t.tanh, t.log2, t.exp_twice, t.exp_twice_fast]
+    functions[<int>names.index(name)](cnp.PyArray_DATA(a), cnp.PyArray_DATA(y), cnp.PyArray_SIZE(a))
     return y
-
-
-def probe_exp2(x):
-    """2**x by the kernels' vector function; float32 or float64."""
-    return _apply("exp2", x)
-
-
-def probe_tanh(x):
-    """tanh(x) by the kernels' vector function; float32 or float64."""
-    return _apply("tanh", x)
-
-
-def probe_log2(x):
-    """log2(x) for positive normal x by the kernels' vector function; float32 or float64."""
-    return _apply("log2", x)
-
-
-def probe_exp_twice(x):
-    """exp(2 x) as additive scores take it of queries and keys; float32 or float64."""
-    return _apply("exp_twice", x)
-
-
-def probe_exp_twice_fast(x):
-    """exp(2 x) as additive scores take it of their sum; float32 or float64."""
-    return _apply("exp_twice_fast", x)
 
 
 def probe_tile(a, b, c=None):
@@ -146,107 +109,53 @@ def probe_visibility(
     return seen, of_any, of_all
 
 
-def _rate(step, double seconds, int num_threads=1):
-    """Sum over threads of what step(which thread) does a second, all of them at the same time."""
-    if num_threads < 1:
-        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
-    rates = [0.0] * num_threads
-    barrier = threading.Barrier(num_threads)
+# Loops to be timed, without the GIL; attnfast/bench/limits.py says of what.
 
-    def worker(int which):
-        step(which)
-        barrier.wait()
-        done, elapsed, start = 0.0, 0.0, time.perf_counter()
-        while elapsed < seconds:
-            done += step(which)
-            elapsed = time.perf_counter() - start
-        rates[which] = done / elapsed
-
-    threads = [threading.Thread(target=worker, args=(i,)) for i in range(num_threads)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(rates)
-
-
-def measure_fma_peak(int num_threads, double seconds, str dtype="float32"):
-    """GFLOP/s of independent fused multiply-adds in registers."""
+def run_fma(int64_t rounds, str dtype):
+    """Independent fused multiply-adds in registers; returns how many flops."""
     cdef const af_kernels *t = table(dtype)
-
-    def step(which):
-        cdef double flops
-        with nogil:
-            flops = t.probe.fma_peak(20000)
-        return flops
-
-    return _rate(step, seconds, num_threads) * 1e-9
+    cdef double flops
+    with nogil:
+        flops = t.probe.fma_peak(rounds)
+    return flops
 
 
-def measure_read_bandwidth(int num_threads, int64_t nbytes, double seconds):
-    """GB/s of reading nbytes in order, each thread its own share."""
+def run_read(cnp.ndarray a):
     cdef const af_kernels *t = table("float32")
-    cdef int64_t share = max(4096, nbytes // max(1, num_threads))
-    arrays = [np.ones(share // 4, np.float32) for _ in range(num_threads)]
-
-    def step(which):
-        cdef cnp.ndarray a = arrays[which]
-        cdef void *data = cnp.PyArray_DATA(a)
-        with nogil:
-            t.probe.read(data, share)
-        return <double>share
-
-    return _rate(step, seconds, num_threads) * 1e-9
+    cdef void *data = cnp.PyArray_DATA(a)
+    cdef int64_t size = a.nbytes
+    with nogil:
+        t.probe.read(data, size)
 
 
-def time_tile(int64_t k, double seconds, str dtype="float32"):
-    """GFLOP/s of the register tile: 64 rows, k steps, data in cache, one thread."""
-    cdef const af_kernels *t = table(dtype)
-    cdef cnp.ndarray a = np.ones((64, k), dtype), b = np.ones((k, t.nr), dtype), c = np.ones((64, t.nr), dtype)
-
-    def step(which):
-        cdef void *x = cnp.PyArray_DATA(a)
-        cdef void *y = cnp.PyArray_DATA(b)
-        cdef void *z = cnp.PyArray_DATA(c)
-        cdef int i
-        with nogil:
-            for i in range(200):
-                t.probe.tile(False, 64, k, x, k, y, z)
-        return 200 * 2.0 * 64 * k * t.nr
-
-    return _rate(step, seconds) * 1e-9
+def run_tile(cnp.ndarray a, cnp.ndarray b, cnp.ndarray c, int rounds):
+    cdef const af_kernels *t = table(a.dtype.name)
+    cdef void *x = cnp.PyArray_DATA(a)
+    cdef void *y = cnp.PyArray_DATA(b)
+    cdef void *z = cnp.PyArray_DATA(c)
+    cdef int64_t rows = a.shape[0], k = a.shape[1]
+    with nogil:
+        for _ in range(rounds):
+            t.probe.tile(False, rows, k, x, k, y, z)
 
 
-def time_exp2(double seconds, str dtype="float32"):
-    """Billions of exp2 a second: 4096 values in cache, one thread."""
-    cdef const af_kernels *t = table(dtype)
-    cdef cnp.ndarray a = np.linspace(-20, 0, 4096).astype(dtype), b = np.empty_like(a)
-
-    def step(which):
-        cdef void *x = cnp.PyArray_DATA(a)
-        cdef void *y = cnp.PyArray_DATA(b)
-        cdef int i
-        with nogil:
-            for i in range(100):
-                t.probe.exp2(x, y, 4096)
-        return 100 * 4096.0
-
-    return _rate(step, seconds) * 1e-9
+def run_exp2(cnp.ndarray a, cnp.ndarray result, int rounds):
+    cdef const af_kernels *t = table(a.dtype.name)
+    cdef void *x = cnp.PyArray_DATA(a)
+    cdef void *y = cnp.PyArray_DATA(result)
+    cdef int64_t n = cnp.PyArray_SIZE(a)
+    with nogil:
+        for _ in range(rounds):
+            t.probe.exp2(x, y, n)
 
 
-def time_softmax(double seconds, str dtype="float32"):
-    """Billions of modified scores a second through the online softmax of 128 keys, one thread."""
-    cdef const af_kernels *t = table(dtype)
-    cdef cnp.ndarray s = np.zeros((128, t.nr), dtype), m = np.zeros(t.nr, dtype), total = np.zeros(t.nr, dtype)
-
-    def step(which):
-        cdef void *x = cnp.PyArray_DATA(s)
-        cdef void *y = cnp.PyArray_DATA(m)
-        cdef void *z = cnp.PyArray_DATA(total)
-        cdef int i
-        with nogil:
-            for i in range(100):
-                t.probe.softmax(x, 128, y, z)
-        return 100 * 128.0 * t.nr
-
-    return _rate(step, seconds) * 1e-9
+def run_softmax(cnp.ndarray scores, cnp.ndarray most, cnp.ndarray total, int rounds):
+    """The online softmax of modified scores, keys by query lanes."""
+    cdef const af_kernels *t = table(scores.dtype.name)
+    cdef void *x = cnp.PyArray_DATA(scores)
+    cdef void *y = cnp.PyArray_DATA(most)
+    cdef void *z = cnp.PyArray_DATA(total)
+    cdef int keys = scores.shape[0]
+    with nogil:
+        for _ in range(rounds):
+            t.probe.softmax(x, keys, y, z)

@@ -11,11 +11,7 @@ cdef tuple window_sides(object window_size):
             raise ValueError(f"window_size must be an int or a pair (left, right), got {window_size!r}")
         return tuple(window_size)
     if isinstance(window_size, np.ndarray):
-        sides = window_size.ravel().tolist()
-        write = ""
-        if window_size.dtype.kind in "iu" and len(sides) in (1, 2):
-            write = f": write {sides[0] if len(sides) == 1 else tuple(sides)}"
-        raise TypeError(f"window_size must be an int or a pair (left, right), got an array{write}")
+        raise wrong_window(window_size)
     return window_size, window_size
 
 
@@ -143,25 +139,14 @@ cdef class Visible(Operands):
         if global_tokens is None:
             return 0
         a = as_array(global_tokens, "global_tokens")
-        kind, shape, rows = a.dtype.kind, shape_of(a), self.batch_shape()
-        if kind not in "biu" and a.size:
+        if a.dtype.kind not in "biu" and a.size:
             raise wrong_dtype(a, global_tokens, "global_tokens", "indices or bool",
                               "write {0}.astype(np.int64) if they are indices, {0} != 0 if one for each key")
-        if shape == () or shape[:-1] not in ((), rows, (self.p.B,)):
-            last = "Lk" if kind == "b" else "n"
-            raise ValueError(f"global_tokens must have shape ({last},) or {rows} + ({last},), got {shape}")
-        if kind == "b" and shape[-1] != Lk:
-            raise ValueError(f"global_tokens must have one bool for each of the {Lk} keys, got shape {shape}")
-        if kind != "b" and shape[-1] == Lk and Lk > 4 and a.min() >= 0 and a.max() <= 1:
-            raise ValueError(
-                f"global_tokens has {Lk} integers of 0 and 1 for {Lk} keys: write global_tokens != 0 if there is one "
-                f"for each key, np.unique(global_tokens) if they are indices"
-            )
-        if kind != "b" and a.size and (a.min() < 0 or a.max() >= Lk):
-            raise ValueError(f"global_tokens must be within 0 .. {Lk - 1}, got {a.min()} .. {a.max()}")
-        a = np.broadcast_to(a if a.ndim == 1 else a.reshape((self.p.B, shape[-1])), (self.p.B, shape[-1]))
+        check_global_tokens(a, self.batch_shape(), self.p.B, Lk)
+        shape = (self.p.B, shape_of(a)[-1])
+        a = np.broadcast_to(a if a.ndim == 1 else a.reshape(shape), shape)
         tokens = np.zeros((self.p.B, Lk), np.bool_)
-        if kind == "b":
+        if a.dtype.kind == "b":
             tokens[...] = a
         elif a.size:
             np.put_along_axis(tokens, a.astype(np.int64), True, axis=1)
@@ -176,34 +161,18 @@ cdef class Visible(Operands):
         places = a.astype(np.float64)
         if not np.isfinite(places).all():
             raise ValueError("centers must be finite")
-        self.set_spread(centers, sigma, a.dtype.kind not in "iu")
+        smooth, sides = a.dtype.kind not in "iu", (self.visible.left, self.visible.right)
+        check_sigma(centers, sigma, smooth, sides if sum(sides) < AF_FAR else None)
+        if smooth:
+            sigma = real_number(sigma, "sigma")
+            if not (isfinite(sigma) and sigma > 0):
+                raise ValueError(f"sigma must be finite and above 0, got {sigma}")
+            self.score.gaussian = sqrt(0.5 / log(2.0)) / sigma
         places = np.ascontiguousarray(places)[..., None]
         if not self.broadcasts(places, self.p.Lq, 1):
             check_axes("centers", shape_of(a), self.batch_shape(), (self.p.H, self.p.Lq))
         self.positioned = self.visible.causal
         return self.set_pairs(&self.visible.center, places)
-
-    cdef int set_spread(self, object centers, object sigma, bint smooth) except -1:
-        """Integer centers are Luong's local-m, real ones with a sigma his local-p."""
-        if not smooth and sigma is not None:
-            raise ValueError(
-                "sigma is for real centers (local-p), got integer centers (local-m): "
-                f"write {spelled(centers, 'centers')}.astype(np.float64), or leave sigma out"
-            )
-        if not smooth:
-            return 0
-        if sigma is None:
-            wide = 0 < self.visible.left + self.visible.right < AF_FAR
-            width = f"sigma=({self.visible.left} + {self.visible.right}) / 4" if wide else "a sigma above 0"
-            raise ValueError(
-                f"sigma must be given with real centers: write {width} for local-p, "
-                "or centers=np.rint(centers).astype(np.int64) for local-m"
-            )
-        sigma = real_number(sigma, "sigma")
-        if not (isfinite(sigma) and sigma > 0):
-            raise ValueError(f"sigma must be finite and above 0, got {sigma}")
-        self.score.gaussian = sqrt(0.5 / log(2.0)) / sigma
-        return 0
 
     # ---- one number for each batch row, or packed sequence ----
 
@@ -221,16 +190,8 @@ cdef class Visible(Operands):
         if shape_of(a) == () and (one_for_all or self.rows == 1):
             return np.full(self.rows, a, np.int64)
         if shape_of(a) != shape and shape_of(a) != (self.rows,):
-            if shape == ():
-                raise ValueError(f"{name} must be one number, got shape {shape_of(a)}: {self.one_row()}")
-            raise ValueError(f"{name} must have one entry for each batch row, shape {shape}, got {shape_of(a)}")
+            raise wrong_rows(name, shape_of(a), shape, self.ndim)
         return np.ascontiguousarray(a.ravel())
-
-    cdef str one_row(self):
-        if self.ndim == 2:
-            return "arrays of rank 2 are one head of one batch row"
-        return ("arrays of rank 3 are (heads, length, head size) of one batch row, write query[:, None] (key and "
-                "value alike) if they are (batch, length, head size)")
 
     cdef cnp.ndarray length_rows(self, object x, str name, int64_t longest):
         if x is None:
@@ -270,12 +231,8 @@ cdef class Visible(Operands):
         if not self.positioned or (np.array_equal(self.q_lengths, self.kv_lengths) if self.packed
                                    else self.p.Lq == self.p.Lk):
             return 0
-        differ = "cu_q and cu_k differ" if self.packed else (
-            f"the lengths differ (Lq = {self.p.Lq}, Lk = {self.p.Lk})")
-        raise ValueError(
-            f"q_offset must be given when is_causal, window_size or alibi_slopes need positions and {differ}: "
-            f"q_offset=0 lines up the first query with the first key, q_offset=\"end\" the last query with the last key"
-        )
+        raise missing_offset("cu_q and cu_k differ" if self.packed else
+                             f"the lengths differ (Lq = {self.p.Lq}, Lk = {self.p.Lk})")
 
     # ---- packed sequences ----
 

@@ -101,6 +101,34 @@ def num_threads(n: int | None) -> Iterator[None]:
         _core.set_own_threads(before)
 
 
+def use_isa(name: str | None) -> None:
+    """Cap the instruction set of this process; None: what ATTNFAST_ISA says, else the best."""
+    origin = "isa"
+    if name is None:
+        name, origin = os.environ.get("ATTNFAST_ISA") or None, "ATTNFAST_ISA"
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"{origin} must be a str, got {type(name).__name__}")
+    if not _core.cap_isa(name):
+        isas = ", ".join(available_isas())
+        raise ValueError(f"{origin} is {name!r}; this CPU and build have {isas}")
+
+
+def _threads_from_environment() -> None:
+    text = os.environ.get("ATTNFAST_NUM_THREADS")
+    if not text:
+        return
+    try:
+        set_num_threads(int(text))
+    except ValueError:
+        raise ValueError(
+            f"ATTNFAST_NUM_THREADS is {text!r}; it must be a whole number, at least 1"
+        ) from None
+
+
+use_isa(None)
+_threads_from_environment()
+
+
 @overload
 def show_config(mode: Literal["stdout"] = ...) -> None: ...
 @overload

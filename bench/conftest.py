@@ -3,7 +3,7 @@
 import pytest
 
 import attnfast
-from attnfast import _core
+from attnfast.bench import limits
 
 ROWS: list[tuple[str, float, str, float | None]] = []
 SECONDS = 0.3
@@ -26,7 +26,7 @@ def peak():
     def measure(threads: int, dtype: str = "float32") -> float:
         key = threads, dtype
         if key not in found:
-            found[key] = max(_core.measure_fma_peak(threads, SECONDS, dtype) for _ in range(3))
+            found[key] = max(limits.fma_peak(threads, SECONDS, dtype) for _ in range(3))
         return found[key]
 
     return measure
@@ -35,7 +35,7 @@ def peak():
 @pytest.fixture(scope="session")
 def bandwidth(threads):
     """GB/s of reading memory, all threads."""
-    return max(_core.measure_read_bandwidth(threads, 256 * 2**20, SECONDS) for _ in range(3))
+    return max(limits.read_bandwidth(threads, 256 * 2**20, SECONDS) for _ in range(3))
 
 
 @pytest.fixture

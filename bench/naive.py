@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import attnfast
-from attnfast import _core
+from attnfast import config
 from attnfast.bench.machine import cpu_name
 
 CELLS = [(12, 512, 64), (4, 2048, 64), (4, 1024, 128)]  # heads, length, head size
@@ -63,14 +63,14 @@ def measure(naive: ctypes.CDLL, cell: tuple[int, int, int], isas: list[str]) -> 
 
     def with_isa(isa: str, out: np.ndarray) -> Callable[[], None]:
         def call() -> None:
-            _core.use_isa(isa)
+            config.use_isa(isa)
             attnfast.attention(q, k, v, num_threads=1, out=out)
 
         return call
 
     calls = [loops, *map(with_isa, isas, outputs[1:])]
     seconds = [[timed(call) for call in calls] for _ in range(ROUNDS)]
-    _core.use_isa(None)
+    config.use_isa(None)
     for output in outputs[1:]:
         np.testing.assert_allclose(output, outputs[0], rtol=1e-4, atol=1e-5)
     return [statistics.median(column) for column in zip(*seconds, strict=True)]

@@ -4,7 +4,8 @@ import statistics
 from collections.abc import Callable
 
 import attnfast
-from attnfast import _core
+from attnfast import config
+from attnfast.bench import limits
 from attnfast.bench.machine import cpu_name
 
 SECONDS = 0.3
@@ -18,14 +19,14 @@ def main() -> None:
     print(cpu_name())
     print(f"{'':32}" + "".join(f"{n} thread{'s' * (n > 1)}: median best   " for n in counts))
     for isa in attnfast.available_isas():
-        _core.use_isa(isa)
+        config.use_isa(isa)
         for dtype in ("float32", "float64"):
             label = f"FMA {isa} {dtype}, GFLOP/s"
-            show(label, counts, lambda n, d=dtype: _core.measure_fma_peak(n, SECONDS, d))
-    _core.use_isa(None)
+            show(label, counts, lambda n, d=dtype: limits.fma_peak(n, SECONDS, d))
+    config.use_isa(None)
     for name, size in SIZES.items():
         label = f"read {name}, GB/s"
-        show(label, counts, lambda n, s=size: _core.measure_read_bandwidth(n, s * n, SECONDS))
+        show(label, counts, lambda n, s=size: limits.read_bandwidth(n, s * n, SECONDS))
 
 
 def show(label: str, counts: list[int], measure: Callable[[int], float]) -> None:

@@ -9,7 +9,8 @@ the sum, 4 slots. (Plain scores go through the softmax in the tile, which no loo
 import pytest
 
 import attnfast
-from attnfast import _core
+from attnfast import config
+from attnfast.bench import limits
 
 EXP_SLOTS = {"float32": 5 + 1, "float64": 11 + 1}
 SECONDS = 0.3
@@ -18,28 +19,28 @@ DTYPES = tuple(EXP_SLOTS)
 
 @pytest.fixture(params=attnfast.available_isas(), autouse=True)
 def isa(request):
-    _core.use_isa(request.param)
+    config.use_isa(request.param)
     yield request.param
-    _core.use_isa(None)
+    config.use_isa(None)
 
 
 @pytest.fixture
 def limit(isa, dtype):
     """GFLOP/s of one thread's FMA loop with this instruction set."""
-    return max(_core.measure_fma_peak(1, SECONDS, dtype) for _ in range(3))
+    return max(limits.fma_peak(1, SECONDS, dtype) for _ in range(3))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", [40, 64, 128, 384])
 def test_tile(k, dtype, limit, record):
-    record(_core.time_tile(k, SECONDS, dtype), "GFLOP/s", limit)
+    record(limits.tile(k, SECONDS, dtype), "GFLOP/s", limit)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_exp2(dtype, limit, record):
-    record(_core.time_exp2(SECONDS, dtype), "Gexp/s", limit / (2 * EXP_SLOTS[dtype]))
+    record(limits.exp2(SECONDS, dtype), "Gexp/s", limit / (2 * EXP_SLOTS[dtype]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_softmax(dtype, limit, record):
-    record(_core.time_softmax(SECONDS, dtype), "Gscore/s", limit / (2 * (EXP_SLOTS[dtype] + 4)))
+    record(limits.softmax(SECONDS, dtype), "Gscore/s", limit / (2 * (EXP_SLOTS[dtype] + 4)))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import attnfast
-from attnfast import _core
+from attnfast import config
 
 # The same examples in every run: a red test is a defect, never the luck of the draw. To look
 # further, `pytest --hypothesis-profile=explore` draws new ones, ten times as many; `few` is for
@@ -42,9 +42,9 @@ def pytest_collection_finish():
 @pytest.fixture(params=attnfast.available_isas())
 def isa(request):
     """Run the test with this instruction set."""
-    _core.use_isa(request.param)
+    config.use_isa(request.param)
     yield request.param
-    _core.use_isa(None)
+    config.use_isa(None)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def each_isa():
 
     def run(function):
         for name in attnfast.available_isas():
-            _core.use_isa(name)
+            config.use_isa(name)
             try:
                 function()
             except AssertionError as error:
@@ -61,7 +61,7 @@ def each_isa():
                 raise
 
     yield run
-    _core.use_isa(None)
+    config.use_isa(None)
 
 
 @pytest.fixture

@@ -74,11 +74,11 @@ class Worker:
 
     def measure(self, what: str, seconds: float) -> float:
         """GFLOP/s of the FMA peak of a dtype, or GB/s of reading memory (`"bandwidth"`)."""
-        from attnfast import _core
+        from . import limits
 
         if what == "bandwidth":
-            return float(_core.measure_read_bandwidth(self._threads, COLD_BYTES, seconds))
-        return float(_core.measure_fma_peak(self._threads, seconds, what))
+            return limits.read_bandwidth(self._threads, COLD_BYTES, seconds)
+        return limits.fma_peak(self._threads, seconds, what)
 
     def load(self, case: Case, seed: int) -> None:
         """Draw the inputs of a case, dropping those of the case before."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import attnfast
-from attnfast import _core
+from attnfast import config
 from support.arrays import qkv, same_bits
 from support.scripts import run_python, run_python_raw
 
@@ -131,9 +131,9 @@ class TestInstructionSets:
     def test_unknown_name(self):
         before = attnfast.show_config("dicts")["isa"]
         with pytest.raises(ValueError, match=r"sse9.*generic"):
-            _core.use_isa("sse9")
+            config.use_isa("sse9")
         with pytest.raises(TypeError):
-            _core.use_isa(3)
+            config.use_isa(3)
         assert attnfast.show_config("dicts")["isa"] == before
 
 

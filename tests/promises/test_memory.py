@@ -291,6 +291,6 @@ for lq in (1, 60):
 @pytest.mark.parametrize("what", HUGE)
 def test_more_than_two_to_the_31(what, tmp_path):
     isas = attnfast.available_isas()[: 1 if what == "queries" else None]  # it takes 5 s
-    loop = f"for isa in {isas}:\n    attnfast._core.use_isa(isa)\n"
+    loop = f"for isa in {isas}:\n    attnfast.config.use_isa(isa)\n"
     body = "\n".join("    " + line for line in HUGE[what].splitlines())
     run_python(START + SIZES + loop + body, tmp_path, timeout=120)

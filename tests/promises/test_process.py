@@ -288,7 +288,7 @@ assert state() == before
 # A result that is a denormal number stays one, in every thread of the library.
 x = np.full((2, 8, 300, 64), 1e-40, np.float32)
 for isa in attnfast.available_isas():
-    attnfast._core.use_isa(isa)
+    attnfast.config.use_isa(isa)
     assert (attnfast.attention(x, x, x, num_threads=2) != 0).all(), isa
     assert (attnfast.attention(x[:, :, :1], x, x, num_threads=2) != 0).all(), isa
 """

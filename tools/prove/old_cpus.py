@@ -178,7 +178,7 @@ def check() -> int:
     import numpy as np
 
     import attnfast
-    from attnfast import _core, reference
+    from attnfast import config, reference
 
     dtypes = [np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16)]
     eps = {x.name: float(np.finfo(x).eps) for x in dtypes}
@@ -191,11 +191,11 @@ def check() -> int:
         for name, call in calls(dtype, np):
             exact = call(reference)
             for isa in isas:
-                _core.use_isa(isa)
+                config.use_isa(isa)
                 found = compare(call(attnfast), exact, 64 * eps[dtype.name], np)
                 wrong += [f"{isa} {dtype.name} {name}: {found}"] if found else []
                 count += 1
-            _core.use_isa(None)
+            config.use_isa(None)
     x = np.zeros((4, 8), np.float32)
     result = {"isas": isas, "used": attnfast.plan(x, x, x).isa, "calls": count, "wrong": wrong}
     result |= {"shown": attnfast.show_config("dicts")["isa"], "numpy": np.__version__}

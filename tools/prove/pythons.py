@@ -123,7 +123,7 @@ def try_here() -> str:
     import numpy as np
 
     import attnfast
-    from attnfast import _core, reference
+    from attnfast import config, reference
 
     if ROOT in Path(attnfast.__file__).resolve().parents:
         raise SystemExit("attnfast is the checkout, not an installed wheel")
@@ -141,13 +141,13 @@ def try_here() -> str:
         for name, call in calls(dtype):
             expected = call(reference)
             for isa in attnfast.available_isas():
-                _core.use_isa(isa)
+                config.use_isa(isa)
                 result = call(attnfast)
                 made += 1
                 error = difference(result, expected)
                 if not error <= bounds[dtype.name]:
                     raise SystemExit(f"{name}, {dtype}, {isa}: off by {error:.2g}")
-            _core.use_isa(None)
+            config.use_isa(None)
             work.append((call, call(attnfast)))
     with ThreadPoolExecutor(8) as pool:
         again = list(pool.map(lambda item: difference(item[0](attnfast), item[1]), work * 8))

@@ -90,7 +90,7 @@ class Worker:
         """Make a call on every instruction set, and print what came of it."""
         import numpy as np
 
-        from attnfast import _core
+        from attnfast import _core, config
 
         if self.plan["only"] not in (None, name):
             return
@@ -106,7 +106,7 @@ class Worker:
                 checksum = zlib.crc32(content.tobytes(), checksum)
         kept, outcomes = {}, {}
         for isa in self.plan["isas"]:
-            _core.use_isa(isa)
+            (getattr(config, "use_isa", None) or _core.use_isa)(isa)
             kept[isa] = self.planted(name, outcome(call))
             outcomes[isa] = [
                 (field, digest(x) if isinstance(x, np.ndarray) else repr(x))
