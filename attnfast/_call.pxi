@@ -46,6 +46,7 @@ cdef class Call(Score):
             self.set_places(self.option("centers"), self.option("sigma"), self.option("global_tokens"),
                             self.option("dilation", 1))
         self.set_lengths(self.option("q_lengths"), self.option("kv_lengths"))
+        self.set_starts(self.option("kv_starts"))
         self.set_scale(self.option("scale"))
         self.set_softcap(self.option("softcap"))
         self.set_alibi(self.option("alibi_slopes"))

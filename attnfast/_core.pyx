@@ -53,6 +53,7 @@ cdef extern from "attnfast.h" nogil:
         const uint8_t *global_tokens "global"
         af_tensor center, mask, blocks
         int64_t block_q, block_k
+        const int64_t *kv_start
     ctypedef struct af_score:
         size_t size
         double scale, softcap

@@ -36,7 +36,8 @@ FOREIGN: dict[str, list[tuple[str, str]]] = {
         (
             "mask",
             "write mask=~key_padding_mask[:, None, None, :], in which True means may attend, or "
-            "kv_lengths=(~key_padding_mask).sum(-1), which costs less, if padding is at the end",
+            "kv_lengths=(~key_padding_mask).sum(-1), which costs less, if padding is at the end, "
+            "kv_starts=key_padding_mask.sum(-1) if it is at the start",
         ),
     ],
     "value_mask": [
@@ -78,6 +79,10 @@ FOREIGN: dict[str, list[tuple[str, str]]] = {
     "cache_seqlens": [("kv_lengths", "write kv_lengths=cache_seqlens")],
     "seqlens_k": [("kv_lengths", "write kv_lengths=seqlens_k")],
     "nonpad_kv_seqlen": [("kv_lengths", "write kv_lengths=nonpad_kv_seqlen")],
+    **{
+        name: [("kv_starts", f"write kv_starts={name} where it counts padded keys on the left")]
+        for name in ("leftpad_k", "cache_leftpad", "left_pad", "left_padding")
+    },
     "cu_seqlens_q": [
         ("cu_q", "write cu_q=cu_seqlens_q"),
         ("", "use attention_varlen(query, key, value, cu_q, cu_k) for packed sequences"),

@@ -139,8 +139,11 @@ def wrong_integers(a: Array, x: Any, name: str) -> TypeError:
     """For lengths, offsets and positions."""
     advice = "write {0}.astype(np.int64)"
     if a.dtype == bool:
-        counts = a.ndim > 1 and name in ("q_lengths", "kv_lengths")
-        advice = "write {0}.sum(axis=-1) if padding is False and at the end" if counts else ""
+        advice = ""
+        if a.ndim > 1 and name in ("q_lengths", "kv_lengths"):
+            advice = "write {0}.sum(axis=-1) if padding is False and at the end"
+        elif a.ndim > 1 and name == "kv_starts":
+            advice = "write {0}.argmax(axis=-1) if padding is False and at the start"
     return wrong_dtype(a, x, name, "integers", advice)
 
 
@@ -299,7 +302,7 @@ def check_axes(name: str, shape: Shape, batch: Shape, last: Shape, *, blocks: bo
     if blocks:
         raise ValueError(f"{misfit}: write BlockMask(mask.blocks[{index}], mask.block_size)")
     if not fits:
-        padding = ", or kv_lengths if it is padding at the end"
+        padding = ", or kv_lengths if it is padding at the end, kv_starts if at the start"
         padding = padding if lost == 2 and name == "mask" else ""
         raise ValueError(f"{misfit}: write {name}[{index}]{padding}")
     axes = (*("batch" for _ in batch), "heads", "Lq", "Lk")[: len(full)]

@@ -79,7 +79,7 @@ def additive_attention(
         ``w``; default all ones.
     score_bias : array_like ``(D,)`` or ``(H, D)``, optional
         ``b``; default zero.
-    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths : optional
+    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, kv_starts : optional
         As for :func:`attention`.
     softcap, alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads : optional
         As for :func:`attention`. There is no `scale`: it is part of `score_weight`.

@@ -101,6 +101,9 @@ def attention(
     q_lengths, kv_lengths : array_like of int ``(B,)``, optional
         Queries and keys from here on are padding: such keys are never seen, such queries give zero.
         An int if there is one batch row.
+    kv_starts : array_like of int ``(B,)``, optional
+        Keys before these are padding on the left, and never seen. Positions and `q_offset` still
+        count from key 0.
     scale : float, optional
         Default ``1 / sqrt(D)``.
     softcap : float, optional
@@ -192,7 +195,7 @@ def attention_weights(
         ``"biased"``: after bias and ALiBi, and ``-inf`` where a key is hidden. ``"weights"``: after
         the softmax, 0 where a key is hidden. These are modes 0 to 3 of ``qk_matmul_output_mode`` of
         the ONNX operator ``Attention``.
-    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths : optional
+    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, kv_starts : optional
         As for :func:`attention`.
     scale, softcap, alibi_slopes, sink_logits, num_threads : optional
         As for :func:`attention`.

@@ -28,7 +28,7 @@ def attention_topk(
         As for :func:`attention`.
     k : int
         How many keys, from 0 to ``Lk``.
-    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths : optional
+    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, kv_starts : optional
         As for :func:`attention`.
     scale, softcap, alibi_slopes, sink_logits, num_threads : optional
         As for :func:`attention`.
@@ -85,7 +85,7 @@ def key_importance(
         As for :func:`attention`.
     per_kv_head : bool
         Add up the query heads that share a key head.
-    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths : optional
+    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, kv_starts : optional
         As for :func:`attention`.
     scale, softcap, alibi_slopes, sink_logits, num_threads : optional
         As for :func:`attention`.

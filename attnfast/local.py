@@ -98,7 +98,7 @@ def local_attention(
     sigma : float, optional
         Standard deviation of the factor; must be given with real `centers`. Luong's is half of one
         side of the window, ``(left + right) / 4``.
-    mask, bias, is_causal, q_offset, q_lengths, kv_lengths : optional
+    mask, bias, is_causal, q_offset, q_lengths, kv_lengths, kv_starts : optional
         As for :func:`attention`.
     scale, softcap, alibi_slopes, sink_logits : optional
         As for :func:`attention`.

@@ -49,6 +49,7 @@ class Lengths(TypedDict, total=False):
 
     q_lengths: Annotated[ArrayLike | None, None]
     kv_lengths: Annotated[ArrayLike | None, None]
+    kv_starts: Annotated[ArrayLike | None, None]
 
 
 class Scale(TypedDict, total=False):

@@ -56,6 +56,7 @@ typedef struct af_visible {
     af_tensor mask;           /* one byte each, non-zero: may attend; j stride 0 or 1 */
     af_tensor blocks;         /* one byte for each block of block_q queries and block_k keys, non-zero: may attend */
     int64_t block_q, block_k;
+    const int64_t *kv_start; /* [B]: keys before it are padding too, or NULL: 0 */
 } af_visible;
 
 /* Scores: scale * q . k, or of the additive kind sum_d weight_d tanh(q_d + k_d + bias_d); then the softcap; then bias
@@ -136,8 +137,8 @@ af_status af_attention(const af_problem *problem, const af_run *run);
 /* Several sequences packed one after the other: sequence s has the rows first_query[s] .. first_query[s + 1] of what has
  * queries (query, center, mask, bias, results), and the rows, or columns, first_key[s] .. first_key[s + 1] of what has
  * keys (key, value, global, mask, bias, weights). Positions, keys of centers and in top_index count from the beginning
- * of the sequence. `whole` is a problem with B = 1; its q_offset, q_length, kv_length and alibi have one entry, or row,
- * for each sequence, and lengths are at most those of the sequence. The bits are those of each sequence alone. Nothing
+ * of the sequence. `whole` is a problem with B = 1; its q_offset, q_length, kv_length, kv_start and alibi have one
+ * entry, or row, for each sequence, and lengths and starts are at most those of the sequence. The bits are those of each sequence alone. Nothing
  * is written to weights outside of the sequences. Results of some sequences may be there when it returns AF_NO_MEMORY.
  */
 af_status af_attention_packed(const af_problem *whole, int64_t sequences, const int64_t *first_query,

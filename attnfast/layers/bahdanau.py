@@ -110,6 +110,7 @@ class BahdanauAttention:
         keys: ArrayLike | None = ...,
         key_mask: ArrayLike | None = ...,
         kv_lengths: ArrayLike | None = ...,
+        kv_starts: ArrayLike | None = ...,
         return_weights: Literal[False] = ...,
         num_threads: int | None = ...,
     ) -> Array: ...
@@ -122,6 +123,7 @@ class BahdanauAttention:
         keys: ArrayLike | None = ...,
         key_mask: ArrayLike | None = ...,
         kv_lengths: ArrayLike | None = ...,
+        kv_starts: ArrayLike | None = ...,
         return_weights: Literal[True],
         num_threads: int | None = ...,
     ) -> tuple[Array, Array]: ...
@@ -134,6 +136,7 @@ class BahdanauAttention:
         keys: ArrayLike | None = ...,
         key_mask: ArrayLike | None = ...,
         kv_lengths: ArrayLike | None = ...,
+        kv_starts: ArrayLike | None = ...,
         return_weights: bool = ...,
         num_threads: int | None = ...,
     ) -> Array | tuple[Array, Array]: ...
@@ -146,6 +149,7 @@ class BahdanauAttention:
         keys: ArrayLike | None = None,
         key_mask: ArrayLike | None = None,
         kv_lengths: ArrayLike | None = None,
+        kv_starts: ArrayLike | None = None,
         return_weights: bool = False,
         num_threads: int | None = None,
     ) -> Array | tuple[Array, Array]:
@@ -163,6 +167,8 @@ class BahdanauAttention:
             True for real states, False for padding.
         kv_lengths : array_like of int ``(B,)``, optional
             States from here on are padding.
+        kv_starts : array_like of int ``(B,)``, optional
+            States before these are padding.
         return_weights : bool
             Also return the softmax weights.
         num_threads : int, optional
@@ -178,7 +184,8 @@ class BahdanauAttention:
         h = as_input(states, "states", len(w_key), w_key.dtype)
         check_batch(s, "query", h, "states")
         k = Linear(w_key)(h) if keys is None else as_input(keys, "keys", len(v), v.dtype)
-        options: dict[str, Any] = {"kv_lengths": kv_lengths, "num_threads": num_threads}
+        options: dict[str, Any] = {"kv_lengths": kv_lengths, "kv_starts": kv_starts}
+        options["num_threads"] = num_threads
         if key_mask is not None:
             options["mask"] = as_key_mask(key_mask, "key_mask", h.shape[:-1])[..., None, None, :]
         q, k, h = (x[..., None, :, :] for x in (Linear(w_query)(s), k, h))

@@ -77,12 +77,7 @@ def _kernel_options(
         if mask is not None and not isinstance(mask, BlockMask):
             options["mask"] = mask = as_array(mask, "mask")
             check_axes("mask", mask.shape, batch, (heads, query[-2], key[-2]))
-        options["mask"], options["kv_lengths"] = hide_keys(
-            as_key_mask(key_mask, "key_mask", key[:-1]),
-            mask,
-            options.get("kv_lengths"),
-            batch=batch,
-        )
+        options = hide_keys(as_key_mask(key_mask, "key_mask", key[:-1]), options, batch)
     return options
 
 

@@ -42,30 +42,39 @@ def real_lengths(mask: Array) -> Array:
     return np.where(mask.any(axis=-1), length - mask[..., ::-1].argmax(axis=-1), 0)
 
 
+def real_starts(mask: Array) -> Array:
+    """For each row of a token mask, where its first real token is, or 0."""
+    return mask.argmax(axis=-1) if mask.shape[-1] else np.zeros(mask.shape[:-1], np.int64)
+
+
 def right_padded(mask: Array) -> bool:
     """Is every row of a token mask real tokens first, padding after?"""
     return bool((real_lengths(mask) == mask.sum(axis=-1)).all())
 
 
-def hide_keys(
-    key_mask: Array, mask: Any, kv_lengths: Any, batch: tuple[int, ...]
-) -> tuple[Any, Any]:
-    """Join a key mask ``(..., Lk)`` to a mask ``(..., H, Lq, Lk)``; give mask and key lengths.
+def hide_keys(key_mask: Array, options: dict[str, Any], batch: tuple[int, ...]) -> dict[str, Any]:
+    """Join a key mask ``(..., Lk)`` to the options of a call, whose mask is ``(..., H, Lq, Lk)``.
 
     Alone it costs nothing: the kernels leave out keys that are hidden from all queries. With
-    another mask it becomes lengths if it can, so that no array over all pairs is made.
+    another mask it becomes starts and lengths if it can, so that no array over all pairs is made.
     """
-    keys = key_mask[..., None, None, :]
+    keys, mask = key_mask[..., None, None, :], options.get("mask")
     if mask is None:
-        return keys, kv_lengths
-    if kv_lengths is None and right_padded(key_mask):
-        return mask, np.broadcast_to(real_lengths(key_mask), batch)
+        return {**options, "mask": keys}
+    starts, ends = real_starts(key_mask), real_lengths(key_mask)
+    given = options.get("kv_lengths") is not None or options.get("kv_starts") is not None
+    if not given and bool((ends - starts == key_mask.sum(axis=-1)).all()):
+        return {
+            **options,
+            "kv_starts": np.broadcast_to(starts, batch),
+            "kv_lengths": np.broadcast_to(ends, batch),
+        }
     if isinstance(mask, BlockMask):
         raise TypeError(
-            "mask must be a bool array beside a key_mask whose padding is not at the end, got a "
+            "mask must be a bool array beside a key_mask whose padding is not at the ends, got a "
             "BlockMask: write mask.dense(Lq, Lk)"
         )
     pairs = as_array(mask, "mask")
     if pairs.dtype != np.bool_:
         raise wrong_mask(pairs, mask, "mask")
-    return pairs & keys, kv_lengths
+    return {**options, "mask": pairs & keys}

@@ -343,9 +343,9 @@ class MultiHeadAttention:
         **options
             ``key_mask``, bool ``(..., Lk)``, is True for real keys and False for padding. All else
             as for :func:`attnfast.attention`: ``mask``, ``bias``, ``is_causal``, ``window_size``,
-            ``q_offset``, ``q_lengths``, ``kv_lengths``, ``scale``, ``softcap``, ``alibi_slopes``,
-            ``sink_logits``, ``num_threads``. A mask or bias for each batch row has an axis for the
-            heads too: ``(B, 1, Lq, Lk)``.
+            ``q_offset``, ``q_lengths``, ``kv_lengths``, ``kv_starts``, ``scale``, ``softcap``,
+            ``alibi_slopes``, ``sink_logits``, ``num_threads``. A mask or bias for each batch row
+            has an axis for the heads too: ``(B, 1, Lq, Lk)``.
 
         Returns
         -------

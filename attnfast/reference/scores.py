@@ -78,6 +78,7 @@ def _visible(
     q_offset: Any = None,
     q_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
+    kv_starts: ArrayLike | None = None,
     positions_matter: bool = False,
 ) -> tuple[Array, Array, Array]:
     """Which query sees which key, of `shape` (..., Lq, Lk); ``|p_i - j|``; which rows are queries.
@@ -104,6 +105,7 @@ def _visible(
 
     q_length = per_row(lq if q_lengths is None else q_lengths)
     kv_length = per_row(lk if kv_lengths is None else kv_lengths)
+    kv_start = per_row(0 if kv_starts is None else kv_starts)
     from_end = isinstance(q_offset, str)
     i, j = np.arange(lq)[:, None], np.arange(lk)
     p = i + (kv_length - q_length if from_end else per_row(q_offset))
@@ -118,7 +120,7 @@ def _visible(
         visible = visible | is_global | (is_global & (j == p)).any(axis=-1, keepdims=True)
 
     is_query = i < q_length
-    visible = visible & is_query & (j < kv_length)
+    visible = visible & is_query & (kv_start <= j) & (j < kv_length)
     if is_causal:
         visible = visible & (j <= p)
     if mask is not None:

@@ -30,8 +30,8 @@ def attention(
         Precision of the computation and of the results.
     **options
         ``mask``, ``bias``, ``is_causal``, ``window_size``, ``q_offset``, ``q_lengths``,
-        ``kv_lengths``, ``scale``, ``softcap``, ``alibi_slopes``, ``sink_logits``, ``return_lse``
-        and ``return_weights`` of `attnfast.attention`; ``dropout`` and ``dropout_seed``, with which
+        ``kv_lengths``, ``kv_starts``, ``scale``, ``softcap``, ``alibi_slopes``, ``sink_logits``,
+        ``return_lse`` and ``return_weights`` of `attnfast.attention`; ``dropout`` and ``dropout_seed``, with which
         some weights count as 0 and the others as ``weight / (1 - dropout)``. The lse and weights
         that are returned are those before.
 

@@ -166,7 +166,7 @@ static bool rows_are_alike(const af_call *call)
 {
     const af_visible *v = &call->visible;
     return !v->mask.b && !v->mask.batch && !v->blocks.b && !v->blocks.batch && !v->q_offset && !v->q_length &&
-           !v->kv_length && !call->subset.class_step;
+           !v->kv_length && !v->kv_start && !call->subset.class_step;
 }
 
 /* Counts what one call visits, into a report of its own. */

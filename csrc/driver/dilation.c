@@ -40,7 +40,7 @@ static int64_t batch_rows(const classes *c) { return c->whole->B * c->count; }
 
 static int64_t *take_row_numbers(classes *c) { return take(c, batch_rows(c), sizeof(int64_t)); }
 
-/* How many of the numbers below `length` are of a residue class. */
+/* How many of the numbers below `length` are of a residue class: of a start, the first of the class from there on. */
 static int64_t class_length(int64_t length, int64_t residue, int64_t step)
 {
     return af_max(0, floor_div(length - residue + step - 1, step));
@@ -151,6 +151,7 @@ static void split_positions(classes *c, af_visible *visible)
 {
     const af_call *whole = c->whole;
     int64_t *offset = take_row_numbers(c), *q_length = take_row_numbers(c), *kv_length = take_row_numbers(c);
+    int64_t *kv_start = visible->kv_start ? take_row_numbers(c) : NULL;
     if (c->status != AF_OK) return;
     for (int64_t n = 0; n < batch_rows(c); n++) {
         const int64_t b = n / c->count, own = c->first + n % c->count, position = af_position(whole, b, own);
@@ -159,11 +160,13 @@ static void split_positions(classes *c, af_visible *visible)
         q_length[n] = class_length(visible->q_length ? visible->q_length[b] : whole->Lq, own, c->step);
         const int64_t residue = position - offset[n] * c->step;
         kv_length[n] = class_length(visible->kv_length ? visible->kv_length[b] : whole->Lk, residue, c->step);
+        if (kv_start) kv_start[n] = class_length(visible->kv_start[b], residue, c->step);
         c->other[n] = residue < whole->Lk ? residue : 0; /* of a class without keys there is no address to compute */
     }
     visible->q_offset = offset;
     visible->q_length = q_length;
     visible->kv_length = kv_length;
+    visible->kv_start = kv_start;
 }
 
 /* A block mask goes by the numbers of the whole call. */

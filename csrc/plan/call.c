@@ -100,6 +100,7 @@ static void move_visible(af_visible *v, const af_call *whole, const af_part *p)
     if (v->q_offset) v->q_offset += p->row;
     if (v->q_length) v->q_length += p->row;
     if (v->kv_length) v->kv_length += p->row;
+    if (v->kv_start) v->kv_start += p->row;
     if (v->dilation) v->dilation += p->h;
     if (v->global) v->global += p->b * whole->Lk + p->j;
     move(&v->center, p->b, p->h, p->i, 0, sizeof(double));

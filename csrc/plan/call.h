@@ -21,8 +21,8 @@ typedef struct af_subset {
     const int64_t *global_starts; /* [B + 1]: where those of a batch row begin */
     int64_t excluded_left, excluded_right;
 
-    /* Gathered keys: key_position[j] is the original position of key j, for windows, lengths (which must be given) and
-     * the excluded window; nothing else may depend on it. [Lk] of rising positions, B = 1; or NULL. */
+    /* Gathered keys: key_position[j] is the original position of key j, for windows, starts, lengths (which must be
+     * given) and the excluded window; nothing else may depend on it. [Lk] of rising positions, B = 1; or NULL. */
     const int64_t *key_position;
 
     /* Residue classes of a dilation: each is a batch row, whose query i is query class_query[b] + i * class_step of the

@@ -1,6 +1,6 @@
 /* Which keys a query can see, as far as position and length decide it: one interval of keys for each query.
  *
- *   key j is visible to query i of batch row b  iff  i < q_length[b],  j < kv_length[b],
+ *   key j is visible to query i of batch row b  iff  i < q_length[b],  kv_start[b] <= j < kv_length[b],
  *                                                    c - left <= j <= c + right,  c = p = i + q_offset[b]
  *
  * or c a place of its own, center[b, h, i], where there is one; then causality is min(right bound, p). Causality
@@ -81,13 +81,14 @@ static inline int64_t af_count_below(const int64_t *numbers, int64_t n, int64_t 
 static inline af_interval af_visible_keys(const af_call *call, int64_t b, int64_t h, int64_t i)
 {
     const int64_t position = af_position(call, b, i);
-    const int64_t length = call->visible.kv_length ? call->visible.kv_length[b] : call->Lk;
+    const int64_t start = call->visible.kv_start ? call->visible.kv_start[b] : 0,
+                  length = call->visible.kv_length ? call->visible.kv_length[b] : call->Lk;
     af_interval window = {position - call->visible.left, position + call->visible.right + 1};
     if (call->visible.center.data) {
         window = af_center_window(call, b, h, i);
         if (call->visible.causal) window.end = af_min(window.end, position + 1);
     }
-    af_interval span = {af_max(0, window.begin), af_min(length, window.end)};
+    af_interval span = {af_max(start, window.begin), af_min(length, window.end)};
     if (call->subset.key_position)
         span = (af_interval){af_count_below(call->subset.key_position, call->Lk, span.begin),
                              af_count_below(call->subset.key_position, call->Lk, span.end)};

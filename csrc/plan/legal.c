@@ -21,6 +21,7 @@ static bool visible_is_legal(const af_call *call, int64_t rows)
     if (v->left < 0 || v->right < 0) return false;
     if (!all_within(v->q_offset, rows, -AF_MAX_POSITION, AF_MAX_POSITION)) return false;
     if (!all_within(v->q_length, rows, 0, call->Lq) || !all_within(v->kv_length, rows, 0, call->Lk)) return false;
+    if (!all_within(v->kv_start, rows, 0, call->Lk)) return false;
     if (!all_within(v->dilation, call->H, 1, AF_FAR)) return false;
     if (v->mask.data && v->mask.j != 0 && v->mask.j != 1) return false;
     if (v->blocks.data && (v->block_q < 1 || v->block_k < 1)) return false;

@@ -13,7 +13,8 @@
 static inline af_interval af_real_keys(const af_call *call, int64_t b)
 {
     const int64_t *position = call->subset.key_position;
-    const af_interval real = {0, call->visible.kv_length ? call->visible.kv_length[b] : call->Lk};
+    const af_interval real = {call->visible.kv_start ? call->visible.kv_start[b] : 0,
+                              call->visible.kv_length ? call->visible.kv_length[b] : call->Lk};
     if (!position) return real;
     return (af_interval){af_count_below(position, call->Lk, real.begin), af_count_below(position, call->Lk, real.end)};
 }

@@ -223,6 +223,22 @@ def test_lengths_visit_what_they_hold():
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("lq", [2, 1024])
+def test_starts_visit_what_they_leave(lq):
+    x, q = zeros(4, 2, 1024, 64), zeros(4, 2, lq, 64)
+    starts = [0, 100, 1024, 513]
+    plan = attnfast.plan(q, x, x, kv_starts=starts, return_blocks=True)
+    assert attnfast.plan(q, x, x, kv_starts=starts)[:2] == plan[:2]
+    assert plan.visible_pairs == 2 * lq * sum(1024 - n for n in starts)
+    assert plan.visited_pairs <= 1.1 * plan.visible_pairs
+    for row, start in enumerate(starts):
+        assert (plan.blocks[plan.blocks[:, 0] == row, 4] >= start).all()
+    ends = attnfast.plan(q, x, x, kv_starts=starts, kv_lengths=[1024, 300, 1024, 200])
+    assert ends.visible_pairs == 2 * lq * (1024 + 200)
+    assert ends.visited_pairs <= 1.1 * ends.visible_pairs
+
+
+@pytest.mark.usefixtures("isa")
 def test_padding_masks_skip_blocks():
     x = zeros(2, 4, 2048, 64)
     mask = np.zeros((2, 1, 1, 2048), bool)

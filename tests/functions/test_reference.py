@@ -85,6 +85,15 @@ def test_lengths():
     ]
 
 
+def test_starts():
+    assert visible(2, 3, kv_starts=[1]) == [[0, 1, 1], [0, 1, 1]]
+    assert visible(3, 3, kv_starts=2, is_causal=True) == [[0, 0, 0], [0, 0, 0], [0, 0, 1]]
+    assert visible(1, 4, kv_starts=1, kv_lengths=3) == [[0, 1, 1, 0]]
+    assert visible(1, 4, kv_starts=3, kv_lengths=3) == [[0, 0, 0, 0]]
+    # They move neither positions nor what "end" means.
+    assert visible(1, 4, kv_starts=1, window_size=(2, 0), q_offset="end") == [[0, 1, 1, 1]]
+
+
 def test_offset_from_the_end_is_per_batch_row():
     weights = reference.attention_weights(
         np.zeros((2, 1, 2, 1)),

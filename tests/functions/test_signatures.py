@@ -55,7 +55,12 @@ def test_the_signature_of_attention_is_what_a_person_writes():
         ("attn_mask", "mask=attn_mask .*mask=~attn_mask .*bias=attn_mask "),
         ("causal", "is_causal=True"),
         ("dropout_p", "leave it out"),
-        ("key_padding_mask", r"mask=~key_padding_mask\[:, None, None, :\].*kv_lengths="),
+        (
+            "key_padding_mask",
+            r"mask=~key_padding_mask\[.*kv_lengths=.*kv_starts=",
+        ),
+        ("leftpad_k", "write kv_starts=leftpad_k"),
+        ("cache_leftpad", "write kv_starts=cache_leftpad"),
         ("need_weights", "return_weights=True"),
         ("sliding_window", r"window_size=\(sliding_window - 1, 0\)"),
         ("window_sise", r"did you mean window_size\?"),

@@ -18,7 +18,13 @@ EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 @HEADS
 @pytest.mark.parametrize("lq", [1, 2, 5])
 @pytest.mark.parametrize(
-    "options", [{}, {"is_causal": True, "q_offset": "end", "kv_lengths": [300, 141]}], ids=str
+    "options",
+    [
+        {},
+        {"is_causal": True, "q_offset": "end", "kv_lengths": [300, 141]},
+        {"is_causal": True, "q_offset": "end", "kv_starts": [290, 7]},
+    ],
+    ids=str,
 )
 def test_against_the_reference(options, lq, heads, kv_heads, dtype, rng, each_isa):
     q, k, v = qkv(rng, lq, 300, 64, 48, heads=heads, kv_heads=kv_heads, dtype=dtype)

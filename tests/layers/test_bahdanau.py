@@ -55,6 +55,7 @@ def test_formula(use_bias, dtype):
     real = np.arange(33) < np.array([[33], [0], [12]])
     agree(layer, draw(dtype), real[:, None], key_mask=real)
     agree(layer, draw(dtype), real[:, None], kv_lengths=[33, 0, 12])
+    agree(layer, draw(dtype), ~real[:, None], kv_starts=[33, 0, 12])
     real = np.random.default_rng(0).random((3, 33)) < 0.6
     real[:, 20:] &= np.arange(20, 33) < np.array([[33], [25], [20]])
     agree(layer, draw(dtype), real[:, None], key_mask=real, kv_lengths=[33, 25, 20])

@@ -118,6 +118,21 @@ class TestFormula:
         for output in outputs[1:]:
             assert (output == outputs[0]).all()
 
+    def test_starts(self, shape, dtype):
+        B, Lk = shape[0], shape[4]
+        starts, lengths = np.linspace(0, Lk // 2, B).astype(int), np.full(B, Lk - 1)
+        real = (np.arange(Lk) >= starts[:, None]) & (np.arange(Lk) < Lk - 1)
+        layer, inputs = draw(shape, dtype)
+        outputs = [
+            agree(layer, inputs, real[:, None, None], **options)
+            for options in (
+                {"kv_starts": starts, "kv_lengths": lengths},
+                {"key_mask": real},
+                {"key_mask": real, "mask": np.True_},
+            )
+        ]
+        assert (outputs[2] == outputs[0]).all()
+
     def test_extra_key(self, shape, dtype):
         layer, inputs = draw(shape, dtype)
         w, rng = layer.weights, np.random.default_rng(2)
@@ -198,8 +213,12 @@ def test_block_mask():
     agree(layer, (q, k, v), visible, mask=mask)
     real = np.arange(96) < np.array([[96], [50]])
     agree(layer, (q, k, v), visible & real[:, None, None], mask=mask, key_mask=real)
+    agree(
+        *(layer, (q, k, v), visible & real[:, None, None, ::-1]), mask=mask, key_mask=real[:, ::-1]
+    )
+    real[1, 20] = False
     with pytest.raises(TypeError, match=r"mask must be a bool array .*mask.dense\(Lq, Lk\)"):
-        layer(q, k, v, mask=mask, key_mask=real[:, ::-1])
+        layer(q, k, v, mask=mask, key_mask=real)
 
 
 def test_mean_weights():

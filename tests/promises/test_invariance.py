@@ -33,6 +33,7 @@ OPTIONS = {
     "mask": {"mask": True},
     "bias": {"bias": True},
     "lengths": {"kv_lengths": True},
+    "starts": {"kv_starts": True},
     "sink": {"sink_logits": True},
 }
 
@@ -49,6 +50,8 @@ def case(shape, options, dtype=np.float32, seed=0):
         options["mask"] = rng.random(full) < 0.8
     if "bias" in options:
         options["bias"] = rng.standard_normal(full).astype(dtype)
+    if "kv_starts" in options:
+        options["kv_starts"] = rng.integers(0, full[-1] // 2, q.shape[:-3] or (1,))
     if "kv_lengths" in options:
         options["kv_lengths"] = rng.integers(full[-1] // 2, full[-1], q.shape[:-3] or (1,))
     if "alibi_slopes" in options:
@@ -110,7 +113,7 @@ def test_a_batch_row_alone_and_in_a_batch(shape, options):
     for row in range(arrays[0].shape[0]):
         one = slice(row, row + 1)
         alone = dict(options)
-        for name in ("mask", "bias", "kv_lengths"):
+        for name in ("mask", "bias", "kv_lengths", "kv_starts"):
             if name in options:
                 alone[name] = options[name][one]
         single = attnfast.attention(*(a[one] for a in arrays), **EVERYTHING, **alone)

@@ -67,6 +67,7 @@ CUTS = {
     "window": {"window_size": (10, 5), "q_offset": 40},
     "window left": {"window_size": (3, -1), "q_offset": 40},
     "length": {"kv_lengths": [77, 77]},
+    "start": {"kv_starts": [78, 78]},
 }
 
 
@@ -187,11 +188,13 @@ def test_overflow_to_minus_infinity_is_no_weight(dtype, lq, rng):
     [
         {"mask": False},
         {"kv_lengths": [0, 0]},
+        {"kv_starts": [130, 130]},
+        {"kv_starts": [51, 90], "kv_lengths": [51, 50]},
         {"bias": np.full((1, 130), -np.inf, np.float32)},
         {"window_size": 3, "q_offset": 1000},
         {"is_causal": True, "q_offset": -1000},
     ],
-    ids=lambda options: next(iter(options)),
+    ids=lambda options: " ".join(options),
 )
 def test_a_query_that_sees_nothing(nothing, dtype, lq, rng):
     q, k, v = qkv(rng, lq, 130, 24, dtype=dtype)

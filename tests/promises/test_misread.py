@@ -381,7 +381,7 @@ def test_what_is_advised_for_centers(rng):
 # ---- lengths ----
 
 
-@pytest.mark.parametrize("name", ["kv_lengths", "q_lengths", "q_offset"])
+@pytest.mark.parametrize("name", ["kv_lengths", "q_lengths", "kv_starts", "q_offset"])
 def test_lengths_of_a_batch_that_is_taken_for_heads(name):
     message = "write query[:, None] (key and value alike) if they are (batch, length, head size)"
     for function in FUNCTIONS:
@@ -408,6 +408,11 @@ def test_lengths_of_a_batch_that_is_taken_for_heads(name):
 )
 def test_lengths_that_are_not_integers(name, bad, message):
     refused("attention", name, bad, message.format(name), TypeError)
+
+
+def test_starts_that_are_a_mask():
+    message = "write kv_starts.argmax(axis=-1) if padding is False and at the start"
+    refused("attention", "kv_starts", np.ones((4, 6), bool), message, TypeError)
 
 
 # ---- states without a length ----
@@ -516,6 +521,7 @@ def test_options_that_are_not_real(name, bad, message):
         ("query", [["a"]], r"text \(<U1\)"),
         ("mask", np.ones((6, 6), "M8[s]"), r"datetime64\[s\]"),
         ("kv_lengths", np.ones(4, bool), "bool"),
+        ("kv_starts", np.ones(4, bool), "bool"),
         ("kv_lengths", ["6"] * 4, r"text \(<U1\)"),
     ],
 )

@@ -38,6 +38,7 @@ def rows(q: Any, k: Any, place: Any) -> dict[str, Any]:
     lq, lk, batch = q.shape[-2], k.shape[-2], q.shape[:-3] or (1,)
     return {
         "kv_lengths": place(np.full(batch, lk // 2)),
+        "kv_starts": place(np.full(batch, lk // 8)),
         "q_lengths": place(np.full(batch, lq)),
         "q_offset": place(np.full(batch, lk - lq)),
         "alibi_slopes": place(np.array([0.5, 0.25])),

@@ -27,7 +27,7 @@ import numpy as np
 from attnfast import reference
 from support.arrays import compute_dtype, same_batch, truth_dtype
 
-POSITION_OPTIONS = {"q_offset", "q_lengths", "kv_lengths"}
+POSITION_OPTIONS = {"q_offset", "q_lengths", "kv_lengths", "kv_starts"}
 SCORE_OPTIONS = (
     *POSITION_OPTIONS,
     *("mask", "bias", "is_causal", "window_size", "scale", "softcap", "alibi_slopes"),

@@ -66,7 +66,7 @@ class Call:
         batch, full = query.shape[:-3], (*query.shape[:-1], key.shape[-2])
         for row in np.ndindex(*batch):
             options = dict(self.options)
-            for name in ("q_lengths", "kv_lengths", "q_offset"):
+            for name in ("q_lengths", "kv_lengths", "kv_starts", "q_offset"):
                 if np.ndim(options.get(name)):
                     options[name] = np.reshape(options[name], batch)[row]
             for name in ("alibi_slopes", "global_tokens"):

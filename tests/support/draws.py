@@ -264,6 +264,7 @@ def _options(
     sometimes("alibi_slopes", slopes, 5)
     sometimes("q_lengths", lambda: per_row(0, lq), 5)
     sometimes("kv_lengths", lambda: per_row(0, lk))
+    sometimes("kv_starts", lambda: per_row(0, lk), 4)
     sometimes("q_offset", offset, 2)
     if lq != lk and "q_offset" not in options:
         options["q_offset"] = one_offset()

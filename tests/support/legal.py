@@ -23,6 +23,7 @@ GOOD = {
     "q_offset": 2,
     "q_lengths": np.array([3, 2]),
     "kv_lengths": np.array([5, 4]),
+    "kv_starts": np.array([0, 1]),
     "scale": 0.5,
     "softcap": 30.0,
     "alibi_slopes": np.ones(4, np.float32),

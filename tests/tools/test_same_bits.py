@@ -37,6 +37,7 @@ def test_one_build_twice(build):
     assert code == 0 and "0 of 160 outcomes differ" in text, text
     rows = re.findall(r"^(\w+) +generic +\d+ +\d+ +0$", text, re.MULTILINE)
     assert len(rows) == 8 and "attention_varlen" in rows
+    assert not re.search(r"generic +(\d+) +\1 +0$", text, re.MULTILINE), text  # only errors
 
 
 def test_a_planted_bit(build):

@@ -157,14 +157,15 @@ def facts(functions: Iterable[str]) -> dict[str, Any]:
     """What the build has: folder, version, instruction sets, parameters of each function."""
     import attnfast
 
-    there = [name for name in functions if hasattr(attnfast, name)]
+    def parameters(name: str) -> list[str]:
+        own = list(inspect.signature(getattr(attnfast, name)).parameters)
+        return own if name != "plan" else [*parameters("attention"), *own]  # of any call
+
     return {
         "folder": os.path.dirname(os.path.realpath(attnfast.__file__)),
         "version": attnfast.__version__,
         "isas": attnfast.available_isas(),
-        "parameters": {
-            name: list(inspect.signature(getattr(attnfast, name)).parameters) for name in there
-        },
+        "parameters": {name: parameters(name) for name in functions if hasattr(attnfast, name)},
     }
 
 

@@ -51,6 +51,7 @@ def attention_and_options() -> None:
     assert_type(attention(q, k, v), Array)
     assert_type(attention(q, k, v, is_causal=True, q_offset="end", num_threads=2), Array)
     assert_type(attention(q, k, v, window_size=(128, None), kv_lengths=[300, 211]), Array)
+    assert_type(attention(q, k, v, kv_starts=[0, 89]), Array)
     assert_type(attention(q, k, v, mask=np.ones((300, 300), bool), bias=0.5 * q[..., :1]), Array)
     assert_type(attention(q, k, v, scale=1, softcap=30.0, alibi_slopes=np.ones(8)), Array)
     assert_type(attention(q, k, v, sink_logits=[0.0] * 8, out=np.empty_like(q)), Array)
@@ -160,7 +161,7 @@ def threads_and_machine() -> None:
 def layers(path: Path) -> None:
     x = np.ones((2, 100, 256), np.float32)
     layer = MultiHeadAttention(256, num_heads=8, num_kv_heads=2, dtype="float32", seed=0)
-    assert_type(layer(x, kv_lengths=[100, 61], key_mask=None), Array)
+    assert_type(layer(x, kv_lengths=[100, 61], kv_starts=[0, 3], key_mask=None), Array)
     assert_type(layer(x, x, return_weights=True), tuple[Array, Array])
     assert_type(layer(x, return_weights="mean"), tuple[Array, Array])
     assert_type(layer(x, return_weights=wanted), Array | tuple[Array, Array])
