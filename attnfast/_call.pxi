@@ -192,6 +192,7 @@ cdef class Call(Score):
             output = self.output.swapaxes(0, 1) if self.packed else self.output
         if self.lse is None and self.weights is None:
             return output
+        # What AttentionResult() does, without calling Python for it.
         return tuple.__new__(AttentionResult, (output, self.lse.T if self.packed else self.lse, self.weights))
 
 

@@ -172,9 +172,7 @@ cdef class Operands:
         return 0
 
     cdef void *kept(self, cnp.ndarray a) except? NULL:
-        """The data of an array that lives as long as the problem, or NULL for None."""
-        if a is None:
-            return NULL
+        """The data of an array, which lives as long as the problem."""
         if self.keep is None:
             self.keep = []
         self.keep.append(a)

@@ -194,25 +194,24 @@ cdef class Visible(Operands):
         return np.ascontiguousarray(a.ravel())
 
     cdef cnp.ndarray length_rows(self, object x, str name, int64_t longest, str hint=""):
-        if x is None:
-            return None
         cdef cnp.ndarray a = self.whole_rows(x, name, False)
         if a.size and (a.min() < 0 or a.max() > longest):
             raise ValueError(f"{name} must be within 0 .. {longest}, got {a.min()} .. {a.max()}{hint}")
         return a
 
     cdef int set_lengths(self, object q_lengths, object kv_lengths) except -1:
-        if self.packed:
-            return 0  # they follow from the bounds
-        self.q_lengths = self.length_rows(q_lengths, "q_lengths", self.p.Lq)
-        self.kv_lengths = self.length_rows(kv_lengths, "kv_lengths", self.p.Lk)
-        self.visible.q_length = <const int64_t *>self.kept(self.q_lengths)
-        self.visible.kv_length = <const int64_t *>self.kept(self.kv_lengths)
+        if q_lengths is not None:
+            self.q_lengths = self.length_rows(q_lengths, "q_lengths", self.p.Lq)
+            self.visible.q_length = <const int64_t *>self.kept(self.q_lengths)
+        if kv_lengths is not None:
+            self.kv_lengths = self.length_rows(kv_lengths, "kv_lengths", self.p.Lk)
+            self.visible.kv_length = <const int64_t *>self.kept(self.kv_lengths)
         return 0
 
     cdef int set_starts(self, object kv_starts) except -1:
-        hint = ": it counts keys of padding on the left"
-        self.visible.kv_start = <const int64_t *>self.kept(self.length_rows(kv_starts, "kv_starts", self.p.Lk, hint))
+        if kv_starts is not None:
+            a = self.length_rows(kv_starts, "kv_starts", self.p.Lk, ": it counts keys of padding on the left")
+            self.visible.kv_start = <const int64_t *>self.kept(a)
         return 0
 
     cdef int set_offset(self, object q_offset) except -1:
