@@ -58,6 +58,7 @@ def probe_visibility(
     q_offset: ArrayLike | None = ...,
     q_length: ArrayLike | None = ...,
     kv_length: ArrayLike | None = ...,
+    kv_start: ArrayLike | None = ...,
     centers: ArrayLike | None = ...,
     query_order: ArrayLike | None = ...,
     key_position: ArrayLike | None = ...,

@@ -79,13 +79,14 @@ cdef int64_t *first_number(cnp.ndarray a) noexcept:
 
 def probe_visibility(
     int64_t lq, int64_t lk, window, blocks, bint causal=False, q_offset=None, q_length=None, kv_length=None,
-    centers=None, query_order=None, key_position=None,
+    kv_start=None, centers=None, query_order=None, key_position=None,
 ):
     """What plan/ says of one head, as pairs (begin, end): the keys that each query sees; the queries that can see any
     key of each block of keys; those that see all of it. blocks are pairs too."""
     cdef cnp.ndarray spans = whole_numbers(blocks), order = whole_numbers(query_order)
     cdef cnp.ndarray offset = whole_numbers(q_offset), queries = whole_numbers(q_length)
-    cdef cnp.ndarray keys = whole_numbers(kv_length), position = whole_numbers(key_position)
+    cdef cnp.ndarray keys = whole_numbers(kv_length), start = whole_numbers(kv_start)
+    cdef cnp.ndarray position = whole_numbers(key_position)
     cdef cnp.ndarray center = None if centers is None else np.ascontiguousarray(centers, np.float64)
     cdef cnp.ndarray seen = np.empty((lq, 2), np.int64), of_any = np.empty_like(spans), of_all = np.empty_like(spans)
     cdef af_interval *span = <af_interval *>cnp.PyArray_DATA(spans)
@@ -96,7 +97,8 @@ def probe_visibility(
     call.visible.left, call.visible.right = [AF_FAR if bound is None else bound for bound in window]
     call.visible.causal = causal
     call.visible.q_offset, call.visible.q_length = first_number(offset), first_number(queries)
-    call.visible.kv_length, call.subset.key_position = first_number(keys), first_number(position)
+    call.visible.kv_length, call.visible.kv_start = first_number(keys), first_number(start)
+    call.subset.key_position = first_number(position)
     if center is not None:
         call.visible.center.data, call.visible.center.i = cnp.PyArray_DATA(center), 1
     if order is not None:

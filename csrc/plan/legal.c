@@ -56,7 +56,7 @@ bool af_is_legal(const af_call *call)
     return sizes_are_legal(call) && visible_is_legal(call, call->B) && score_is_legal(call) && results_are_legal(call);
 }
 
-/* The bounds of some sequences, and lengths within them. */
+/* The bounds of some sequences, and lengths, or starts, within them. */
 static bool bounds_are_legal(const int64_t *first, int64_t sequences, int64_t rows, const int64_t *length)
 {
     for (int64_t s = 0; s < sequences; s++)
@@ -70,6 +70,7 @@ bool af_is_legal_packed(const af_call *whole, int64_t sequences, const int64_t *
     if (!sizes_are_legal(whole) || whole->B != 1 || sequences < 0) return false;
     if (!bounds_are_legal(first_query, sequences, whole->Lq, v->q_length)) return false;
     if (!bounds_are_legal(first_key, sequences, whole->Lk, v->kv_length)) return false;
+    if (!bounds_are_legal(first_key, sequences, whole->Lk, v->kv_start)) return false;
     if (v->blocks.data || whole->results.importance) return false;
     return visible_is_legal(whole, sequences) && score_is_legal(whole) && results_are_legal(whole);
 }

@@ -55,6 +55,8 @@ def calls(draw):
         options["q_length"] = [draw(st.integers(0, lq))]
     if draw(st.booleans()):
         options["kv_length"] = [draw(st.integers(0, lk))]
+    if draw(st.booleans()):
+        options["kv_start"] = [draw(st.integers(0, lk))]
     return lq, lk, (draw(bound), draw(bound)), options
 
 

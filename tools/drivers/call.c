@@ -162,7 +162,7 @@ static int64_t *new_bounds(call *c, int64_t parts, int64_t end)
     return bounds;
 }
 
-/* Lengths of batch rows of n queries or keys, or of sequences with bounds. */
+/* Lengths, or starts, of batch rows of n queries or keys, or of sequences with bounds. */
 static int64_t *new_lengths(call *c, const int64_t *bounds, int64_t n)
 {
     if (!bounds) return new_rows(c, c->wish.B, 0, n);
@@ -192,6 +192,7 @@ static void set_positions(call *c)
     }
     if (w->q_length) p->q_length = new_lengths(c, c->first_query, w->Lq);
     if (w->kv_length) p->kv_length = new_lengths(c, c->first_key, w->Lk);
+    if (w->kv_start) p->kv_start = new_lengths(c, c->first_key, w->Lk);
     if (w->center) {
         new_input(c, CENTER, F64, w->B, w->H, w->Lq, 1, THIN_B | THIN_H | THIN_I, &p->center);
         fill_numbers(c, CENTER, (double)w->Lk, 0);
@@ -296,5 +297,6 @@ af_status describe_call(const call *c, const results *r, af_report *report, af_r
 {
     const af_problem problem = problem_of(c, r);
     if (c->wish.kind != PACKED) return af_describe(&problem, NULL, report, rectangles, room);
-    return af_describe_packed(&problem, c->wish.sequences, c->first_query, c->first_key, NULL, report, rectangles, room);
+    return af_describe_packed(&problem, c->wish.sequences, c->first_query, c->first_key, NULL, report, rectangles,
+                              room);
 }

@@ -22,9 +22,10 @@ typedef struct wish {
     bool additive, score_bias;
     double scale, softcap;
     bool bias, alibi, sink, mask;
-    bool q_offset, q_length, kv_length, far; /* far: positions beyond all keys, dilations beyond all lengths */
-    bool window, causal;                     /* no window: all keys */
-    int64_t left, right;                     /* -1: unbounded */
+    bool q_offset, q_length, kv_length, kv_start;
+    bool far;            /* positions beyond all keys, dilations beyond all lengths */
+    bool window, causal; /* no window: all keys */
+    int64_t left, right; /* -1: unbounded */
     bool center;
     double gaussian;
     int64_t dilation;         /* the largest of any head; 0: none is given */

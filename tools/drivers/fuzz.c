@@ -83,6 +83,7 @@ static void draw_options(wish *w, bytes *s)
     w->q_offset = sometimes(s);
     w->q_length = sometimes(s);
     w->kv_length = sometimes(s);
+    w->kv_start = sometimes(s);
     w->far = take(s, 0, 15) == 15;
     w->window = sometimes(s);
     w->left = take(s, -1, 60);
@@ -116,11 +117,11 @@ static void fail(const call *c, const char *isa, int threads, const char *what, 
     fprintf(stderr,
             "additive %d scale %g softcap %g bias %d alibi %d sink %d amplitude %g poison %d\n"
             "window %d: %" PRId64 ", %" PRId64
-            " causal %d q_offset %d q_length %d kv_length %d far %d mask %d blocks %" PRId64 " x %" PRId64
+            " causal %d q_offset %d q_length %d kv_length %d kv_start %d far %d mask %d blocks %" PRId64 " x %" PRId64
             " density %g center %d gaussian %g dilation %" PRId64 " global %d\n",
             w->additive, w->scale, w->softcap, w->bias, w->alibi, w->sink, w->amplitude, w->poison, w->window, w->left,
-            w->right, w->causal, w->q_offset, w->q_length, w->kv_length, w->far, w->mask, w->block_q, w->block_k,
-            w->density, w->center, w->gaussian, w->dilation, w->global);
+            w->right, w->causal, w->q_offset, w->q_length, w->kv_length, w->kv_start, w->far, w->mask, w->block_q,
+            w->block_k, w->density, w->center, w->gaussian, w->dilation, w->global);
     abort();
 }
 

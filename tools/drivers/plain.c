@@ -69,6 +69,7 @@ static bool may_attend(const row *r, int64_t j)
     const call *c = r->call;
     const af_visible *v = &c->visible;
     if (r->padding || (v->kv_length && j >= v->kv_length[r->number])) return false;
+    if (v->kv_start && j < v->kv_start[r->number]) return false;
     if (v->causal && j > r->position) return false;
     if (!in_window(r, j) && !is_token(r, j) && !is_token(r, r->position)) return false;
     if (v->mask.data && get(&c->inputs[MASK], r->b, r->h, r->i, r->first_key + j) == 0) return false;
@@ -253,8 +254,7 @@ static void check_beside(verdict *v, const row *r, const results *res)
     for (int64_t j = 0; j < a->J; j++) {
         if (j >= r->first_key && j < r->first_key + r->keys) continue;
         const unsigned char *x = (const unsigned char *)element(a, r->b, r->h, r->i, j);
-        for (int64_t k = 0; k < type_bytes(a->type); k++)
-            check(v, "weights", r, j, x[k], (unsigned char)res->fill, 0);
+        for (int64_t k = 0; k < type_bytes(a->type); k++) check(v, "weights", r, j, x[k], (unsigned char)res->fill, 0);
     }
 }
 

@@ -9,7 +9,8 @@ void new_results(results *r, const call *c, int fill)
     const type elem = (type)w->dtype, real = w->dtype == AF_F64 ? F64 : F32;
     chance own = {~w->seed}, *any = w->layouts ? &own : NULL; /* the same layouts for all runs of a call */
     *r = (results){.part = {.size = sizeof r->part, .stage = w->stage, .topk = w->topk}, .fill = fill};
-    if (c->operands.value.data && !w->no_output) r->arrays[OUTPUT] = new_array(elem, w->B, w->H, w->Lq, w->Dv, 0, any, fill);
+    if (c->operands.value.data && !w->no_output)
+        r->arrays[OUTPUT] = new_array(elem, w->B, w->H, w->Lq, w->Dv, 0, any, fill);
     if (w->lse) r->arrays[LSE] = new_array(real, w->B, w->H, w->Lq, 1, 0, any, fill);
     if (w->weights) r->arrays[STAGE] = new_array(elem, w->B, w->H, w->Lq, w->Lk, 0, any, fill);
     if (w->topk) {

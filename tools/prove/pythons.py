@@ -87,7 +87,7 @@ def calls(dtype: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     packed = normal(37, 4, 24), normal(53, 2, 24), normal(53, 2, 19)
     mask = rng.random((37, 53)) < 0.7
     bias = rng.standard_normal((4, 37, 53))
-    places = {"q_offset": "end", "kv_lengths": [53, 31]}
+    places = {"q_offset": "end", "kv_lengths": [53, 31], "kv_starts": [2, 9]}
     every: dict[str, Any] = {"mask": mask, "bias": bias, "softcap": 5.0, "sink_logits": np.ones(4)}
     parts = [normal(3, 2, 11, 8), rng.standard_normal((3, 2, 11)).astype(np.float32)]
     yield "attention", lambda m: m.attention(q, k, v, return_lse=True, return_weights=True)

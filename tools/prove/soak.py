@@ -162,6 +162,7 @@ def draw_options(rng: np.random.Generator, arrays: tuple[np.ndarray, ...]) -> Op
         "window_size": lambda: (int(rng.integers(0, lk + 1)), int(rng.integers(0, 40))),
         "q_lengths": lambda: rng.integers(0, lq + 1, batch),
         "kv_lengths": lambda: rng.integers(0, lk + 1, batch),
+        "kv_starts": lambda: rng.integers(0, lk + 1, batch),
         "softcap": lambda: 5.0,
         "scale": lambda: 0.3,
         "alibi_slopes": lambda: randn(rng, heads),
