@@ -31,9 +31,9 @@ def attention(
     **options
         ``mask``, ``bias``, ``is_causal``, ``window_size``, ``q_offset``, ``q_lengths``,
         ``kv_lengths``, ``kv_starts``, ``scale``, ``softcap``, ``alibi_slopes``, ``sink_logits``,
-        ``return_lse`` and ``return_weights`` of `attnfast.attention`; ``dropout`` and ``dropout_seed``, with which
-        some weights count as 0 and the others as ``weight / (1 - dropout)``. The lse and weights
-        that are returned are those before.
+        ``return_lse`` and ``return_weights`` of `attnfast.attention`; ``dropout`` and
+        ``dropout_seed``, with which some weights count as 0 and the others as
+        ``weight / (1 - dropout)``. The lse and weights that are returned are those before.
 
     Returns
     -------
