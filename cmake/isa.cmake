@@ -4,8 +4,8 @@
 set(ATTNFAST_VARIANTS "")
 set(ATTNFAST_KERNEL_OBJECTS "")
 
-# Whom the compiler builds for; on macOS that may be named apart from the machine. Of two at a time, neither has kernels
-# of its own.
+# Target processor. On macOS, CMAKE_OSX_ARCHITECTURES may name another than that of the machine; a list of two matches
+# no pattern below but _any.
 set(_processor "${CMAKE_SYSTEM_PROCESSOR}")
 if(APPLE AND CMAKE_OSX_ARCHITECTURES)
   set(_processor "${CMAKE_OSX_ARCHITECTURES}")
@@ -15,10 +15,10 @@ set(_x86 "^(x86_64|AMD64|amd64|i[3-6]86)$")
 set(_arm64 "^(aarch64|arm64|ARM64)$")
 set(_any ".*")
 
-# Unrolling of the loops over accumulators is explicit in the source and does not hang on the level. -O3 takes 2 to 5 % off
-# short calls and windows, but makes objects half as large again, and GCC 12 spill in the tile of float32 on NEON: so it is
-# for what most calls use. No -ffast-math: -inf and NaN are data here, and its link step would change how the whole
-# process treats denormals.
+# Loops over accumulators are unrolled in the source, whatever the level. -O3 makes short calls and windows 2 to 5 %
+# faster, but objects half as large again, and with it GCC 12 spills accumulators in the float32 tile on NEON. So only the
+# variants that most calls use have it. No -ffast-math: -inf and NaN are data here, and its link step would change how the
+# whole process treats denormals.
 set(_common -O2 -fno-math-errno -fno-trapping-math -ffp-contract=off)
 set(_at_o3 f32_avx512 f32_avx2)
 

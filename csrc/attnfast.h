@@ -5,8 +5,8 @@
  *   b h i j count batch rows, heads, queries and keys. Strides and offsets count elements, never bytes.
  *
  * Each struct of a problem begins with its size, sizeof of the struct as the caller knows it. Fields beyond that size,
- * which a caller with an older header does not know, have their defaults, and so have all fields of a part that is NULL:
- * no window, scale 1, and else zero, which is "none". */
+ * which a caller with an older header does not know, have their defaults, and so have all fields of a part that is
+ * NULL: no window, scale 1, and else zero, which is "none". */
 #ifndef ATTNFAST_H
 #define ATTNFAST_H
 

@@ -9,7 +9,8 @@ typedef struct af_arena {
     void *last; /* each piece of memory begins with the address of the one before */
 } af_arena;
 
-/* `count` elements of `size` bytes, aligned to cache lines; NULL if there is no memory, or no number for so much. */
+/* `count` elements of `size` bytes, aligned to cache lines; NULL if there is too little memory or the product
+ * overflows. */
 void *af_take(af_arena *arena, int64_t count, size_t size);
 
 void af_give_back(af_arena *arena);

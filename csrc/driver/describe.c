@@ -30,7 +30,7 @@ static int64_t seen_by_mask(const af_call *call, const af_visibility *vis, int r
     return seen;
 }
 
-/* The same under the block mask. */
+/* How many of some keys row r sees under its row of the block mask. */
 static int64_t seen_by_blocks(const af_call *call, const af_visibility *vis, int r, af_interval keys)
 {
     const af_tensor *t = &call->visible.blocks;
@@ -98,7 +98,7 @@ static int64_t end_of_keys(const int64_t *position, int64_t j, int64_t end)
     return j;
 }
 
-/* Rows and keys of a piece in an order of their own: a rectangle for each run of successive ones. */
+/* Adds a piece whose queries, or keys, do not follow one another: a rectangle for each pair of runs that do. */
 static void add_runs(count *c, const af_visibility *vis, int first, int last, int64_t j0, int64_t j1)
 {
     const int64_t *position = c->call->subset.key_position;

@@ -9,7 +9,8 @@
 af_status af_describe_any(const af_call *call, const af_run *run, af_watch *watch, af_report *report,
                           af_rectangle *rectangles, int64_t room);
 
-/* Adds a plain call to a report; `rectangles` (or NULL) receives the rectangles that it visits, at most `room` in all. */
+/* Adds a plain call to a report; `rectangles` (or NULL) receives the rectangles that it visits, at most `room` in all.
+ */
 af_status af_describe_call(const af_call *call, const af_run *run, af_watch *watch, af_report *report,
                            af_rectangle *rectangles, int64_t room);
 

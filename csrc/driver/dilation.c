@@ -129,8 +129,8 @@ static void split_pairs(classes *c, af_tensor *t, int64_t size)
     c->windows->waiting += (double)work.count * (double)c->Lk * (double)size;
 }
 
-/* The slope of a head for distances that are counted in steps; what is finite stays so, and a
- * distance of 0 costs nothing. */
+/* Slopes of heads for distances that are counted in steps. A finite slope stays finite, as a distance of 0 must cost
+ * nothing. */
 static void split_alibi(classes *c, af_score *score)
 {
     const int64_t H = c->whole->H;
@@ -226,8 +226,8 @@ static af_status bound_memory(windows *w)
     return status;
 }
 
-/* Queries of the residues [first, end), which have equally many: no row past the end is read or written. As many
- * classes and batch rows are one call as have gathered columns of af_memory_for(), at least one. */
+/* The classes of the residues [first, end). All must have equally many queries, as the classes of one call do. As many
+ * classes and batch rows become one call as have gathered columns of af_memory_for(), at least one. */
 static af_status call_residues(const af_call *whole, int64_t step, int64_t first, int64_t end, windows *w)
 {
     classes c = {.step = step, .windows = w};
@@ -235,8 +235,8 @@ static af_status call_residues(const af_call *whole, int64_t step, int64_t first
     c.Lk = floor_div(whole->Lk + step - 1, step);
     if (c.Lq <= 0 || first == end) return AF_OK;
     const af_tensor *mask = &whole->visible.mask, *bias = &whole->score.bias;
-    const double bytes = gathered_bytes(whole, mask, &c, 1) +
-                         gathered_bytes(whole, bias, &c, af_real_bytes(whole->dtype));
+    const double bytes =
+        gathered_bytes(whole, mask, &c, 1) + gathered_bytes(whole, bias, &c, af_real_bytes(whole->dtype));
     const double fit = (double)af_memory_for(w->sink->run) / (bytes + 1);
     const bool share = bytes == 0 || (rows_share(whole, mask, step) && rows_share(whole, bias, step));
     const int64_t most = bytes == 0 ? end - first : at_most(fit, end - first);

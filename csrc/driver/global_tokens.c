@@ -72,7 +72,7 @@ static af_status gather(tokens *t, af_tensor *tensor, int64_t Hk, int64_t width,
     return AF_OK;
 }
 
-/* One batch row of a call, without its windows: what sees and is seen by the global tokens. */
+/* Batch row b as a call of the pairs that its windows leave out: a global token and any other query or key. */
 static af_call cut_row(const af_call *whole, int64_t b, bool causal)
 {
     af_part part = af_whole_part(whole);

@@ -4,8 +4,8 @@
  *   windows with dilation                   a call for the residue classes of each dilation (dilation.c)
  *   global tokens                           the windows first, then the pairs that they leave out (global_tokens.c)
  *
- * Of several calls that make one, each recomputes the weights of its own pairs from the lse over all keys; then each row
- * of weights is divided by its sum. */
+ * Of several calls that make one, each recomputes the weights of its own pairs from the lse over all keys; then each
+ * row of weights is divided by its sum. */
 #include "driver/local.h"
 
 #include "driver/describe.h"
@@ -43,7 +43,6 @@ static af_status call_weights(const af_call *call, bool causal, af_sink *sink)
     weights.operands.value = (af_tensor){0};
     weights.results = (af_results){.weights = call->results.weights, .stage = AF_WEIGHTS};
     weights.subset.row_lse = call->results.lse;
-    weights.subset.same_scores = false;
     weights.subset.visible_weights = true;
     return call_pairs(&weights, causal, sink);
 }
@@ -71,8 +70,8 @@ static bool take_lse(af_call *call, af_arena *arena)
     return lse->data != NULL;
 }
 
-/* The weights, each call those of its own pairs; then each row is divided by its sum. An lse that is rounded by more than
- * exp() bears is made again, from scores that have the bits of those which the weights are recomputed from. */
+/* The weights, each call those of its own pairs; then each row is divided by its sum. An lse that is rounded by more
+ * than exp() bears is made again, from scores that have the bits of those which the weights are recomputed from. */
 static af_status run_weights(const af_call *call, bool causal, af_sink *sink, af_arena *arena)
 {
     af_call rows = *call;
@@ -80,7 +79,7 @@ static af_status run_weights(const af_call *call, bool causal, af_sink *sink, af
     af_status status = af_find_rough_lse(call, sink->watch, &rough);
     if (status == AF_OK && rough) {
         rows.operands.value = rows.results.output = rows.results.weights = rows.results.lse = (af_tensor){0};
-        rows.subset.same_scores = true;
+        rows.subset.natural = rows.subset.tiles = true;
         status = take_lse(&rows, arena) ? call_pairs(&rows, causal, sink) : AF_NO_MEMORY;
         rows.results.weights = call->results.weights;
     }

@@ -75,7 +75,8 @@ int64_t af_chunk_of(double flops, int64_t units)
     return af_max(1, by_work);
 }
 
-/* The same where units may be blocks of rows that go through tiles, whose FLOPs tell their time. */
+/* The most units of an attend pass that a thread takes at a time. Blocks of rows that go through tiles of keys share
+ * these with their neighbours, so a thread takes more of them. */
 static int64_t attend_chunk(const af_call *call, const af_plan *plan, double flops, int64_t units)
 {
     const int64_t chunk = af_chunk_of(flops, units);

@@ -18,10 +18,7 @@ enum { STRIP = 1 << 18 };
 
 int64_t af_selection_room(int64_t k) { return k <= MOST_SAMPLED ? k + SPARE_ROOM : k; }
 
-static bool is_interrupted(const af_selection *s)
-{
-    return s->watch && af_check_signals(s->watch) == AF_INTERRUPTED;
-}
+static bool is_interrupted(const af_selection *s) { return s->watch && af_check_signals(s->watch) == AF_INTERRUPTED; }
 
 /* Bits as numbers in the order of what they stand for: the sign bit set for positive ones, all bits turned for negative
  * ones. And turned once more, so that the largest is first. +0 and -0 are equal. */
@@ -101,8 +98,8 @@ static int64_t find_score(const af_selection *s, int64_t j, int64_t end, double 
     return j;
 }
 
-/* Keys above a rank go to entries, keys of it to spare, until there are k of these. The numbers of both; `above` is more
- * than the room where they do not fit. */
+/* Keys above a rank go to entries, keys of it to spare, until there are k of these. The numbers of both; `above` is
+ * more than the room where they do not fit. */
 static af_status collect(const af_selection *s, uint64_t rank, int64_t *above, int64_t *equal)
 {
     const double limit = score_of(s, rank);
@@ -136,8 +133,7 @@ static af_status scatter(const af_selection *s, const af_ranked *from, af_ranked
     }
     for (int64_t strip = 0; strip < n; strip += STRIP) {
         if (is_interrupted(s)) return AF_INTERRUPTED;
-        for (int64_t i = strip; i < af_min(n, strip + STRIP); i++)
-            to[starts[from[i].rank >> shift & 255]++] = from[i];
+        for (int64_t i = strip; i < af_min(n, strip + STRIP); i++) to[starts[from[i].rank >> shift & 255]++] = from[i];
     }
     return AF_OK;
 }

@@ -20,8 +20,9 @@ typedef struct rows {
     af_watch *watch;
     int threads;         /* at most, and what there is memory for */
     char *scratch;       /* for each of them */
-    const af_call *call; /* some queries of one head, with reals as elements; rows of scores, and their lse: */
+    const af_call *call; /* some queries of one head, with reals as elements; their rows of scores: */
     af_tensor scores, lse;
+    void *row_max, *row_inverse; /* as in af_subset */
     int64_t b, h, first, k;
     af_dtype dtype; /* of the weights that are wanted */
     const af_tensor *index, *weight;
@@ -38,7 +39,7 @@ static double real_at(const rows *r, const void *reals, int64_t at)
 typedef struct chosen_row {
     const af_ranked *keys;
     int64_t count, row; /* of keys; of scores */
-    double top, share;  /* score of the heaviest key, and the log of its weight */
+    double top, share;  /* score and weight of the heaviest key */
     int64_t *index;
     char *weight;
 } chosen_row;
@@ -50,10 +51,9 @@ static void write_piece(const rows *r, const chosen_row *c, int64_t first, int64
     float narrow[PIECE];
     for (int64_t m = 0; m < n; m++) {
         const int64_t at = first + m, key = at < c->count ? c->keys[at].key : 0;
-        const double score =
-            at < c->count ? real_at(r, r->scores.data, c->row * r->call->Lk + key) : -(double)INFINITY;
+        const double score = at < c->count ? real_at(r, r->scores.data, c->row * r->call->Lk + key) : -(double)INFINITY;
         const bool there = score != -INFINITY;
-        const double exact = there ? exp(score - c->top + c->share) : 0;
+        const double exact = there ? exp(score - c->top) * c->share : 0;
         c->index[at] = there ? key : -1;
         if (r->dtype == AF_F64) ((double *)c->weight)[at] = exact;
         else narrow[m] = (float)exact;
@@ -77,9 +77,9 @@ static af_status choose_row(const rows *r, int64_t row, char *scratch, af_watch 
     if (af_select(&selection, &c.keys) == AF_INTERRUPTED) return AF_INTERRUPTED;
     c.index = (int64_t *)r->index->data + af_offset(r->index, r->b, r->h, i);
     c.weight = (char *)r->weight->data + af_offset(r->weight, r->b, r->h, i) * af_elem_bytes(r->dtype);
-    /* The weight of the heaviest key, which the rounding of its score and of the lse must not lift above 1. */
     c.top = c.count ? real_at(r, r->scores.data, row * Lk + c.keys[0].key) : 0;
-    c.share = fmin(0, c.top - real_at(r, r->lse.data, row));
+    /* Not from the lse, whose rounding weights would show. The softmax may take a maximum that is near the top only. */
+    c.share = fmin(1, exp(c.top - real_at(r, r->row_max, row)) * real_at(r, r->row_inverse, row));
     for (int64_t n = 0; n < r->k; n += PIECE) {
         if (watch && af_check_signals(watch) == AF_INTERRUPTED) return AF_INTERRUPTED;
         write_piece(r, &c, n, af_min(PIECE, r->k - n));
@@ -109,13 +109,17 @@ static af_call cut_queries(const af_call *whole, const rows *r, int64_t n, int64
     return call;
 }
 
-/* Scores and lse of some queries, then their keys. A row of which there is only one at a time is long. */
+/* Sums and scores of some queries, then their keys. A row of which there is only one at a time is long. */
 static af_status run_queries(const af_call *call, rows *r, bool one_row)
 {
     af_call part = *call;
     part.results.lse = r->lse;
+    part.subset.natural = true;
+    part.subset.row_max = r->row_max;
+    part.subset.row_inverse = r->row_inverse;
     af_status status = af_run_call(&part, r->run, r->watch);
     if (status != AF_OK) return status;
+    part = *call;
     part.results = (af_results){.weights = r->scores, .stage = AF_BIASED};
     status = af_run_call(&part, r->run, r->watch);
     if (status != AF_OK) return status;
@@ -134,10 +138,12 @@ static af_status run_heads(const af_call *call, rows *r, af_arena *arena)
     r->index = &call->results.top_index;
     r->weight = &call->results.top_weight;
     r->scores = (af_tensor){.data = af_take(arena, most * call->Lk, real), .i = call->Lk, .j = 1};
-    r->lse = (af_tensor){.data = af_take(arena, most, real), .i = 1};
+    r->lse = (af_tensor){.data = af_take(arena, 3 * most, real), .i = 1};
     r->threads = af_threads_for(r->run->threads, af_min(most, call->Lq), true);
     r->scratch = af_take(arena, r->threads, scratch_bytes(r->k));
     if (!r->scores.data || !r->lse.data || !r->scratch) return AF_NO_MEMORY;
+    r->row_max = (char *)r->lse.data + (size_t)most * real;
+    r->row_inverse = (char *)r->lse.data + 2 * (size_t)most * real;
     for (r->b = 0; r->b < call->B; r->b++)
         for (r->h = 0; r->h < call->H; r->h++)
             for (r->first = 0; r->first < call->Lq; r->first += most) {

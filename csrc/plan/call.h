@@ -6,12 +6,13 @@
 
 /* Which of the pairs of a problem a call computes, in which order, and what it does with results that are there. */
 typedef struct af_subset {
-    bool accumulate;       /* output and lse hold the result over other keys, to which the call adds its own */
-    bool visible_weights;  /* of the weights only those of visible pairs are written, not the zeros of the others */
-    bool same_scores;      /* scores have the bits of those from which visible_weights are recomputed */
-    af_tensor row_lse;     /* real, no j: the known lse of each row over all keys, from which weights are recomputed */
-    void *row_max;         /* real [B][H][Lq]: kept for that instead, in the units of scores: the maximum ... */
-    void *row_inverse;     /* ... and 1 / sum of each row; or NULL */
+    bool accumulate;      /* output and lse hold the result over other keys, to which the call adds its own */
+    bool visible_weights; /* of the weights only those of visible pairs are written, not the zeros of the others */
+    bool natural, tiles; /* scores in units of the natural log, and made by tiles: they have the same bits as those from
+                          * which a stage, or visible_weights, is recomputed */
+    af_tensor row_lse;   /* real, no j: the known lse of each row over all keys, from which weights are recomputed */
+    void *row_max;       /* real [B][H][Lq]: kept for that instead, in the units of scores: the maximum ... */
+    void *row_inverse;   /* ... and 1 / sum of each row; or NULL */
     af_tensor query_order; /* int64_t, no j: queries in the order in which blocks take them, if not that of memory */
 
     /* A query sees only those keys that are global, or every key if it is at the position of one; less the keys

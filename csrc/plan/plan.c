@@ -111,7 +111,7 @@ void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels)
     plan->head_groups = call->H / plan->group;
     plan->rows = plan->group * call->Lq;
     plan->decode = plan->rows <= (call->score.additive ? ADDITIVE_DECODE_ROWS : kernels->decode_rows);
-    if (call->results.topk || call->results.importance || call->subset.visible_weights || call->subset.same_scores)
+    if (call->results.topk || call->results.importance || call->subset.visible_weights || call->subset.tiles)
         plan->decode = false;
     plan->block_rows = (int)af_min(plan->rows, plan->decode ? kernels->decode_rows : kernels->nr);
     plan->blocks = ceil_div(plan->rows, plan->block_rows);
@@ -127,7 +127,7 @@ void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels)
     plan->softmax = !call->results.weights.data || call->results.stage == AF_WEIGHTS;
     if (call->subset.row_lse.data) plan->softmax = false; /* it is known */
     plan->base2 = call->score.softcap == 0 && !call->score.bias.data && !call->score.alibi && !call->score.sink &&
-                  !call->score.additive && !call->results.topk && plan->softmax && !call->subset.same_scores;
+                  !call->score.additive && !call->results.topk && plan->softmax && !call->subset.natural;
     plan->query_scale = call->score.additive ? 1 : call->score.scale;
     if (plan->base2) plan->query_scale *= 1.4426950408889634;
     plan->pairs = (double)call->B * (double)plan->head_groups * (double)plan->rows * (double)longest_span(call, plan);

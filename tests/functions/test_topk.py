@@ -229,7 +229,9 @@ def test_no_key_weighs_more_than_everything(k, rng):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("k", [65, 3000])
-@pytest.mark.parametrize("scores", ["rising", "falling", "equal", "few above", "few below", "poison"])
+@pytest.mark.parametrize(
+    "scores", ["rising", "falling", "equal", "few above", "few below", "poison"]
+)
 def test_long_lists_of_any_scores(scores, k, dtype, rng):
     """Also where every 63rd score, from which the k-th is guessed, is unlike the others."""
     n = 20_000
@@ -247,5 +249,7 @@ def test_long_lists_of_any_scores(scores, k, dtype, rng):
         s[::63] = 10 if scores == "few above" else -10
     ranked = np.where(np.isnan(s), np.inf, s)
     with np.errstate(invalid="ignore"):
-        result = attnfast.attention_topk(np.ones((1, 1), dtype), s.astype(dtype)[:, None], k, scale=1.0)
+        result = attnfast.attention_topk(
+            np.ones((1, 1), dtype), s.astype(dtype)[:, None], k, scale=1.0
+        )
     np.testing.assert_array_equal(result.indices[0], np.argsort(-ranked, kind="stable")[:k])

@@ -68,6 +68,27 @@ def local():  # the scores would be 20 GB, an array is 6 MB
 
     return call
 
+def half():  # float32 copies of all arrays would be 120 MB
+    x = np.ones((60, 2000, 64), np.float16)
+    out = np.ones_like(x)
+
+    def call(rows, n):
+        y = x[:, rows]
+        attnfast.local_attention(y, y, y, 16, global_tokens=[0], out=out[:, rows], num_threads=n)
+
+    return call
+
+def offsets():  # a copy of the mask for each batch row would be 37 MB
+    x = np.ones((150, 1, 500, 4), np.float32)
+    out, mask = np.ones_like(x), np.ones((500, 500), bool)
+
+    def call(rows, n):
+        y = x[..., rows, :]
+        attnfast.local_attention(y, y, y, 9, dilation=2, mask=mask[rows, rows],
+                                 q_offset=np.arange(150), out=out[..., rows, :], num_threads=n)
+
+    return call
+
 def blocks():  # an elementwise mask would be 10 GB
     x = np.ones((1, 100_000, 16), np.float32)
     out = np.ones_like(x)
@@ -95,6 +116,8 @@ CASES = {
     "decoding": (2000, decoding),
     "waves": (2000, waves),
     "local": (7500, local),
+    "half": (5000, half),
+    "offsets": (5000, offsets),
     "additive": (4000, lambda: in_rows(attnfast.additive_attention, 1, 5000, 64, window_size=500)),
     "blocks": (4000, blocks),
     "top": (3000, lambda: of_keys(attnfast.attention_topk, 10)),

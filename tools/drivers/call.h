@@ -16,7 +16,7 @@ typedef struct wish {
     af_dtype dtype;
     int64_t B, H, Hk, Lq, Lk, D, Dv;
     bool lse, weights; /* beside the output */
-    bool no_output, list, importance; /* of FREE and PACKED: whether topk counts; no weights beside list or importance */
+    bool no_output, list, importance; /* of FREE and PACKED; list: whether topk counts */
     af_stage stage;
     int64_t topk, sequences;
     bool additive, score_bias;
