@@ -70,8 +70,8 @@ static bool take_lse(af_call *call, af_arena *arena)
     return lse->data != NULL;
 }
 
-/* The weights, each call those of its own pairs; then each row is divided by its sum. An lse that is rounded by more
- * than exp() bears is made again, from scores that have the bits of those which the weights are recomputed from. */
+/* The weights, each call those of its own pairs; then each row is divided by its sum. The lse of a row that is rounded by
+ * more than exp() bears is made again, from scores that have the bits of those which the weights are recomputed from. */
 static af_status run_weights(const af_call *call, bool causal, af_sink *sink, af_arena *arena)
 {
     af_call rows = *call;
@@ -81,6 +81,7 @@ static af_status run_weights(const af_call *call, bool causal, af_sink *sink, af
         rows.operands.value = rows.results.output = rows.results.weights = rows.results.lse = (af_tensor){0};
         rows.subset.natural = rows.subset.tiles = true;
         status = take_lse(&rows, arena) ? call_pairs(&rows, causal, sink) : AF_NO_MEMORY;
+        if (status == AF_OK) status = af_copy_fine_lse(call, &rows, sink->watch);
         rows.results.weights = call->results.weights;
     }
     if (status == AF_OK) status = af_clear_weights(&rows, sink->run, sink->watch);

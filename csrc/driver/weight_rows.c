@@ -31,15 +31,33 @@ static weight_row find_row(const af_call *call, int64_t row)
     return found;
 }
 
+static bool is_rough(const af_call *call, double lse)
+{
+    return isfinite(lse) && fabs(lse) > (call->dtype == AF_F64 ? 1 / DBL_EPSILON : 1 / (double)FLT_EPSILON);
+}
+
 af_status af_find_rough_lse(const af_call *call, af_watch *watch, bool *found)
 {
-    const double largest = call->dtype == AF_F64 ? 1 / DBL_EPSILON : 1 / FLT_EPSILON;
     const int64_t count = call->B * call->H * call->Lq;
     *found = false;
     for (int64_t row = 0; row < count && !*found; row++) {
         if (row % ROWS_A_CHECK == 0 && af_check_signals(watch) == AF_INTERRUPTED) return AF_INTERRUPTED;
-        const double lse = find_row(call, row).lse;
-        *found = isfinite(lse) && fabs(lse) > largest;
+        *found = is_rough(call, find_row(call, row).lse);
+    }
+    return AF_OK;
+}
+
+af_status af_copy_fine_lse(const af_call *from, const af_call *to, af_watch *watch)
+{
+    const int64_t count = from->B * from->H * from->Lq;
+    for (int64_t row = 0; row < count; row++) {
+        if (row % ROWS_A_CHECK == 0 && af_check_signals(watch) == AF_INTERRUPTED) return AF_INTERRUPTED;
+        const int64_t i = row % to->Lq, h = row / to->Lq % to->H, b = row / to->Lq / to->H;
+        const int64_t at = af_offset(&to->results.lse, b, h, i);
+        const double lse = find_row(from, row).lse;
+        if (is_rough(from, lse)) continue;
+        if (to->dtype == AF_F64) ((double *)to->results.lse.data)[at] = lse;
+        else ((float *)to->results.lse.data)[at] = (float)lse;
     }
     return AF_OK;
 }

@@ -565,6 +565,18 @@ def test_weights_of_scores_beyond_rounding(options, lq, scale, dtype, rng):
     np.testing.assert_array_equal(weights, exact.weights.astype(dtype))
 
 
+def test_weights_beside_a_row_of_large_scores(rng):
+    """Other rows keep their bits."""
+    q, k, v = randn(rng, (3, 2, 60, 16))
+    options = {"dilation": 2, "global_tokens": [0], "return_weights": True}
+    alone = attnfast.local_attention(q, k, v, 4, **options).weights
+    q[0, 7] *= np.float32(1e20)
+    beside = attnfast.local_attention(q, k, v, 4, **options).weights
+    assert same_bits(np.delete(beside[0], 7, axis=0), np.delete(alone[0], 7, axis=0))
+    assert same_bits(beside[1], alone[1])
+
+
+
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize(("dilation", "slope"), [(10, 1e38), (2**58, 1e25)])
 def test_a_slope_times_a_dilation_may_be_too_large(dilation, slope, rng):
