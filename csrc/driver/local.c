@@ -70,8 +70,9 @@ static bool take_lse(af_call *call, af_arena *arena)
     return lse->data != NULL;
 }
 
-/* The weights, each call those of its own pairs; then each row is divided by its sum. The lse of a row that is rounded by
- * more than exp() bears is made again, from scores that have the bits of those which the weights are recomputed from. */
+/* The weights, each call those of its own pairs; then each row is divided by its sum. The lse of a row that is rounded
+ * by more than exp() bears is made again, from scores that have the bits of those which the weights are recomputed
+ * from. */
 static af_status run_weights(const af_call *call, bool causal, af_sink *sink, af_arena *arena)
 {
     af_call rows = *call;
