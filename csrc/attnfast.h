@@ -134,13 +134,13 @@ typedef struct af_rectangle {
  * may have been. If B, H or Lq is 0, nothing is written, not even importance. */
 af_status af_attention(const af_problem *problem, const af_run *run);
 
-/* Several sequences packed one after the other: sequence s has the rows first_query[s] .. first_query[s + 1] of what has
- * queries (query, center, mask, bias, results), and the rows, or columns, first_key[s] .. first_key[s + 1] of what has
- * keys (key, value, global, mask, bias, weights). Positions, keys of centers and in top_index count from the beginning
- * of the sequence. `whole` is a problem with B = 1; its q_offset, q_length, kv_length, kv_start and alibi have one
- * entry, or row, for each sequence, and lengths and starts are at most its length. The bits are those of each sequence
- * alone. Nothing is written to weights outside of the sequences. Results of some sequences may be there when it returns
- * AF_NO_MEMORY. */
+/* Several sequences packed one after the other: sequence s has the rows first_query[s] .. first_query[s + 1] of what
+ * has queries (query, center, mask, bias, results), and the rows, or columns, first_key[s] .. first_key[s + 1] of what
+ * has keys (key, value, global, mask, bias, weights). Positions, keys of centers and in top_index count from the
+ * beginning of the sequence. `whole` is a problem with B = 1; its q_offset, q_length, kv_length, kv_start and alibi
+ * have one entry, or row, for each sequence, and lengths and starts are at most its length. The bits are those of each
+ * sequence alone. Nothing is written to weights outside of the sequences. Results of some sequences may be there when
+ * it returns AF_NO_MEMORY. */
 af_status af_attention_packed(const af_problem *whole, int64_t sequences, const int64_t *first_query,
                               const int64_t *first_key, const af_run *run);
 

@@ -15,6 +15,9 @@ typedef struct weight_rows {
     row_softmax softmax;
 } weight_rows;
 
+/* Whether what is written is multiplied by the Gaussian around centers. Scores are not. */
+static bool has_gaussian(const af_call *call) { return call->score.gaussian > 0 && call->results.stage == AF_WEIGHTS; }
+
 /* Stores a tile of weights or scores, transposed, to their rows. */
 static void store_tile(const query_block *block, const weight_rows *w, int64_t j0, int n, const real *s)
 {
@@ -63,7 +66,7 @@ static void decode_weights(const af_call *call, const af_plan *plan, const query
                 const v shift = v_set1(w->softmax.shift[r]), factor = v_set1(w->softmax.factor[r]);
                 v_store_n(row + j, recompute_weight(plan->base2, v_load_n(row + j, here), shift, factor), here);
             }
-            if (call->score.gaussian > 0) gaussian_row(call, block, r, j0, n, row);
+            if (has_gaussian(call)) gaussian_row(call, block, r, j0, n, row);
             for (int j = 0; j < n; j += VL) {
                 const int here = n - j < VL ? n - j : VL;
                 e_store_n(w->row[r] + j0 + j, v_load_n(row + j, here), here);
@@ -86,7 +89,7 @@ static void tile_weights(const af_call *call, const af_plan *plan, const query_b
             const v shift = v_load(w->softmax.shift + c * VL), factor = v_load(w->softmax.factor + c * VL);
             v_store(x, recompute_weight(plan->base2, v_load(x), shift, factor));
         }
-    if (call->score.gaussian > 0) gaussian_tile(call, block, j0, n, s->s);
+    if (has_gaussian(call)) gaussian_tile(call, block, j0, n, s->s);
     if (call->subset.visible_weights) store_visible(call, block, s, w, j0, n, piece.seen == SEES_ALL);
     else store_tile(block, w, j0, n, s->s);
 }

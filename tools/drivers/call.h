@@ -15,7 +15,7 @@ typedef struct wish {
     kind kind;
     af_dtype dtype;
     int64_t B, H, Hk, Lq, Lk, D, Dv;
-    bool lse, weights; /* beside the output */
+    bool lse, weights;                /* beside the output */
     bool no_output, list, importance; /* of FREE and PACKED; list: whether topk counts */
     af_stage stage;
     int64_t topk, sequences;
