@@ -576,7 +576,6 @@ def test_weights_beside_a_row_of_large_scores(rng):
     assert same_bits(beside[1], alone[1])
 
 
-
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize(("dilation", "slope"), [(10, 1e38), (2**58, 1e25)])
 def test_a_slope_times_a_dilation_may_be_too_large(dilation, slope, rng):
