@@ -5,7 +5,7 @@ import pytest
 
 import attnfast
 from attnfast import _core
-from support.arrays import DTYPE_IDS, DTYPES, assert_same, randn
+from support.arrays import DTYPE_IDS, DTYPES, assert_same, compute_dtype, randn
 from support.criterion import Criterion
 
 # Lq, Lk, D, Dv by the size of an element. 16-bit keys are widened for several blocks as soon as
@@ -36,7 +36,7 @@ def test_these_shapes_have_units_of_several_blocks(dtype, rng, each_isa):
     q, k, v = arrays(rng, dtype)
 
     def count() -> None:
-        blocks = -(-len(q) // _core.query_lanes(dtype.name))
+        blocks = -(-len(q) // _core.query_lanes(compute_dtype(dtype).name))
         assert attnfast.plan(q, k, v).tasks < blocks
 
     each_isa(count)
