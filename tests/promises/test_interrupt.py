@@ -36,12 +36,19 @@ def seconds_late(call, alarm):
     return time.perf_counter() - start - alarm
 
 
-def check_alarm(call, alarm=ALARM):
+def check_alarm(call, alarm=ALARM, may_end=False):
+    """With `may_end`, a call that ends before the alarm is right too."""
     before = signal.signal(signal.SIGALRM, ring)
     late = []
     try:
         while len(late) < ATTEMPTS and not any(seconds < PROMISE for seconds in late):
-            late.append(seconds_late(call, alarm))
+            start = time.perf_counter()
+            try:
+                late.append(seconds_late(call, alarm))
+            except pytest.fail.Exception:
+                if not may_end or time.perf_counter() - start > alarm:
+                    raise
+                return
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -100,8 +107,8 @@ def choose_many_keys():
 
 
 def split_a_mask():  # whose memory is not there until it is written
-    mask = np.zeros((20_000, 20_000), bool)
-    return lambda: attnfast.local_attention(*(rows(20_000),) * 3, 1, dilation=2, mask=mask)
+    mask, x = np.zeros((4, 20_000, 20_000), bool), np.zeros((4, 20_000, 1), np.float32)
+    return lambda: attnfast.local_attention(x, x, x, 1, dilation=2, mask=mask)
 
 
 def widen():
@@ -122,7 +129,7 @@ STEPS = {
 def test_an_alarm_in_a_long_step(name):
     call = STEPS[name]()
     for alarm in (0.06, 0.3, 0.6):
-        check_alarm(call, alarm)
+        check_alarm(call, alarm, may_end=alarm > ALARM)
 
 
 @pytest.mark.parametrize(
