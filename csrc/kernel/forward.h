@@ -137,8 +137,8 @@ static void value_block(const af_call *call, const block_run *run, key_piece pie
     const matrix value = rows_at(s->values, piece.j0, piece.n);
     if (run->nan_safe) nan_safe_values(block, piece.n, call->Dv, value, s);
     else
-        value_product(block->v1 - block->v0, !run->empty, piece.n, call->Dv, value, s->s + block->v0 * VL,
-                      s->o + block->v0 * VL);
+        value_product(block->v1 - block->v0, !run->empty, piece.n, call->Dv, value,
+                      (matrix){s->s + block->v0 * VL, AF_NR}, s->o + block->v0 * VL);
 }
 
 /* Begins with no key seen. */

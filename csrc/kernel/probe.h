@@ -23,7 +23,7 @@ PROBE_FUNCTION(exp_twice_fast)
 static void probe_tile(bool accumulate, int64_t rows, int64_t k, const void *a, int64_t lda, const void *b, void *c)
 {
     const matrix from = {a, lda};
-    if (accumulate) value_product(AF_NV, true, k, rows, from, b, c);
+    if (accumulate) value_product(AF_NV, true, k, rows, from, (matrix){b, AF_NR}, c);
     else score_product(AF_NV, rows, k, from, b, c, NULL);
 }
 

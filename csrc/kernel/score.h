@@ -130,12 +130,17 @@ static void gaussian_row(const af_call *call, const query_block *block, int r, i
     }
 }
 
+/* What is added to scores after the softcap. */
+static void add_to_scores(const af_call *call, const query_block *block, int64_t j0, int n, real *s)
+{
+    if (call->score.alibi) alibi_tile(call, block, j0, n, s);
+    if (call->score.bias.data) bias_tile(call, block, j0, n, s);
+}
+
 static void modify_scores(const af_call *call, const query_block *block, int64_t j0, int n, real *s)
 {
     if (call->score.softcap != 0) softcap_tile(call, block, n, s);
-    if (call->results.stage <= AF_CAPPED) return;
-    if (call->score.alibi) alibi_tile(call, block, j0, n, s);
-    if (call->score.bias.data) bias_tile(call, block, j0, n, s);
+    if (call->results.stage > AF_CAPPED) add_to_scores(call, block, j0, n, s);
 }
 
 #endif

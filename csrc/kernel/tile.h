@@ -112,17 +112,16 @@ static void score_product(int nv, int64_t n, int64_t D, matrix key, const real *
     else product((tile_kind){AF_MR, AF_NV, true, false}, n, D, key, b, c, next);
 }
 
-/* O[Dv][NR] (+)= V'[Dv][n] P[n][NR] */
-static void value_product(int nv, bool accumulate, int64_t n, int64_t Dv, matrix value, const real *p, real *o)
+/* O[Dv][NR] (+)= V'[Dv][n] P[n] */
+static void value_product(int nv, bool accumulate, int64_t n, int64_t Dv, matrix value, matrix p, real *o)
 {
-    const matrix b = {p, AF_NR};
     const tile_result c = {o, AF_NR};
-    if (nv == 1 && accumulate) product((tile_kind){AF_MR, 1, false, true}, Dv, n, value, b, c, NULL);
-    else if (nv == 1) product((tile_kind){AF_MR, 1, false, false}, Dv, n, value, b, c, NULL);
-    else if (nv == 2 && accumulate) product((tile_kind){AF_MR, 2, false, true}, Dv, n, value, b, c, NULL);
-    else if (nv == 2) product((tile_kind){AF_MR, 2, false, false}, Dv, n, value, b, c, NULL);
-    else if (accumulate) product((tile_kind){AF_MR, AF_NV, false, true}, Dv, n, value, b, c, NULL);
-    else product((tile_kind){AF_MR, AF_NV, false, false}, Dv, n, value, b, c, NULL);
+    if (nv == 1 && accumulate) product((tile_kind){AF_MR, 1, false, true}, Dv, n, value, p, c, NULL);
+    else if (nv == 1) product((tile_kind){AF_MR, 1, false, false}, Dv, n, value, p, c, NULL);
+    else if (nv == 2 && accumulate) product((tile_kind){AF_MR, 2, false, true}, Dv, n, value, p, c, NULL);
+    else if (nv == 2) product((tile_kind){AF_MR, 2, false, false}, Dv, n, value, p, c, NULL);
+    else if (accumulate) product((tile_kind){AF_MR, AF_NV, false, true}, Dv, n, value, p, c, NULL);
+    else product((tile_kind){AF_MR, AF_NV, false, false}, Dv, n, value, p, c, NULL);
 }
 
 #endif
