@@ -96,6 +96,20 @@ typedef struct af_results {
     void *importance;                /* real [B][H][Lk]: total weight of each key */
 } af_results;
 
+/* A loss by what a call returned, and where its gradients go. All but the first five are added to, and wanted unless
+ * absent: callers begin with zeros. What repeats its elements in the call (stride 0, or equal offsets in `batch`) may
+ * do so here, and receives the sum. */
+typedef struct af_gradients {
+    size_t size;
+    af_tensor output, lse;           /* what the call returned; as in af_results */
+    af_tensor grad_output, grad_lse; /* derivatives by them, of the same types; grad_lse may be absent */
+    af_tensor grad_weights;          /* elements as in query, j stride 1; or absent */
+    af_tensor query, key, value;     /* real, j stride 1 */
+    af_tensor bias;                  /* real; j stride 0 or 1 */
+    double *alibi;                   /* [b * alibi_b + h] */
+    double *sink;                    /* [H] */
+} af_gradients;
+
 typedef struct af_problem {
     size_t size;
     af_dtype dtype; /* of query, key, value, output, weights */
@@ -143,6 +157,10 @@ af_status af_attention(const af_problem *problem, const af_run *run);
  * it returns AF_NO_MEMORY. */
 af_status af_attention_packed(const af_problem *whole, int64_t sequences, const int64_t *first_query,
                               const int64_t *first_key, const af_run *run);
+
+/* Gradients of a call with plain windows; its results need not be given. If it returns AF_NO_MEMORY, nothing was
+ * written, and if AF_INTERRUPTED, some sums are incomplete. */
+af_status af_attention_backward(const af_problem *problem, const af_gradients *gradients, const af_run *run);
 
 /* Without doing it: what a call would do. `rectangles` (or NULL) receives what it visits, at most `room` of them. There
  * must be fewer than 2^62 (query, key) pairs. */

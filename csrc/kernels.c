@@ -1,6 +1,9 @@
 /* One kernel table. Compiled once per (instruction set, dtype), see kernel/types.h. */
 #include "kernels.h"
 
+#include "kernel/backward.h"
+#include "kernel/backward_finish.h"
+#include "kernel/backward_rows.h"
 #include "kernel/decode.h"
 #include "kernel/forward.h"
 #include "kernel/importance.h"
@@ -25,6 +28,10 @@ const af_kernels AF_TABLE(AF_TYPE, AF_ISA) = {
     .merge = merge,
     .weights = weights,
     .importance = importance,
+    .backward_bytes = backward_bytes,
+    .backward_rows = backward_rows,
+    .backward = backward,
+    .backward_finish = backward_finish,
     .widen = widen,
     .narrow = narrow,
     .probe = &probe,

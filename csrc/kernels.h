@@ -3,6 +3,7 @@
 #ifndef AF_KERNELS_H
 #define AF_KERNELS_H
 
+#include "plan/backward.h"
 #include "plan/plan.h"
 
 #define AF_PASTE_(a, b, c) a##_##b##_##c
@@ -30,6 +31,12 @@ struct af_kernels {
     void (*weights)(const af_call *, const af_plan *, af_unit, void *scratch);
     /* Adds up the weights of one chunk of keys, which is the unit's split, over some queries of one head. */
     void (*importance)(const af_call *, const af_plan *, af_unit, void *scratch);
+    /* The passes of gradients, see plan/backward.h. The unit of the first and the last is one block of rows; that of
+     * the second all rows of a panel against the range of keys that is the unit's split. */
+    size_t (*backward_bytes)(const af_backward *);
+    void (*backward_rows)(const af_backward *, af_unit, void *scratch);
+    void (*backward)(const af_backward *, af_unit, void *parts, void *scratch);
+    void (*backward_finish)(const af_backward *, af_unit, void *parts);
     /* n elements as reals, and reals rounded to elements. */
     void (*widen)(const void *elems, void *reals, int64_t n);
     void (*narrow)(const void *reals, void *elems, int64_t n);

@@ -1,0 +1,203 @@
+/* Gradients of one call: passes over its rows, then rounds of heads, see plan/backward.h; last the sums over rows. */
+#include "plan/backward.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "driver/attention.h"
+#include "driver/passes.h"
+#include "kernels.h"
+#include "plan/intervals.h"
+#include "plan/legal.h"
+#include "runtime/dispatch.h"
+
+/* Heads of a round have about so many units for each thread, and parts of dQ of at most so many bytes for each. */
+enum { UNITS_PER_THREAD = 8, PART_BYTES = 4 << 20 };
+
+enum { CACHE_LINE = 64 };
+
+/* One round: `heads` heads from number `head` on, a head being a batch row and a group of query heads; one panel. */
+typedef struct backward_round {
+    const af_backward *backward;
+    int64_t head, heads, row, rows;
+    char *parts; /* [heads of a round][ranges] */
+} backward_round;
+
+typedef struct backward_run {
+    backward_round round;
+    int64_t most_heads;
+    char *scratch;
+    size_t scratch_bytes;
+    int threads;
+    af_watch *watch;
+} backward_run;
+
+static af_unit unit_of_head(const backward_round *r, int64_t head)
+{
+    const int64_t groups = r->backward->plan.head_groups;
+    return (af_unit){.b = head / groups, .hg = head % groups, .row = r->row, .rows = (int)r->rows};
+}
+
+static void rows_unit(void *context, int64_t index, void *scratch)
+{
+    const af_backward *w = context;
+    w->plan.kernels->backward_rows(w, af_plan_unit(&w->plan, index, 1, 1), scratch);
+}
+
+static void range_unit(void *context, int64_t index, void *scratch)
+{
+    const backward_round *r = context;
+    const af_backward *w = r->backward;
+    af_unit unit = unit_of_head(r, r->head + index / w->ranges);
+    unit.split = index % w->ranges;
+    w->plan.kernels->backward(w, unit, r->parts + (size_t)index * w->part_bytes, scratch);
+}
+
+static void finish_unit(void *context, int64_t index, void *scratch)
+{
+    const backward_round *r = context;
+    const af_backward *w = r->backward;
+    const int64_t blocks = (r->rows + w->plan.block_rows - 1) / w->plan.block_rows, head = index / blocks;
+    af_unit unit = unit_of_head(r, r->head + head);
+    const int64_t before = index % blocks * w->plan.block_rows;
+    unit.rows = (int)af_min(w->plan.block_rows, r->rows - before);
+    unit.row += before;
+    (void)scratch;
+    w->plan.kernels->backward_finish(w, unit, r->parts + (size_t)(head * w->ranges) * w->part_bytes);
+}
+
+static bool repeats(const af_tensor *t, int64_t batch) { return t->data && batch > 1 && (t->batch || t->b == 0); }
+
+/* How many heads may be in a round: those of different batch rows, or of one, may add to the same gradient. */
+static int64_t heads_apart(const af_backward *w)
+{
+    const af_call *call = w->call;
+    const af_gradients *g = w->gradients;
+    if (g->bias.data && g->bias.h == 0) return 1;
+    const bool shared = repeats(&g->query, call->B) || repeats(&g->key, call->B) || repeats(&g->value, call->B) ||
+                        repeats(&g->bias, call->B);
+    return shared ? w->plan.head_groups : call->B * w->plan.head_groups;
+}
+
+static af_status run_units(const backward_run *run, void (*unit)(void *, int64_t, void *), void *context, int64_t count,
+                           int64_t chunk)
+{
+    const af_work work = {unit, context, count, chunk, run->scratch, run->scratch_bytes};
+    return af_run_work(&work, run->watch, (int)af_min(run->threads, af_max(1, count)));
+}
+
+static af_status run_rounds(backward_run *run)
+{
+    backward_round *r = &run->round;
+    const af_backward *w = r->backward;
+    const int64_t heads = w->call->B * w->plan.head_groups, apart = heads_apart(w);
+    af_status status = AF_OK;
+    for (r->head = 0; r->head < heads; r->head += r->heads) {
+        const int64_t end = af_min(heads, (r->head / apart + 1) * apart);
+        r->heads = af_min(run->most_heads, end - r->head);
+        for (r->row = 0; r->row < w->plan.rows && status == AF_OK; r->row += w->panel_rows) {
+            r->rows = af_min(w->panel_rows, w->plan.rows - r->row);
+            const int64_t blocks = (r->rows + w->plan.block_rows - 1) / w->plan.block_rows;
+            status = run_units(run, range_unit, r, r->heads * w->ranges, 1);
+            if (status == AF_OK) status = run_units(run, finish_unit, r, r->heads * blocks, 8);
+        }
+        if (status != AF_OK) return status;
+    }
+    return status;
+}
+
+static double real_at(const af_call *call, const void *data, int64_t at)
+{
+    return call->dtype == AF_F64 ? ((const double *)data)[at] : (double)((const float *)data)[at];
+}
+
+static void add_real(const af_call *call, void *data, int64_t at, double x)
+{
+    if (call->dtype == AF_F64) ((double *)data)[at] += x;
+    else ((float *)data)[at] = (float)(((float *)data)[at] + x);
+}
+
+/* What rows add to the slope, the sink and the bias of their head. */
+static void sum_rows(const af_backward *w, int64_t b, int64_t h)
+{
+    const af_call *call = w->call;
+    const af_gradients *g = w->gradients;
+    const int64_t first = (b * call->H + h) * call->Lq, all = call->B * call->H * call->Lq;
+    const double *slope = w->row_sums ? w->row_sums + AF_ALIBI_SUM * all + first : NULL;
+    const double *bias = w->row_sums ? w->row_sums + AF_BIAS_SUM * all + first : NULL;
+    double by_slope = 0, by_sink = 0, by_bias = 0;
+    for (int64_t i = 0; i < call->Lq; i++) {
+        const double lse = real_at(call, g->lse.data, af_offset(&g->lse, b, h, i));
+        if (g->alibi) by_slope += slope[i];
+        if (g->sink && lse > -INFINITY) by_sink -= exp(call->score.sink[h] - lse) * real_at(call, w->delta, first + i);
+        if (!g->bias.data || g->bias.j != 0) continue;
+        if (g->bias.i == 0) by_bias += bias[i];
+        else add_real(call, g->bias.data, af_offset(&g->bias, b, h, i), bias[i]);
+    }
+    if (g->alibi) g->alibi[b * call->score.alibi_b + h] += by_slope;
+    if (g->sink) g->sink[h] += by_sink;
+    if (g->bias.data && g->bias.j == 0 && g->bias.i == 0)
+        add_real(call, g->bias.data, af_offset(&g->bias, b, h, 0), by_bias);
+}
+
+/* Memory for what the passes hand on: a few numbers for each row, and parts of dQ. */
+static bool take_memory(af_backward *w, af_call *call, backward_run *run, af_arena *arena)
+{
+    const int64_t rows = call->B * call->H * call->Lq, units = af_max(1, w->ranges);
+    const size_t real = (size_t)af_real_bytes(call->dtype);
+    /* Arrays may repeat their elements, so nothing else bounds the number of rows. */
+    if ((double)call->B * (double)call->H * (double)call->Lq > 0x1p56) return false;
+    call->subset.row_max = af_take(arena, rows, real);
+    call->subset.row_inverse = af_take(arena, rows, real);
+    w->delta = af_take(arena, rows, real);
+    if (w->gradients->alibi || (w->gradients->bias.data && w->gradients->bias.j == 0)) {
+        w->row_sums = af_take(arena, AF_ROW_SUMS * rows, sizeof(double));
+        if (!w->row_sums) return false;
+        memset(w->row_sums, 0, (size_t)(AF_ROW_SUMS * rows) * sizeof(double));
+    }
+    const int64_t wanted = (UNITS_PER_THREAD * run->threads + units - 1) / units;
+    const int64_t fit = (int64_t)((size_t)PART_BYTES * (size_t)run->threads / ((size_t)units * w->part_bytes));
+    run->most_heads = af_max(1, af_min(af_min(wanted, fit), heads_apart(w)));
+    run->round.parts = af_take(arena, run->most_heads * w->ranges, w->part_bytes);
+    run->scratch_bytes = (w->plan.kernels->backward_bytes(w) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+    run->scratch = af_take(arena, run->threads, run->scratch_bytes);
+    return call->subset.row_max && call->subset.row_inverse && w->delta && run->round.parts && run->scratch;
+}
+
+static af_status run_backward(af_call *call, const af_gradients *g, const af_run *run, af_watch *watch)
+{
+    af_backward w;
+    af_arena arena = {0};
+    af_plan_backward(&w, call, g, af_kernels_for(call->dtype));
+    const double flops = 14 * w.plan.pairs * (double)af_max(call->D, call->Dv);
+    const int64_t blocks = call->B * w.plan.head_groups * w.plan.blocks;
+    backward_run passes = {.round = {.backward = &w}, .watch = watch};
+    passes.threads = af_threads_for(run->threads, blocks, af_worth_threads(flops));
+    af_status status = AF_NO_MEMORY;
+    if (take_memory(&w, call, &passes, &arena)) {
+        status = run_units(&passes, rows_unit, &w, blocks,
+                           af_chunk_of((double)(blocks * w.plan.block_rows * call->Dv), blocks));
+        if (status == AF_OK) status = run_rounds(&passes);
+        for (int64_t b = 0; b < call->B && status == AF_OK; b++)
+            for (int64_t h = 0; h < call->H; h++) sum_rows(&w, b, h);
+    }
+    af_give_back(&arena);
+    return status;
+}
+
+af_status af_attention_backward(const af_problem *problem, const af_gradients *gradients, const af_run *run)
+{
+    run = af_or_default_run(run);
+    af_watch watch = af_start_watch(run);
+    af_problem known = *problem;
+    af_results results = {.size = sizeof results, .output = gradients->output, .stage = AF_WEIGHTS};
+    af_call call;
+    known.results = &results;
+    af_open_call(&call, &known);
+    assert(af_is_legal(&call) && af_is_plain(&call) && !call.score.additive);
+    if (call.B == 0 || call.H == 0 || call.Lq == 0) return AF_OK;
+    af_causality_as_window(&call.visible);
+    call.subset.same_scores = true;
+    return run_backward(&call, gradients, run, &watch);
+}

@@ -1,0 +1,319 @@
+/* Gradients of one panel of query rows against one range of keys. With scores S = K Q' after modifiers, keys by rows:
+ *
+ *   for each block of keys, for each group of blocks of rows that see any of them:
+ *       for each block, piece by piece of keys:
+ *           S = K Qt     P = exp(S - max) / l     dP = V dOt     dS = P (dP - delta)     dQt += K' dS
+ *       dV += P dO     dK += dS Q
+ *
+ * dQt is this range's part of dQ. P and dS of hidden pairs are 0, so what is hidden gets exactly 0; but 0 * x is 0 only
+ * where x is finite. Where K, Q or dO hold NaN or inf, lanes are selected instead; where all is finite, both ways give
+ * the same bits. */
+#ifndef AF_BACKWARD_H
+#define AF_BACKWARD_H
+
+#include "kernel/backward_block.h"
+#include "kernel/derivative.h"
+#include "plan/visible_queries.h"
+
+/* Keys of a unit: a block of them, as rows of reals. */
+typedef struct key_run {
+    af_interval keys;
+    matrix key, value;
+    bool finite;
+} key_run;
+
+/* Successive blocks of a panel that see some of a block of keys. */
+typedef struct row_group {
+    int64_t first;
+    int count;
+} row_group;
+
+static bool all_finite(matrix a, int64_t n, int64_t width)
+{
+    v poison = v_zero(); /* x - x is 0, or NaN where x is not finite */
+    for (int64_t i = 0; i < n; i++) {
+        const real *row = a.at + i * a.ld;
+        int64_t d = 0;
+        for (; d + VL <= width; d += VL) poison = v_add(poison, v_sub(v_load(row + d), v_load(row + d)));
+        if (d == width) continue;
+        const v rest = v_load_n(row + d, (int)(width - d));
+        poison = v_add(poison, v_sub(rest, rest));
+    }
+    return vm_word(vm_ne(poison, v_zero())) == 0;
+}
+
+/* Rows of elements one after the other, padded with zeros. */
+static void copy_rows(int n, int64_t width, elem *const *rows, real *to)
+{
+    for (int i = 0; i < n; i++, to += padded(width))
+        for (int64_t d = 0; d < width; d += VL)
+            v_store(to + d, width - d < VL ? e_load_n(rows[i] + d, (int)(width - d)) : e_load(rows[i] + d));
+}
+
+/* Of block g of a panel: what it sees. */
+static void open_block(const af_backward *w, af_unit unit, backward_block *b)
+{
+    make_block(&b->block, w->call, &w->plan, unit);
+    b->packed = false;
+}
+
+/* The rows of a block, when the first of its keys is met. */
+static void pack_block(const af_backward *w, const backward_scratch *s, int64_t g)
+{
+    const af_call *call = w->call;
+    backward_block *b = &s->blocks[g];
+    const query_block *block = &b->block;
+    const int64_t row = g * w->plan.block_rows, D = padded(call->D), Dv = padded(call->Dv);
+    elem *rows[AF_NR];
+    find_seeing_rows(&call->operands.query, block, s->empty, rows);
+    rows_to_lanes(block->n, block->nv, call->D, rows, (real)w->plan.query_scale, s->query + g * call->D * AF_NR);
+    copy_rows(block->n, call->D, rows, s->query_row + row * D);
+    find_seeing_rows(&w->gradients->grad_output, block, s->empty, rows);
+    rows_to_lanes(block->n, block->nv, call->Dv, rows, 1, s->grad + g * call->Dv * AF_NR);
+    copy_rows(block->n, call->Dv, rows, s->grad_row + row * Dv);
+    load_row_softmax(call, block, &b->softmax);
+    for (int lane = 0; lane < AF_NR; lane++) b->delta[lane] = 0;
+    for (int lane = 0; lane < block->n; lane++)
+        b->delta[lane] = ((const real *)w->delta)[row_number(call, &block->vis, lane)];
+    b->finite = all_finite((matrix){s->query_row + row * D, D}, block->n, D) &&
+                all_finite((matrix){s->grad_row + row * Dv, Dv}, block->n, Dv);
+    b->packed = true;
+}
+
+/* P from S, and dS from dP where gradients of scores are wanted. */
+static void weights_and_gradients(const backward_block *b, bool scores, int n, const backward_scratch *s, lane_tile p,
+                                  lane_tile ds)
+{
+    for (int c = b->block.v0; c < b->block.v1; c++) {
+        const v shift = v_load(b->softmax.shift + c * VL), factor = v_load(b->softmax.factor + c * VL);
+        const v delta = v_load(b->delta + c * VL), hidden = v_set1(-AF_INFINITY);
+        for (int j = 0; j < n; j++) {
+            const v score = v_load(s->s + j * AF_NR + c * VL);
+            const v weight = recompute_weight(false, score, shift, factor);
+            v_store(p.at + j * p.ld + c * VL, weight);
+            if (!scores) continue;
+            const v change = v_mul(weight, v_sub(v_load(s->dp + j * AF_NR + c * VL), delta));
+            const v seen = v_select(vm_ne(score, hidden), change, v_zero());
+            v_store(ds.at + j * ds.ld + c * VL, v_select(vm_ne(factor, v_zero()), seen, v_zero()));
+        }
+    }
+}
+
+static void clear_lanes(lane_tile t, int64_t n, int first, int last)
+{
+    for (int64_t j = 0; j < n; j++)
+        for (int c = first; c < last; c++) v_store(t.at + j * t.ld + c * VL, v_zero());
+}
+
+/* dQt[d][lane] += K[j][d] dS[j][lane] for the lanes that see key j, and no other. */
+static void nan_safe_query(const query_block *block, int n, int64_t D, matrix key, const uint64_t *words, lane_tile ds,
+                           real *dq)
+{
+    for (int64_t d = 0; d < D; d++)
+        for (int c = block->v0; c < block->v1; c++) {
+            v sum = v_zero();
+            for (int j = 0; j < n; j++) {
+                const v more = v_fma(v_set1(key.at[j * key.ld + d]), v_load(ds.at + j * ds.ld + c * VL), sum);
+                sum = v_select(vm_bits(words[j] >> c * VL), more, sum);
+            }
+            real *to = dq + d * AF_NR + c * VL;
+            v_store(to, v_add(v_load(to), sum));
+        }
+}
+
+/* A piece of keys against block g, which is number `slot` of its group. */
+static void backward_piece(const af_backward *w, const backward_scratch *s, const key_run *run, key_piece piece,
+                           int64_t g, int slot, real *part)
+{
+    const af_call *call = w->call;
+    const backward_block *b = &s->blocks[g];
+    const query_block *block = &b->block;
+    const int64_t before = piece.j0 - run->keys.begin;
+    const int at = block->v0 * VL, nv = block->v1 - block->v0;
+    const lane_tile p = {s->p + before * GROUP_ROWS + slot * AF_NR, GROUP_ROWS};
+    const lane_tile ds = {s->ds + before * GROUP_ROWS + slot * AF_NR, GROUP_ROWS};
+    const matrix key = {run->key.at + before * run->key.ld, run->key.ld};
+    const matrix value = {run->value.at + before * run->value.ld, run->value.ld};
+    clear_lanes(p, piece.n, 0, block->v0);
+    clear_lanes(p, piece.n, block->v1, block->nv);
+    clear_lanes(ds, piece.n, 0, block->v0);
+    clear_lanes(ds, piece.n, block->v1, block->nv);
+    backward_scores(call, block, s, key, s->query + g * call->D * AF_NR, piece);
+    if (w->scores) weight_gradient(w, block, s, value, s->grad + g * call->Dv * AF_NR, piece);
+    weights_and_gradients(b, w->scores, piece.n, s, p, ds);
+    if (!b->finite || !run->finite) words_of_scores(block, piece.n, s->s, s->words);
+    if (!b->finite) memcpy(s->seen + slot * w->plan.key_block + before, s->words, (size_t)piece.n * sizeof *s->seen);
+    if (!w->scores) return;
+    score_derivatives(w, block, s, piece, ds, part + call->D * AF_NR);
+    if (!w->gradients->query.data) return;
+    if (!run->finite) nan_safe_query(block, piece.n, call->D, key, s->words, ds, part);
+    else value_product(nv, true, piece.n, call->D, key, (matrix){ds.at + at, ds.ld}, part + at);
+}
+
+/* Keys of a run that a block does not see. */
+static void clear_keys(const af_backward *w, const backward_scratch *s, const query_block *block, int64_t before,
+                       int64_t n, int slot)
+{
+    const int64_t at = before * GROUP_ROWS + slot * AF_NR;
+    clear_lanes((lane_tile){s->p + at, GROUP_ROWS}, n, 0, block->nv);
+    clear_lanes((lane_tile){s->ds + at, GROUP_ROWS}, n, 0, block->nv);
+    memset(s->seen + slot * w->plan.key_block + before, 0, (size_t)n * sizeof *s->seen);
+}
+
+/* P, dS and dQt of a block of rows against a block of keys; returns whether it sees any of them. */
+static bool backward_block_keys(const af_backward *w, const backward_scratch *s, const key_run *run, int64_t g,
+                                int slot, char *part)
+{
+    backward_block *b = &s->blocks[g];
+    real *sums = (real *)part + g * w->block_part;
+    uint8_t *touched = (uint8_t *)part + w->part_bytes - w->panel_blocks + g;
+    const af_interval span = af_intersect(b->block.vis.span, run->keys);
+    if (span.begin == span.end) return false;
+    bool any = false;
+    int64_t cleared = run->keys.begin; /* keys before this one have their P and dS */
+    key_piece piece;
+    for (int64_t j = span.begin; j < span.end; j += piece.n) {
+        piece = next_piece(w, &b->block, s, span, j);
+        if (piece.seen == SEES_NOTHING) continue;
+        if (!b->packed) pack_block(w, s, g);
+        if (!*touched) memset(sums, 0, (size_t)w->block_part * sizeof *sums);
+        *touched = any = true;
+        clear_keys(w, s, &b->block, cleared - run->keys.begin, j - cleared, slot);
+        backward_piece(w, s, run, piece, g, slot, sums);
+        cleared = j + piece.n;
+    }
+    if (any) clear_keys(w, s, &b->block, cleared - run->keys.begin, run->keys.end - cleared, slot);
+    return any;
+}
+
+/* C[n][width] += A[n][rows] B[rows][width], width whole vectors. */
+static void key_product(int64_t n, int64_t rows, int64_t width, const real *a, const real *b, real *c)
+{
+    const matrix from = {a, GROUP_ROWS};
+    for (int64_t d = 0; d < width;) {
+        const int64_t left = (width - d) / VL;
+        const matrix lanes = {b + d, width};
+        const tile_result to = {c + d, width};
+        const int nv = left == 4 ? 2 : (int)af_min(left, AF_NV);
+        if (nv == 1) product((tile_kind){AF_MR, 1, true, true}, n, rows, from, lanes, to, NULL);
+        else if (nv == 2) product((tile_kind){AF_MR, 2, true, true}, n, rows, from, lanes, to, NULL);
+        else product((tile_kind){AF_MR, AF_NV, true, true}, n, rows, from, lanes, to, NULL);
+        d += nv * VL;
+    }
+}
+
+/* The same where rows of B hold NaN or inf: of the pairs that are seen only. */
+static void nan_safe_keys(const af_backward *w, const backward_scratch *s, row_group group, int64_t n, int64_t width,
+                          const real *a, const real *b, real *c)
+{
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t d = 0; d < width; d += VL) {
+            v sum = v_zero();
+            for (int slot = 0; slot < group.count; slot++) {
+                const backward_block *block = &s->blocks[group.first + slot];
+                const uint64_t seen = block->finite ? ~(uint64_t)0 : s->seen[slot * w->plan.key_block + j];
+                for (int lane = 0; lane < block->block.n; lane++) {
+                    const int64_t row = slot * AF_NR + lane;
+                    if (!(seen >> lane & 1)) continue;
+                    sum = v_fma(v_set1(a[j * GROUP_ROWS + row]), v_load(b + row * width + d), sum);
+                }
+            }
+            v_store(c + j * width + d, v_add(v_load(c + j * width + d), sum));
+        }
+}
+
+/* dV += P dO and dK += dS Q of a group. */
+static void backward_group(const af_backward *w, const backward_scratch *s, row_group group, int64_t n)
+{
+    if (group.count == 0) return;
+    const af_gradients *g = w->gradients;
+    const int64_t D = padded(w->call->D), Dv = padded(w->call->Dv), first = group.first * w->plan.block_rows;
+    const real *query = s->query_row + first * D, *grad = s->grad_row + first * Dv;
+    int64_t rows = 0;
+    bool finite = true;
+    for (int slot = 0; slot < group.count; slot++) {
+        rows += s->blocks[group.first + slot].block.n;
+        finite = finite && s->blocks[group.first + slot].finite;
+    }
+    if (g->value.data && finite) key_product(n, rows, Dv, s->p, grad, s->dv);
+    else if (g->value.data) nan_safe_keys(w, s, group, n, Dv, s->p, grad, s->dv);
+    if (g->key.data && finite) key_product(n, rows, D, s->ds, query, s->dk);
+    else if (g->key.data) nan_safe_keys(w, s, group, n, D, s->ds, query, s->dk);
+}
+
+/* Adds the sums of a block of keys to their gradient. */
+static void add_key_sums(const af_tensor *t, const af_visibility *vis, af_interval keys, int64_t width, real scale,
+                         const real *sums)
+{
+    if (!t->data) return;
+    for (int64_t j = keys.begin; j < keys.end; j++, sums += padded(width)) {
+        real *to = (real *)t->data + af_offset(t, vis->b, vis->hk, j);
+        for (int64_t d = 0; d < width; d += VL) {
+            const int here = width - d < VL ? (int)(width - d) : VL;
+            v_store_n(to + d, v_fma(v_load(sums + d), v_set1(scale), v_load_n(to + d, here)), here);
+        }
+    }
+}
+
+/* The blocks of a panel that can see some keys, as far as positions and lengths decide it. */
+static af_interval seeing_blocks(const af_backward *w, af_unit unit, af_interval keys)
+{
+    const int64_t group = w->plan.group, rows = w->plan.block_rows;
+    af_interval queries = af_visible_queries(w->call, unit.b, unit.hg * group, keys);
+    const af_interval panel = {unit.row, unit.row + unit.rows};
+    const af_interval seen = af_intersect((af_interval){queries.begin * group, queries.end * group}, panel);
+    if (seen.begin == seen.end) return seen;
+    return (af_interval){(seen.begin - unit.row) / rows, (seen.end - 1 - unit.row) / rows + 1};
+}
+
+/* A block of keys against the blocks of rows that see any of them. */
+static void backward_keys(const af_backward *w, const backward_scratch *s, const key_run *run, af_interval blocks,
+                          char *part)
+{
+    const int64_t n = run->keys.end - run->keys.begin, D = padded(w->call->D), Dv = padded(w->call->Dv);
+    bool any = false;
+    row_group group = {.count = 0};
+    memset(s->dk, 0, (size_t)(n * D) * sizeof(real));
+    memset(s->dv, 0, (size_t)(n * Dv) * sizeof(real));
+    for (int64_t g = blocks.begin; g < blocks.end; g++) {
+        if (group.count == 0) group.first = g;
+        const bool seen = backward_block_keys(w, s, run, g, group.count, part);
+        group.count += seen;
+        any = any || seen;
+        if (seen && group.count < GROUP_BLOCKS) continue;
+        backward_group(w, s, group, n);
+        group.count = 0;
+    }
+    backward_group(w, s, group, n);
+    if (!any) return;
+    const af_visibility *vis = &s->blocks[blocks.begin].block.vis;
+    add_key_sums(&w->gradients->key, vis, run->keys, w->call->D, (real)w->plan.query_scale, s->dk);
+    add_key_sums(&w->gradients->value, vis, run->keys, w->call->Dv, 1, s->dv);
+}
+
+static void backward(const af_backward *w, af_unit unit, void *part, void *memory)
+{
+    const af_call *call = w->call;
+    const af_interval range = af_split((af_interval){0, call->Lk}, unit.split, w->range_keys);
+    backward_scratch s;
+    memset((char *)part + w->part_bytes - w->panel_blocks, 0, (size_t)w->panel_blocks);
+    const af_interval blocks = seeing_blocks(w, unit, range);
+    if (blocks.begin == blocks.end) return;
+    open_backward(&s, w, memory);
+    for (int64_t g = blocks.begin; g < blocks.end; g++)
+        open_block(w, block_of_unit(&w->plan, unit, (int)g), &s.blocks[g]);
+    open_backward_keys(&s, w, &s.blocks[blocks.begin].block.vis);
+    key_run run;
+    for (int64_t j = range.begin; j < range.end; j = run.keys.end) {
+        run.keys = (af_interval){j, af_min(range.end, j + w->plan.key_block)};
+        const int64_t n = run.keys.end - j;
+        const af_interval seeing = seeing_blocks(w, unit, run.keys);
+        if (seeing.begin == seeing.end) continue;
+        run.key = rows_at(&s.keys, j, n);
+        run.value = rows_at(&s.values, j, n);
+        run.finite = all_finite(run.key, n, call->D);
+        backward_keys(w, &s, &run, seeing, part);
+    }
+}
+
+#endif

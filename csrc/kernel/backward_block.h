@@ -1,0 +1,155 @@
+/* What the passes of gradients share: their memory, blocks of query rows as lanes, and the tiles S and dP of a piece of
+ * keys. */
+#ifndef AF_BACKWARD_BLOCK_H
+#define AF_BACKWARD_BLOCK_H
+
+#include "kernel/forward.h"
+#include "kernel/recompute.h"
+#include "plan/backward.h"
+
+/* dK and dV are summed in registers over so many rows, whose P and dS wait in the second-level cache. */
+enum { GROUP_ROWS = 96, GROUP_BLOCKS = GROUP_ROWS / AF_NR };
+_Static_assert(GROUP_ROWS % AF_NR == 0, "a group is whole blocks");
+
+typedef struct backward_block {
+    query_block block;
+    row_softmax softmax;
+    real delta[AF_NR];
+    bool packed;
+    bool finite; /* all elements of its rows of Q and dO */
+} backward_block;
+
+typedef struct backward_scratch {
+    backward_block *blocks;     /* [panel_blocks] */
+    real *query, *grad;         /* [panel_blocks][D or Dv][NR]: scale * Q and dO, rows in the lanes */
+    real *query_row, *grad_row; /* [panel_rows][D or Dv, padded]: Q and dO */
+    real *s, *dp, *slope;       /* [key_block][NR]: S, dP, and the derivative of the softcap */
+    real *p, *ds;               /* [key_block][GROUP_ROWS] */
+    real *dk, *dv;              /* [key_block][D or Dv, padded]: sums over the panel */
+    uint64_t *words;            /* [key_block + 1] */
+    uint64_t *seen;             /* [GROUP_BLOCKS][key_block]: lanes that see a key */
+    real *key_copy, *value_copy;
+    elem *empty; /* [D or Dv] zeros: the row of a query that sees nothing */
+    af_rows keys, values;
+} backward_scratch;
+
+/* Elements of a row that is whole vectors. */
+AF_INLINE int64_t padded(int64_t width) { return (width + VL - 1) / VL * VL; }
+
+/* Lays out the scratch memory from `base`, unless that is NULL; returns its size. */
+static size_t carve_backward(backward_scratch *s, const af_backward *w, char *base)
+{
+    const af_call *call = w->call;
+    const int64_t keys = w->plan.key_block, blocks = w->panel_blocks, D = call->D, Dv = call->Dv;
+    size_t size = 0;
+#define TAKE(field, count)                                                                                             \
+    do {                                                                                                               \
+        s->field = base ? (void *)(base + size) : NULL;                                                                \
+        size += ((size_t)(count) * sizeof *s->field + 63) & ~(size_t)63;                                               \
+    } while (0)
+    TAKE(blocks, blocks);
+    TAKE(query, blocks * D * AF_NR);
+    TAKE(grad, blocks * Dv * AF_NR);
+    TAKE(query_row, w->panel_rows * padded(D));
+    TAKE(grad_row, w->panel_rows * padded(Dv));
+    TAKE(s, keys * AF_NR);
+    TAKE(dp, keys * AF_NR);
+    TAKE(slope, call->score.softcap != 0 ? keys * AF_NR : 0);
+    TAKE(p, keys * GROUP_ROWS);
+    TAKE(ds, keys * GROUP_ROWS);
+    TAKE(dk, keys * padded(D));
+    TAKE(dv, keys * padded(Dv));
+    TAKE(words, keys + 1);
+    TAKE(seen, GROUP_BLOCKS * keys);
+    TAKE(key_copy, AF_HALF ? keys * D : 0);
+    TAKE(value_copy, AF_HALF ? keys * Dv : 0);
+    TAKE(empty, af_max(D, Dv));
+#undef TAKE
+    return size;
+}
+
+static size_t backward_bytes(const af_backward *w)
+{
+    backward_scratch s;
+    return carve_backward(&s, w, NULL);
+}
+
+/* The memory of a unit with nothing in it yet. */
+static void open_backward(backward_scratch *s, const af_backward *w, void *memory)
+{
+    carve_backward(s, w, memory);
+    memset(s->empty, 0, (size_t)af_max(w->call->D, w->call->Dv) * sizeof(elem));
+}
+
+static void open_backward_keys(backward_scratch *s, const af_backward *w, const af_visibility *vis)
+{
+    s->keys = open_rows(&w->call->operands.key, vis, w->call->D, s->key_copy, w->plan.key_block);
+    s->values = open_rows(&w->call->operands.value, vis, w->call->Dv, s->value_copy, w->plan.key_block);
+}
+
+/* The rows of a block in a tensor; those of queries that see nothing are zeros, whatever is stored there. */
+static void find_seeing_rows(const af_tensor *t, const query_block *block, elem *empty, elem *rows[AF_NR])
+{
+    for (int lane = 0; lane < AF_NR; lane++) rows[lane] = empty;
+    find_rows(t, &block->vis, rows);
+    for (int lane = 0; lane < block->n; lane++)
+        if (block->vis.visible[lane].begin == block->vis.visible[lane].end) rows[lane] = empty;
+}
+
+/* S of a piece after modifiers and masks; with a softcap also its derivative 1 - (capped / softcap)^2. */
+static void backward_scores(const af_call *call, const query_block *block, const backward_scratch *s, matrix key,
+                            const real *query, key_piece piece)
+{
+    const int at = block->v0 * VL;
+    score_product(block->v1 - block->v0, piece.n, call->D, key, query + at, s->s + at, NULL);
+    if (call->score.softcap != 0) {
+        const v inverse = v_set1((real)(1 / call->score.softcap)), one = v_set1(1);
+        softcap_tile(call, block, piece.n, s->s);
+        for (int j = 0; j < piece.n; j++)
+            for (int c = block->v0; c < block->v1; c++) {
+                const v t = v_mul(v_load(s->s + j * AF_NR + c * VL), inverse);
+                v_store(s->slope + j * AF_NR + c * VL, v_mul(v_sub(one, t), v_add(one, t)));
+            }
+    }
+    add_to_scores(call, block, piece.j0, piece.n, s->s);
+    if (piece.seen == SEES_SOME) hide_scores(block, piece.n, s->words, s->s);
+}
+
+/* tile[j][lane] += rows[lane][j0 + j] for a square of up to VL x VL. */
+static void add_square(int lanes, int keys, elem *const rows[VL], int64_t j0, real *tile)
+{
+    v x[VL];
+    UNROLL(r, VL) x[r] = r >= lanes ? v_zero() : keys == VL ? e_load(rows[r] + j0) : e_load_n(rows[r] + j0, keys);
+    v_transpose(x);
+    UNROLL(r, VL)
+        if (r < keys) v_store(tile + r * AF_NR, v_add(v_load(tile + r * AF_NR), x[r]));
+}
+
+/* dP of a piece: V dO', and what the loss takes from the weights themselves. */
+static void weight_gradient(const af_backward *w, const query_block *block, const backward_scratch *s, matrix value,
+                            const real *grad, key_piece piece)
+{
+    const int at = block->v0 * VL;
+    score_product(block->v1 - block->v0, piece.n, w->call->Dv, value, grad + at, s->dp + at, NULL);
+    if (!w->gradients->grad_weights.data) return;
+    elem *rows[AF_NR] = {0};
+    find_rows(&w->gradients->grad_weights, &block->vis, rows);
+    for (int c = block->v0; c < block->v1; c++)
+        for (int j = 0; j < piece.n; j += VL)
+            add_square(block->n - c * VL < VL ? block->n - c * VL : VL, piece.n - j < VL ? piece.n - j : VL,
+                       rows + c * VL, piece.j0 + j, s->dp + j * AF_NR + c * VL);
+}
+
+/* The next piece of some keys from j on, and how much of it is visible: with nothing, no tile is wanted. */
+static key_piece next_piece(const af_backward *w, query_block *block, const backward_scratch *s, af_interval keys,
+                            int64_t j)
+{
+    const af_piece piece = af_next_piece(&block->vis, w->call, keys, j, w->plan.key_block);
+    block->v0 = piece.first;
+    block->v1 = piece.last;
+    const int n = (int)piece.keys;
+    if (piece.first == piece.last) return (key_piece){j, n, SEES_NOTHING};
+    return (key_piece){j, n, visible_words(w->call, block, j, n, s->words)};
+}
+
+#endif

@@ -1,0 +1,33 @@
+/* How gradients are cut into units: by key range, so that one unit owns the sums of its keys.
+ *
+ *   for each round of heads (a batch row and a group of query heads that share keys)
+ *     for each panel of query rows, in order
+ *       units (head, key range): adds to dK and dV of its keys; dQ of the panel over its keys is a part of its own
+ *       units (head, block of rows): parts added up in the order of the ranges, and added to dQ
+ *
+ * The shape alone fixes ranges and panels, so bits do not depend on how many heads a round has. */
+#ifndef AF_BACKWARD_PLAN_H
+#define AF_BACKWARD_PLAN_H
+
+#include "plan/plan.h"
+
+/* Sums of a row beside its dQ: further rows of a part. */
+enum { AF_ALIBI_SUM, AF_BIAS_SUM, AF_ROW_SUMS };
+
+typedef struct af_backward {
+    const af_call *call; /* with row_max and row_inverse of each row: P = exp(S - max) * inverse */
+    const af_gradients *gradients;
+    af_plan plan;
+    int64_t range_keys, ranges;
+    int64_t panel_rows, panel_blocks;
+    int64_t block_part; /* reals of a block of rows in a part of dQ: [D + AF_ROW_SUMS][NR] */
+    size_t part_bytes;  /* of a part: all blocks of a panel, then a byte for each, whether there is anything in it */
+    void *delta;        /* real [B][H][Lq]: sum of P dP over the keys, less grad_lse */
+    double *row_sums;   /* [AF_ROW_SUMS][B][H][Lq], or NULL where none is wanted */
+    bool scores;        /* gradients of scores are wanted, not only that of the value */
+} af_backward;
+
+void af_plan_backward(af_backward *backward, const af_call *call, const af_gradients *gradients,
+                      const af_kernels *kernels);
+
+#endif
