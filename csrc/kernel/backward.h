@@ -22,10 +22,11 @@ typedef struct key_run {
     bool finite;
 } key_run;
 
-/* Successive blocks of a panel that see some of a block of keys. */
+/* Successive blocks of a panel that see some of a block of keys, and which of these keys. */
 typedef struct row_group {
     int64_t first;
     int count;
+    af_interval keys;
 } row_group;
 
 static bool all_finite(matrix a, int64_t n, int64_t width)
@@ -160,16 +161,15 @@ static void clear_keys(const af_backward *w, const backward_scratch *s, const qu
     memset(s->seen + slot * w->plan.key_block + before, 0, (size_t)n * sizeof *s->seen);
 }
 
-/* P, dS and dQt of a block of rows against a block of keys; returns whether it sees any of them. */
-static bool backward_block_keys(const af_backward *w, const backward_scratch *s, const key_run *run, int64_t g,
-                                int slot, char *part)
+/* P, dS and dQt of a block of rows against a block of keys; returns those that it sees. */
+static af_interval backward_block_keys(const af_backward *w, const backward_scratch *s, const key_run *run, int64_t g,
+                                       int slot, char *part)
 {
     backward_block *b = &s->blocks[g];
     real *sums = (real *)part + g * w->block_part;
     uint8_t *touched = (uint8_t *)part + w->part_bytes - w->panel_blocks + g;
     const af_interval span = af_intersect(b->block.vis.span, run->keys);
-    if (span.begin == span.end) return false;
-    bool any = false;
+    af_interval seen = {0, 0};
     int64_t cleared = run->keys.begin; /* keys before this one have their P and dS */
     key_piece piece;
     for (int64_t j = span.begin; j < span.end; j += piece.n) {
@@ -177,13 +177,14 @@ static bool backward_block_keys(const af_backward *w, const backward_scratch *s,
         if (piece.seen == SEES_NOTHING) continue;
         if (!b->packed) pack_block(w, s, g);
         if (!*touched) memset(sums, 0, (size_t)w->block_part * sizeof *sums);
-        *touched = any = true;
+        *touched = true;
+        seen = af_hull(seen, (af_interval){j, j + piece.n});
         clear_keys(w, s, &b->block, cleared - run->keys.begin, j - cleared, slot);
         backward_piece(w, s, run, piece, g, slot, sums);
         cleared = j + piece.n;
     }
-    if (any) clear_keys(w, s, &b->block, cleared - run->keys.begin, run->keys.end - cleared, slot);
-    return any;
+    if (seen.begin < seen.end) clear_keys(w, s, &b->block, cleared - run->keys.begin, run->keys.end - cleared, slot);
+    return seen;
 }
 
 /* C[n][width] += A[n][rows] B[rows][width], width whole vectors. */
@@ -203,10 +204,10 @@ static void key_product(int64_t n, int64_t rows, int64_t width, const real *a, c
 }
 
 /* The same where rows of B hold NaN or inf: of the pairs that are seen only. */
-static void nan_safe_keys(const af_backward *w, const backward_scratch *s, row_group group, int64_t n, int64_t width,
+static void nan_safe_keys(const af_backward *w, const backward_scratch *s, row_group group, int64_t width,
                           const real *a, const real *b, real *c)
 {
-    for (int64_t j = 0; j < n; j++)
+    for (int64_t j = group.keys.begin; j < group.keys.end; j++)
         for (int64_t d = 0; d < width; d += VL) {
             v sum = v_zero();
             for (int slot = 0; slot < group.count; slot++) {
@@ -222,12 +223,13 @@ static void nan_safe_keys(const af_backward *w, const backward_scratch *s, row_g
         }
 }
 
-/* dV += P dO and dK += dS Q of a group. */
-static void backward_group(const af_backward *w, const backward_scratch *s, row_group group, int64_t n)
+/* dV += P dO and dK += dS Q of a group, whose keys are counted from the first of the block. */
+static void backward_group(const af_backward *w, const backward_scratch *s, row_group group)
 {
     if (group.count == 0) return;
     const af_gradients *g = w->gradients;
     const int64_t D = padded(w->call->D), Dv = padded(w->call->Dv), first = group.first * w->plan.block_rows;
+    const int64_t j = group.keys.begin, n = group.keys.end - j;
     const real *query = s->query_row + first * D, *grad = s->grad_row + first * Dv;
     int64_t rows = 0;
     bool finite = true;
@@ -235,10 +237,10 @@ static void backward_group(const af_backward *w, const backward_scratch *s, row_
         rows += s->blocks[group.first + slot].block.n;
         finite = finite && s->blocks[group.first + slot].finite;
     }
-    if (g->value.data && finite) key_product(n, rows, Dv, s->p, grad, s->dv);
-    else if (g->value.data) nan_safe_keys(w, s, group, n, Dv, s->p, grad, s->dv);
-    if (g->key.data && finite) key_product(n, rows, D, s->ds, query, s->dk);
-    else if (g->key.data) nan_safe_keys(w, s, group, n, D, s->ds, query, s->dk);
+    if (g->value.data && finite) key_product(n, rows, Dv, s->p + j * GROUP_ROWS, grad, s->dv + j * Dv);
+    else if (g->value.data) nan_safe_keys(w, s, group, Dv, s->p, grad, s->dv);
+    if (g->key.data && finite) key_product(n, rows, D, s->ds + j * GROUP_ROWS, query, s->dk + j * D);
+    else if (g->key.data) nan_safe_keys(w, s, group, D, s->ds, query, s->dk);
 }
 
 /* Adds the sums of a block of keys to their gradient. */
@@ -276,15 +278,19 @@ static void backward_keys(const af_backward *w, const backward_scratch *s, const
     memset(s->dk, 0, (size_t)(n * D) * sizeof(real));
     memset(s->dv, 0, (size_t)(n * Dv) * sizeof(real));
     for (int64_t g = blocks.begin; g < blocks.end; g++) {
-        if (group.count == 0) group.first = g;
-        const bool seen = backward_block_keys(w, s, run, g, group.count, part);
-        group.count += seen;
-        any = any || seen;
-        if (seen && group.count < GROUP_BLOCKS) continue;
-        backward_group(w, s, group, n);
+        if (group.count == 0) group = (row_group){.first = g};
+        af_interval seen = backward_block_keys(w, s, run, g, group.count, part);
+        if (seen.begin < seen.end) {
+            any = true;
+            group.count++;
+            seen = (af_interval){seen.begin - run->keys.begin, seen.end - run->keys.begin};
+            group.keys = af_hull(group.keys, seen);
+            if (group.count < GROUP_BLOCKS) continue;
+        }
+        backward_group(w, s, group);
         group.count = 0;
     }
-    backward_group(w, s, group, n);
+    backward_group(w, s, group);
     if (!any) return;
     const af_visibility *vis = &s->blocks[blocks.begin].block.vis;
     add_key_sums(&w->gradients->key, vis, run->keys, w->call->D, (real)w->plan.query_scale, s->dk);
