@@ -13,6 +13,7 @@ Attention:
 - `additive_attention`: the additive scores of Bahdanau et al.
 - `attention_varlen`: sequences of different length, packed without padding
 - `merge_attention`: joins results over parts of the keys
+- `attention_backward`: gradients of `attention`, with all of its options
 - `BlockMask`: a block-sparse pattern for ``mask=``
 
 Weights and cost:
@@ -47,6 +48,7 @@ from .api import attention, attention_weights
 from .block_mask import BlockMask
 from .config import available_isas, get_num_threads, num_threads, set_num_threads, show_config
 from .explain import attention_topk, key_importance
+from .gradient import AttentionGradients, attention_backward
 from .local import local_attention
 from .merge import merge_attention
 from .planning import plan
@@ -61,6 +63,7 @@ if _typing.TYPE_CHECKING:
 __version__ = _version("attnfast")
 
 __all__ = [
+    "AttentionGradients",
     "AttentionResult",
     "AttentionTopK",
     "BlockMask",
@@ -68,6 +71,7 @@ __all__ = [
     "__version__",
     "additive_attention",
     "attention",
+    "attention_backward",
     "attention_topk",
     "attention_varlen",
     "attention_weights",

@@ -35,6 +35,15 @@ def attention_varlen(
     cu_k: ArrayLike,
     options: Mapping[str, object],
 ) -> Array | AttentionResult: ...
+def attention_backward(
+    grad_output: ArrayLike,
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    output: ArrayLike,
+    lse: ArrayLike,
+    options: Mapping[str, object],
+) -> tuple[Array | None, ...]: ...
 def attention_weights(query: ArrayLike, key: ArrayLike, options: Mapping[str, object]) -> Array: ...
 def attention_topk(
     query: ArrayLike, key: ArrayLike, k: int, options: Mapping[str, object]

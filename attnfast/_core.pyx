@@ -70,6 +70,11 @@ cdef extern from "attnfast.h" nogil:
         int64_t topk
         af_tensor top_index, top_weight
         void *importance
+    ctypedef struct af_gradients:
+        size_t size
+        af_tensor output, lse, grad_output, grad_lse, grad_weights, query, key, value, bias
+        double *alibi
+        double *sink
     ctypedef struct af_problem:
         size_t size
         af_dtype dtype
@@ -92,6 +97,7 @@ cdef extern from "attnfast.h" nogil:
         int64_t b, hk, first_query, end_query, first_key, end_key, step
     af_status af_attention(const af_problem *, const af_run *)
     af_status af_attention_packed(const af_problem *, int64_t, const int64_t *, const int64_t *, const af_run *)
+    af_status af_attention_backward(const af_problem *, const af_gradients *, const af_run *)
     af_status af_describe(const af_problem *, const af_run *, af_report *, af_rectangle *, int64_t)
     af_status af_describe_packed(const af_problem *, int64_t, const int64_t *, const int64_t *, const af_run *,
                                  af_report *, af_rectangle *, int64_t)
@@ -118,6 +124,7 @@ include "_operands.pxi"
 include "_visible.pxi"
 include "_score.pxi"
 include "_call.pxi"
+include "_gradient.pxi"
 include "_probe.pxi"
 
 
@@ -151,6 +158,17 @@ def attention_varlen(query, key, value, cu_q, cu_k, dict options):
     call.set_operands(query, key, value, True)
     call.set_bounds(cu_q, cu_k)
     return call.attend()
+
+
+def attention_backward(grad_output, query, key, value, output, lse, dict options):
+    """The gradients of an AttentionGradients, in its order."""
+    cdef Backward backward = Backward.__new__(Backward)
+    backward.call = new_call(options)
+    backward.call.set_operands(query, key, value, True)
+    backward.call.set_options()
+    backward.set_loss(grad_output, output, lse)
+    backward.set_wanted(backward.call.option("wanted", QKV))
+    return backward.gradients()
 
 
 def attention_weights(query, key, dict options):

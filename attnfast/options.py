@@ -4,6 +4,7 @@ A public function takes ``**options: Unpack[...]`` of one of the tables at the e
 on as they are; ``_core`` looks up what is there. `takes` shows the table in the signature.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypedDict
 
 from numpy.typing import ArrayLike, NDArray
@@ -90,6 +91,14 @@ class Threads(TypedDict, total=False):
     num_threads: Annotated[int | None, None]
 
 
+class Loss(TypedDict, total=False):
+    """What a loss makes of the results of a call besides its output, and whose gradients to give."""
+
+    grad_lse: Annotated[ArrayLike | None, None]
+    grad_weights: Annotated[ArrayLike | None, None]
+    wanted: Annotated[Sequence[str], ("query", "key", "value")]
+
+
 class Places(TypedDict, total=False):
     """Windows of :func:`attnfast.local_attention`."""
 
@@ -130,6 +139,10 @@ class AttentionOptions(Attending, Out, Threads, total=False):
 
 class AttentionKeywords(Attending, Lse, Weights, Out, Threads, total=False):
     """Those of :func:`attnfast.attention`."""
+
+
+class BackwardKeywords(Attending, Loss, Threads, total=False):
+    """Those of :func:`attnfast.attention_backward`."""
 
 
 class WeightsKeywords(Stages, Attending, Threads, total=False):

@@ -198,6 +198,6 @@ af_status af_attention_backward(const af_problem *problem, const af_gradients *g
     assert(af_is_legal(&call) && af_is_plain(&call) && !call.score.additive);
     if (call.B == 0 || call.H == 0 || call.Lq == 0) return AF_OK;
     af_causality_as_window(&call.visible);
-    call.subset.same_scores = true;
+    call.subset.natural = call.subset.tiles = true;
     return run_backward(&call, gradients, run, &watch);
 }

@@ -1,0 +1,96 @@
+# Gradients of a call: what it returned and what the loss makes of it, memory for the gradients, the run. Included by
+# _core.pyx.
+
+QKV = ("query", "key", "value")
+DIFFERENTIABLE = (*QKV, "bias", "sink_logits", "alibi_slopes")
+
+
+@cython.final
+@cython.no_gc
+cdef class Backward:
+    """The gradients of one call, which come in what C computes in and are rounded once to the dtype of their operand."""
+
+    cdef Call call
+    cdef af_gradients g
+    cdef tuple wanted
+
+    cdef int set_wanted(self, object wanted) except -1:
+        if isinstance(wanted, str) or not isinstance(wanted, (tuple, list)):
+            raise TypeError(f"wanted must be a tuple of names, got {wanted!r}"
+                            + (f": write wanted=({wanted!r},)" if isinstance(wanted, str) else ""))
+        self.wanted = tuple(wanted)
+        for name in self.wanted:
+            if not isinstance(name, str) or name not in DIFFERENTIABLE:
+                raise ValueError(f"wanted may name {', '.join(DIFFERENTIABLE)}, got {name!r}")
+            if name not in QKV and self.call.option(name) is None:
+                raise ValueError(f"wanted names {name}, which the call does not have: pass {name}= as in the forward call")
+        return 0
+
+    cdef int check_shape(self, cnp.ndarray a, str name, tuple shape) except -1:
+        if shape_of(a) != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {shape_of(a)}")
+        return 0
+
+    cdef int set_rows(self, af_tensor *t, object x, str name, int64_t width) except -1:
+        """Rows of the dtype of query, for every query of every head."""
+        cdef int dtype
+        cdef cnp.ndarray a = operand(x, name, &dtype)
+        self.call.check_dtype(name, x, a, self.call.p.dtype, dtype)
+        self.check_shape(a, name, self.call.outer_shape() + (width,))
+        self.call.kept(a)
+        return self.call.set_strides(t, a)
+
+    cdef int set_numbers(self, af_tensor *t, object x, str name) except -1:
+        """A real number for every query of every head."""
+        cdef cnp.ndarray a = real_array(x, name)
+        self.check_shape(a, name, self.call.outer_shape())
+        a = a.astype(self.call.real_type())
+        t.data = self.call.kept(a)
+        t.b, t.h, t.i = self.call.p.H * self.call.p.Lq, self.call.p.Lq, 1
+        return 0
+
+    cdef int set_loss(self, object grad_output, object output, object lse) except -1:
+        self.g.size = sizeof(af_gradients)
+        self.set_rows(&self.g.grad_output, grad_output, "grad_output", self.call.p.Dv)
+        self.set_rows(&self.g.output, output, "output", self.call.p.Dv)
+        self.set_numbers(&self.g.lse, lse, "lse")
+        if self.call.option("grad_lse") is not None:
+            self.set_numbers(&self.g.grad_lse, self.call.option("grad_lse"), "grad_lse")
+        if self.call.option("grad_weights") is not None:
+            self.set_rows(&self.g.grad_weights, self.call.option("grad_weights"), "grad_weights", self.call.p.Lk)
+        return 0
+
+    cdef cnp.ndarray zeros(self, str name, cnp.ndarray a):
+        """Where a gradient goes, in the shape of its operand."""
+        numbers_of_heads = name in ("sink_logits", "alibi_slopes")
+        cdef cnp.ndarray total = np.zeros(shape_of(a), np.float64 if numbers_of_heads else self.call.real_type())
+        if name == "query":
+            self.call.set_strides(&self.g.query, total)
+        elif name == "key":
+            self.call.set_strides(&self.g.key, total)
+        elif name == "value":
+            self.call.set_strides(&self.g.value, total)
+        elif name == "bias":
+            self.call.set_strides(&self.g.bias, total)
+        elif name == "alibi_slopes":
+            self.g.alibi = <double *>cnp.PyArray_DATA(total)
+        else:
+            self.g.sink = <double *>cnp.PyArray_DATA(total)
+        return total
+
+    cdef tuple gradients(self):
+        """One for each of DIFFERENTIABLE, None where it is not wanted."""
+        cdef af_run how
+        cdef af_status status
+        given = {"query": self.call.query, "key": self.call.key, "value": self.call.value}
+        given |= {name: as_array(self.call.option(name), name) for name in self.wanted if name not in QKV}
+        how.threads, how.interrupted = thread_count(self.call.option("num_threads")), interrupted
+        totals = {name: self.zeros(name, given[name]) for name in self.wanted}
+        with nogil:
+            status = af_attention_backward(&self.call.p, &self.g, &how)
+        finished(status)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for name, total in totals.items():
+                if dtype_of(given[name]) >= 0:
+                    totals[name] = total.astype(given[name].dtype.newbyteorder("="), copy=False)
+        return tuple([totals.get(name) for name in DIFFERENTIABLE])
