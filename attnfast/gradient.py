@@ -50,7 +50,7 @@ def attention_backward(
     *extra: Never,
     **options: Unpack[BackwardKeywords],
 ) -> AttentionGradients:
-    r"""Gradients of a loss that depends on the result of :func:`attention`.
+    r"""Compute the gradients of a loss that depends on the result of :func:`attention`.
 
     .. math::
         dP_{ij} = dO_i \cdot v_j + dW_{ij} \qquad

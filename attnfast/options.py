@@ -92,7 +92,7 @@ class Threads(TypedDict, total=False):
 
 
 class Loss(TypedDict, total=False):
-    """What a loss makes of the results of a call besides its output, and whose gradients to give."""
+    """What a loss makes of lse and weights, and whose gradients are wanted."""
 
     grad_lse: Annotated[ArrayLike | None, None]
     grad_weights: Annotated[ArrayLike | None, None]

@@ -75,7 +75,7 @@ def test_numpydoc_finds_nothing(name):
     assert [text for code, text in found if counts(name, code)] == []
 
 
-@pytest.mark.parametrize("name", ["AttentionResult", "AttentionTopK", "Plan"])
+@pytest.mark.parametrize("name", ["AttentionGradients", "AttentionResult", "AttentionTopK", "Plan"])
 def test_fields_of_results_are_documented(name):
     result = getattr(attnfast, name)
     section = inspect.getdoc(result).partition("Attributes\n----------\n")[2].partition("\n\n")[0]
@@ -92,7 +92,7 @@ def test_all_names_everything_public(package):
 
 def test_help_says_what_there_is():
     named = set(re.findall(r"`(\w+)`", attnfast.__doc__))
-    results = {"AttentionResult", "AttentionTopK", "Plan"}  # of functions that it names
+    results = {"AttentionGradients", "AttentionResult", "AttentionTopK", "Plan"}  # of functions that it names
     assert named == set(attnfast.__all__) - results - {"__version__"}
 
 

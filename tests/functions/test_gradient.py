@@ -139,9 +139,7 @@ def arguments_of(call: Any) -> Any:
 def test_the_same_bits_for_any_number_of_threads(rng, case, threads):
     q, k, v = qkv(rng, 130, 600, 20, 13, heads=4, kv_heads=2, dtype=np.float64)
     grad_output = rng.standard_normal((2, 4, 130, 13))
-    calls = [
-        backward(grad_output, q, k[:1], v, num_threads=n, **CASES[case]) for n in (1, threads)
-    ]
+    calls = [backward(grad_output, q, k[:1], v, num_threads=n, **CASES[case]) for n in (1, threads)]
     assert_same(*calls)
 
 
@@ -150,9 +148,7 @@ def test_a_batch_row_alone(rng):
     grad_output = rng.standard_normal((2, 4, 900, 16)).astype(np.float32)
     both = backward(grad_output, *arrays, is_causal=True, q_offset=-100)
     for row in (0, 1):
-        alone = backward(
-            grad_output[row], *(a[row] for a in arrays), is_causal=True, q_offset=-100
-        )
+        alone = backward(grad_output[row], *(a[row] for a in arrays), is_causal=True, q_offset=-100)
         assert_same(alone, type(both)(*(a if a is None else a[row] for a in both)))
 
 
