@@ -8,7 +8,7 @@ DIFFERENTIABLE = (*QKV, "bias", "sink_logits", "alibi_slopes")
 @cython.final
 @cython.no_gc
 cdef class Backward:
-    """The gradients of one call, which come in what C computes in and are rounded once to the dtype of their operand."""
+    """The gradients of one call. They come in what C computes in, and are rounded once to the dtype of their operand."""
 
     cdef Call call
     cdef af_gradients g
@@ -23,7 +23,8 @@ cdef class Backward:
             if not isinstance(name, str) or name not in DIFFERENTIABLE:
                 raise ValueError(f"wanted may name {', '.join(DIFFERENTIABLE)}, got {name!r}")
             if name not in QKV and self.call.option(name) is None:
-                raise ValueError(f"wanted names {name}, which the call does not have: pass {name}= as in the forward call")
+                raise ValueError(f"wanted names {name}, which the call does not have: "
+                                 f"pass {name}= as in the forward call")
         return 0
 
     cdef int check_shape(self, cnp.ndarray a, str name, tuple shape) except -1:

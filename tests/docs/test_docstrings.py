@@ -92,7 +92,12 @@ def test_all_names_everything_public(package):
 
 def test_help_says_what_there_is():
     named = set(re.findall(r"`(\w+)`", attnfast.__doc__))
-    results = {"AttentionGradients", "AttentionResult", "AttentionTopK", "Plan"}  # of functions that it names
+    results = {
+        "AttentionGradients",
+        "AttentionResult",
+        "AttentionTopK",
+        "Plan",
+    }  # of functions that it names
     assert named == set(attnfast.__all__) - results - {"__version__"}
 
 
