@@ -8,7 +8,7 @@ DIFFERENTIABLE = (*QKV, "bias", "sink_logits", "alibi_slopes")
 @cython.final
 @cython.no_gc
 cdef class Backward:
-    """The gradients of one call. They come in what C computes in, and are rounded once to the dtype of their operand."""
+    """The gradients of one call. They come in what C computes in and are rounded once to the dtype of an operand."""
 
     cdef Call call
     cdef af_gradients g

@@ -14,10 +14,18 @@ class AttentionGradients(NamedTuple):
 
     Attributes
     ----------
-    query, key, value : ndarray or None
-        Those of the three arrays, None where not wanted.
-    bias, sink_logits, alibi_slopes : ndarray or None
-        Those of the options, None where not wanted.
+    query : ndarray or None
+        That of the query, None where not wanted; so are the others.
+    key : ndarray or None
+        That of the key.
+    value : ndarray or None
+        That of the value.
+    bias : ndarray or None
+        That of the bias.
+    sink_logits : ndarray or None
+        That of the sinks.
+    alibi_slopes : ndarray or None
+        That of the slopes.
 
     Examples
     --------
