@@ -6,6 +6,8 @@ from .options import Array, Window
 from .result import AttentionResult, AttentionTopK
 
 DTYPES: tuple[str, ...]
+DIFFERENTIABLE: tuple[str, ...]
+QKV: tuple[str, ...]
 STAGES: tuple[str, ...]
 
 # What the public function of the same name returns; or, with "return_blocks" among the options, the
