@@ -88,6 +88,16 @@ def merge(q: Any, place: Any) -> Any:
     return attnfast.merge_attention(place(outputs), place(lses))
 
 
+def gradients(
+    q: Any, k: Any, v: Any, place: Any, wanted: Any = (), out: Any = None, **options: Any
+) -> Any:
+    output, lse, _ = attnfast.attention(q, k, v, return_lse=True, **options)
+    loss = place(output), q, k, v, place(output), place(lse)
+    wanted = ("query", "key", "value", *wanted)
+    found = attnfast.attention_backward(*loss, wanted=wanted, **options)
+    return tuple(getattr(found, name) for name in wanted)
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     "plain": lambda q, k, v, place, **more: attend(q, k, v, **more),
     "per row": lambda q, k, v, place, **more: attend(q, k, v, **rows(q, k, place), **more),
@@ -106,6 +116,12 @@ CALLS: dict[str, Callable[..., Any]] = {
     ),
     "global bools": lambda q, k, v, place, **more: attnfast.local_attention(
         q, k, v, 3, global_tokens=place(np.arange(k.shape[-2]) % 9 == 4), q_offset=0, **more
+    ),
+    "gradients": lambda q, k, v, place, **more: gradients(
+        q, k, v, place, ("alibi_slopes", "sink_logits"), **rows(q, k, place), **more
+    ),
+    "gradients of pairs": lambda q, k, v, place, **more: gradients(
+        q, k, v, place, ("bias",), softcap=5.0, **pairs(q, k, place), **more
     ),
     "local-m": lambda q, k, v, place, **more: attnfast.local_attention(
         q, k, v, 5, centers=place(np.arange(q.shape[-2])[::-1] * 7 % k.shape[-2]), **more
