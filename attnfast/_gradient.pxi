@@ -38,8 +38,23 @@ cdef class Backward:
         cdef cnp.ndarray a = operand(x, name, &dtype)
         self.call.check_dtype(name, x, a, self.call.p.dtype, dtype)
         self.check_shape(a, name, self.call.outer_shape() + (width,))
+        return self.set_reals(t, a)
+
+    cdef int set_reals(self, af_tensor *t, cnp.ndarray a) except -1:
+        """Gradients are computed from float32 or float64: a copy of 16-bit operands costs little beside them."""
+        if self.call.p.dtype > AF_F64:
+            a = a.astype(np.float32, order="C")
         self.call.kept(a)
         return self.call.set_strides(t, a)
+
+    cdef int widen(self) except -1:
+        if self.call.p.dtype <= AF_F64:
+            return 0
+        self.set_reals(&self.call.operands.query, self.call.query)
+        self.set_reals(&self.call.operands.key, self.call.key)
+        self.set_reals(&self.call.operands.value, self.call.value)
+        self.call.p.dtype = AF_F32
+        return 0
 
     cdef int set_numbers(self, af_tensor *t, object x, str name) except -1:
         """A real number for every query of every head."""
@@ -87,6 +102,7 @@ cdef class Backward:
         given |= {name: as_array(self.call.option(name), name) for name in self.wanted if name not in QKV}
         how.threads, how.interrupted = thread_count(self.call.option("num_threads")), interrupted
         totals = {name: self.zeros(name, given[name]) for name in self.wanted}
+        self.widen()
         with nogil:
             status = af_attention_backward(&self.call.p, &self.g, &how)
         finished(status)

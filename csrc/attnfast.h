@@ -158,7 +158,8 @@ af_status af_attention(const af_problem *problem, const af_run *run);
 af_status af_attention_packed(const af_problem *whole, int64_t sequences, const int64_t *first_query,
                               const int64_t *first_key, const af_run *run);
 
-/* Gradients of a call with plain windows; its results need not be given. If it returns AF_NO_MEMORY, nothing was
+/* Gradients of a call of AF_F32 or AF_F64 with plain windows; its results need not be given. Callers widen 16-bit
+ * operands, and round their gradients once. If it returns AF_NO_MEMORY, nothing was
  * written, and if AF_INTERRUPTED, some sums are incomplete. */
 af_status af_attention_backward(const af_problem *problem, const af_gradients *gradients, const af_run *run);
 

@@ -1,14 +1,17 @@
 /* One kernel table. Compiled once per (instruction set, dtype), see kernel/types.h. */
 #include "kernels.h"
 
-#include "kernel/backward.h"
-#include "kernel/backward_finish.h"
-#include "kernel/backward_rows.h"
 #include "kernel/decode.h"
 #include "kernel/forward.h"
 #include "kernel/importance.h"
 #include "kernel/probe.h"
 #include "kernel/weights.h"
+
+#if !AF_HALF
+#include "kernel/backward.h"
+#include "kernel/backward_finish.h"
+#include "kernel/backward_rows.h"
+#endif
 
 #define AF_STRING_(x) #x
 #define AF_STRING(x) AF_STRING_(x)
@@ -28,10 +31,12 @@ const af_kernels AF_TABLE(AF_TYPE, AF_ISA) = {
     .merge = merge,
     .weights = weights,
     .importance = importance,
+#if !AF_HALF
     .backward_bytes = backward_bytes,
     .backward_rows = backward_rows,
     .backward = backward,
     .backward_finish = backward_finish,
+#endif
     .widen = widen,
     .narrow = narrow,
     .probe = &probe,

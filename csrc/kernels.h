@@ -31,8 +31,8 @@ struct af_kernels {
     void (*weights)(const af_call *, const af_plan *, af_unit, void *scratch);
     /* Adds up the weights of one chunk of keys, which is the unit's split, over some queries of one head. */
     void (*importance)(const af_call *, const af_plan *, af_unit, void *scratch);
-    /* The passes of gradients, see plan/backward.h. The unit of the first and the last is one block of rows; that of
-     * the second all rows of a panel against the range of keys that is the unit's split. */
+    /* The passes of gradients, of reals only, see plan/backward.h. The unit of the first and the last is one block of
+     * rows; that of the second all rows of a panel against the range of keys that is the unit's split. */
     size_t (*backward_bytes)(const af_backward *);
     void (*backward_rows)(const af_backward *, af_unit, void *scratch);
     void (*backward)(const af_backward *, af_unit, void *parts, void *scratch);

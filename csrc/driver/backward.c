@@ -195,7 +195,7 @@ af_status af_attention_backward(const af_problem *problem, const af_gradients *g
     af_call call;
     known.results = &results;
     af_open_call(&call, &known);
-    assert(af_is_legal(&call) && af_is_plain(&call) && !call.score.additive);
+    assert(af_is_legal(&call) && af_is_plain(&call) && !call.score.additive && call.dtype <= AF_F64);
     if (call.B == 0 || call.H == 0 || call.Lq == 0) return AF_OK;
     af_causality_as_window(&call.visible);
     call.subset.natural = call.subset.tiles = true;

@@ -28,8 +28,7 @@ typedef struct backward_scratch {
     real *dk, *dv;              /* [key_block][D or Dv, padded]: sums over the panel */
     uint64_t *words;            /* [key_block + 1] */
     uint64_t *seen;             /* [GROUP_BLOCKS][key_block]: lanes that see a key */
-    real *key_copy, *value_copy;
-    elem *empty; /* [D or Dv] zeros: the row of a query that sees nothing */
+    elem *empty;                /* [D or Dv] zeros: the row of a query that sees nothing */
     af_rows keys, values;
 } backward_scratch;
 
@@ -61,8 +60,6 @@ static size_t carve_backward(backward_scratch *s, const af_backward *w, char *ba
     TAKE(dv, keys * padded(Dv));
     TAKE(words, keys + 1);
     TAKE(seen, GROUP_BLOCKS * keys);
-    TAKE(key_copy, AF_HALF ? keys * D : 0);
-    TAKE(value_copy, AF_HALF ? keys * Dv : 0);
     TAKE(empty, af_max(D, Dv));
 #undef TAKE
     return size;
@@ -83,8 +80,8 @@ static void open_backward(backward_scratch *s, const af_backward *w, void *memor
 
 static void open_backward_keys(backward_scratch *s, const af_backward *w, const af_visibility *vis)
 {
-    s->keys = open_rows(&w->call->operands.key, vis, w->call->D, s->key_copy, w->plan.key_block);
-    s->values = open_rows(&w->call->operands.value, vis, w->call->Dv, s->value_copy, w->plan.key_block);
+    s->keys = open_rows(&w->call->operands.key, vis, w->call->D, NULL, 0);
+    s->values = open_rows(&w->call->operands.value, vis, w->call->Dv, NULL, 0);
 }
 
 /* The rows of a block in a tensor; those of queries that see nothing are zeros, whatever is stored there. */
