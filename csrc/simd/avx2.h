@@ -155,7 +155,8 @@ AF_INLINE v e_widen(__m128i x) { return _mm256_cvtph_ps(x); }
 AF_INLINE __m128i e_narrow(v x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
 #elif AF_DTYPE == AF_DTYPE_BF16
 AF_INLINE v e_widen(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
-AF_INLINE __m128i e_narrow(v x)
+/* Not inlined: results are rounded in many places, and this is long. */
+static __attribute__((noinline)) __m128i e_narrow(v x)
 {
     const __m256i bits = _mm256_castps_si256(x);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

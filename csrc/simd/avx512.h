@@ -142,7 +142,8 @@ AF_INLINE v e_widen(__m256i x) { return _mm512_cvtph_ps(x); }
 AF_INLINE __m256i e_narrow(v x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 #elif AF_DTYPE == AF_DTYPE_BF16
 AF_INLINE v e_widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
-AF_INLINE __m256i e_narrow(v x)
+/* Not inlined: results are rounded in many places, and this is long. */
+static __attribute__((noinline)) __m256i e_narrow(v x)
 {
     const __m512i bits = _mm512_castps_si512(x);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));

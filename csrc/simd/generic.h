@@ -167,7 +167,8 @@ AF_INLINE float e_get(elem x)
     const float tiny = (float)rest * 0x1p-24f;
     return sign ? -tiny : tiny;
 }
-AF_INLINE elem e_set(float x)
+/* Not inlined: results are rounded in many places, and this is long. */
+static __attribute__((noinline)) elem e_set(float x)
 {
     const uint32_t bits = bits_of_float(x), rest = bits & 0x7fffffff;
     const elem sign = (elem)(bits >> 16 & 0x8000);
