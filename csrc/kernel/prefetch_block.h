@@ -6,7 +6,8 @@
 #include "kernel/block.h"
 
 /* The rows of a block alone, without what they see. */
-static __attribute__((noinline)) void find_only_rows(af_visibility *vis, const af_call *call, const af_plan *plan, af_unit unit)
+static __attribute__((noinline)) void find_only_rows(af_visibility *vis, const af_call *call, const af_plan *plan,
+                                                     af_unit unit)
 {
     vis->b = unit.b;
     vis->hk = af_key_head(call, plan, unit);
