@@ -327,7 +327,36 @@ LISTED = [
     (ValueError, "k", 6, "5.*6"),
     (ValueError, "k", 2**70, "5"),
 ]
+LOSS = [
+    *(
+        case
+        for name, width in (("grad_output", 6), ("output", 6), ("grad_weights", 5))
+        for case in [
+            (TypeError, name, np.zeros((2, 4, 3, width)), f"{name}.*float64.*query.*float32"),
+            (TypeError, name, np.zeros((2, 4, 3, width), int), f"{name}.*int64"),
+            (ValueError, name, np.zeros((2, 4, 3, 4), np.float32), rf"{name}.*\(2, 4, 3, 4\)"),
+            (ValueError, name, np.zeros((3, width), np.float32), rf"{name}.*\(3, {width}\)"),
+        ]
+    ),
+    *(
+        case
+        for name in ("lse", "grad_lse")
+        for case in [
+            (ValueError, name, np.zeros((2, 4, 5)), rf"{name}.*\(2, 4, 5\)"),
+            (ValueError, name, np.zeros(3), rf"{name}.*\(3,\)"),
+            (TypeError, name, np.zeros((2, 4, 3), complex), f"{name}.*complex128"),
+        ]
+    ),
+    (TypeError, "grad_output", None, "grad_output.*NoneType"),
+    (TypeError, "lse", None, "lse.*NoneType"),
+    (TypeError, "wanted", "query", r"wanted.*'query'.*write wanted=\('query',\)"),
+    (TypeError, "wanted", 3, "wanted.*3"),
+    (ValueError, "wanted", ("keys",), "wanted.*'keys'"),
+    (ValueError, "wanted", (1,), "wanted.*1"),
+]
+
 OWN = {
+    "attention_backward": LOSS,
     "attention_weights": [
         (kind, "stage", bad, "stage.*scores.*capped.*biased.*weights")
         for kind, bad in [(ValueError, x) for x in ("weight", "", None, 3, ["scores"])]

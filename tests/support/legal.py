@@ -32,6 +32,14 @@ GOOD = {
 }
 
 RESULTS = {"out": np.full((2, 4, 3, 6), 7, np.float32), "return_lse": True, "return_weights": True}
+LOSS = {
+    "grad_output": np.ones((2, 4, 3, 6), np.float32),
+    "output": np.zeros((2, 4, 3, 6), np.float32),
+    "lse": np.ones((2, 4, 3), np.float32),
+    "grad_lse": np.zeros((2, 4, 3), np.float32),
+    "grad_weights": np.zeros((2, 4, 3, 5), np.float32),
+    "wanted": ("query", "bias"),
+}
 # Tq = 6, Tk = 9 in two sequences.
 PACKED = {
     "query": RNG.random((6, 4, 8), np.float32),
@@ -78,6 +86,7 @@ FUNCTIONS = {
     "attention_topk": {**without(GOOD, "value"), "k": 2},
     "key_importance": {**without(GOOD, "value"), "per_kv_head": True},
     "attention_varlen": {**those_of(attnfast.attention_varlen, {**GOOD, **RESULTS}), **PACKED},
+    "attention_backward": {**GOOD, **LOSS},
     "merge_attention": {"outputs": [Q, Q], "lses": [Q[..., 0], Q[..., 0]]},
     "BlockMask": {"blocks": np.ones((2, 2), bool), "block_size": 64},
     "BlockMask.from_mask": {"mask": np.ones((6, 9), bool), "block_size": 3},
