@@ -219,7 +219,9 @@ def full_sizes(variant: str) -> dict[str, int]:
         sizes["fused softmax"] = rows * vectors
     if isa != "generic":
         sizes["row softmax"] = 1
-    if isa != "generic" or dtype in ("f32", "f64"):  # others convert one by one, which is slow
+    if isa == "generic" and dtype in ("f16", "bf16"):  # built for size, so that this loop has 1
+        sizes["softmax"] = 1
+    else:  # those convert numbers of keys and values one by one, which is slow
         sizes |= {"dot": 2 * keys * columns, "axpy": 2 * columns, "one axpy": 2 * columns}
         sizes |= {"interleaved dot": 2 * 2 * 4, "interleaved axpy": 2 * 4}
     return sizes
