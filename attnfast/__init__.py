@@ -13,7 +13,7 @@ Attention:
 - `additive_attention`: the additive scores of Bahdanau et al.
 - `attention_varlen`: sequences of different length, packed without padding
 - `merge_attention`: joins results over parts of the keys
-- `attention_backward`: gradients of `attention`, with all of its options
+- `attention_backward`, `attention_varlen_backward`, `merge_attention_backward`: gradients
 - `BlockMask`: a block-sparse pattern for ``mask=``
 
 Weights and cost:
@@ -50,10 +50,10 @@ from .config import available_isas, get_num_threads, num_threads, set_num_thread
 from .explain import attention_topk, key_importance
 from .gradient import AttentionGradients, attention_backward
 from .local import local_attention
-from .merge import merge_attention
+from .merge import MergeGradients, merge_attention, merge_attention_backward
 from .planning import plan
 from .result import AttentionResult, AttentionTopK, Plan
-from .varlen import attention_varlen
+from .varlen import attention_varlen, attention_varlen_backward
 
 if _typing.TYPE_CHECKING:
     from . import layers as layers
@@ -67,6 +67,7 @@ __all__ = [
     "AttentionResult",
     "AttentionTopK",
     "BlockMask",
+    "MergeGradients",
     "Plan",
     "__version__",
     "additive_attention",
@@ -74,12 +75,14 @@ __all__ = [
     "attention_backward",
     "attention_topk",
     "attention_varlen",
+    "attention_varlen_backward",
     "attention_weights",
     "available_isas",
     "get_num_threads",
     "key_importance",
     "local_attention",
     "merge_attention",
+    "merge_attention_backward",
     "num_threads",
     "plan",
     "set_num_threads",

@@ -142,7 +142,7 @@ cdef class Call(Score):
         self.take_memory()
         with nogil:
             if self.packed:
-                status = af_attention_packed(&self.p, self.rows, self.first_query, self.first_key, &how)
+                status = af_attention_packed(&self.p, &self.packing, &how)
             else:
                 status = af_attention(&self.p, &how)
         finished(status)
@@ -163,8 +163,7 @@ cdef class Call(Score):
         for _ in range(1 + want_blocks):
             with nogil:
                 if self.packed:
-                    status = af_describe_packed(&self.p, self.rows, self.first_query, self.first_key, how, &report,
-                                                listed, room)
+                    status = af_describe_packed(&self.p, &self.packing, how, &report, listed, room)
                 else:
                     status = af_describe(&self.p, how, &report, listed, room)
             finished(status)

@@ -46,6 +46,17 @@ def attention_backward(
     lse: ArrayLike,
     options: Mapping[str, object],
 ) -> tuple[Array | None, ...]: ...
+def attention_varlen_backward(
+    grad_output: ArrayLike,
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    output: ArrayLike,
+    lse: ArrayLike,
+    cu_q: ArrayLike,
+    cu_k: ArrayLike,
+    options: Mapping[str, object],
+) -> tuple[Array | None, ...]: ...
 def attention_weights(query: ArrayLike, key: ArrayLike, options: Mapping[str, object]) -> Array: ...
 def attention_topk(
     query: ArrayLike, key: ArrayLike, k: int, options: Mapping[str, object]

@@ -83,6 +83,10 @@ cdef extern from "attnfast.h" nogil:
         const af_visible *visible
         const af_score *score
         const af_results *results
+    ctypedef struct af_packing:
+        int64_t sequences
+        const int64_t *first_query
+        const int64_t *first_key
     ctypedef struct af_run:
         int threads
         int (*interrupted)() noexcept nogil
@@ -96,11 +100,12 @@ cdef extern from "attnfast.h" nogil:
     ctypedef struct af_rectangle:
         int64_t b, hk, first_query, end_query, first_key, end_key, step
     af_status af_attention(const af_problem *, const af_run *)
-    af_status af_attention_packed(const af_problem *, int64_t, const int64_t *, const int64_t *, const af_run *)
+    af_status af_attention_packed(const af_problem *, const af_packing *, const af_run *)
     af_status af_attention_backward(const af_problem *, const af_gradients *, const af_run *)
+    af_status af_attention_packed_backward(const af_problem *, const af_packing *, const af_gradients *, const af_run *)
     af_status af_describe(const af_problem *, const af_run *, af_report *, af_rectangle *, int64_t)
-    af_status af_describe_packed(const af_problem *, int64_t, const int64_t *, const int64_t *, const af_run *,
-                                 af_report *, af_rectangle *, int64_t)
+    af_status af_describe_packed(const af_problem *, const af_packing *, const af_run *, af_report *, af_rectangle *,
+                                 int64_t)
     int af_threads()
     void af_set_threads(int)
     int af_set_own_threads(int)
@@ -162,13 +167,18 @@ def attention_varlen(query, key, value, cu_q, cu_k, dict options):
 
 def attention_backward(grad_output, query, key, value, output, lse, dict options):
     """The gradients of an AttentionGradients, in its order."""
-    cdef Backward backward = Backward.__new__(Backward)
-    backward.call = new_call(options)
+    cdef Backward backward = new_backward(options)
     backward.call.set_operands(query, key, value, True)
-    backward.call.set_options()
-    backward.set_loss(grad_output, output, lse)
-    backward.set_wanted(backward.call.option("wanted", QKV))
-    return backward.gradients()
+    return backward.differentiate(grad_output, output, lse)
+
+
+def attention_varlen_backward(grad_output, query, key, value, output, lse, cu_q, cu_k, dict options):
+    """The same; there is no bias."""
+    cdef Backward backward = new_backward(options)
+    backward.call.packed = True
+    backward.call.set_operands(query, key, value, True)
+    backward.call.set_bounds(cu_q, cu_k)
+    return backward.differentiate(grad_output, output, lse)
 
 
 def attention_weights(query, key, dict options):

@@ -27,18 +27,21 @@ cdef class Backward:
                                  f"pass {name}= as in the forward call")
         return 0
 
-    cdef int check_shape(self, cnp.ndarray a, str name, tuple shape) except -1:
-        if shape_of(a) != shape:
-            raise ValueError(f"{name} must have shape {shape}, got {shape_of(a)}")
-        return 0
+    cdef cnp.ndarray of_queries(self, cnp.ndarray a, str name, tuple last):
+        """An array with something for every query of every head, as C takes it."""
+        shape = self.call.outer_shape()
+        if self.call.packed:
+            shape = shape[::-1]
+        if shape_of(a) != shape + last:
+            raise ValueError(f"{name} must have shape {shape + last}, got {shape_of(a)}")
+        return a.swapaxes(0, 1) if self.call.packed else a
 
     cdef int set_rows(self, af_tensor *t, object x, str name, int64_t width) except -1:
         """Rows of the dtype of query, for every query of every head."""
         cdef int dtype
         cdef cnp.ndarray a = operand(x, name, &dtype)
         self.call.check_dtype(name, x, a, self.call.p.dtype, dtype)
-        self.check_shape(a, name, self.call.outer_shape() + (width,))
-        return self.set_reals(t, a)
+        return self.set_reals(t, self.of_queries(a, name, (width,)))
 
     cdef int set_reals(self, af_tensor *t, cnp.ndarray a) except -1:
         """Gradients are computed from float32 or float64: a copy of 16-bit operands costs little beside them."""
@@ -59,8 +62,7 @@ cdef class Backward:
     cdef int set_numbers(self, af_tensor *t, object x, str name) except -1:
         """A real number for every query of every head."""
         cdef cnp.ndarray a = real_array(x, name)
-        self.check_shape(a, name, self.call.outer_shape())
-        a = a.astype(self.call.real_type())
+        a = self.of_queries(a, name, ()).astype(self.call.real_type(), order="C")
         t.data = self.call.kept(a)
         t.b, t.h, t.i = self.call.p.H * self.call.p.Lq, self.call.p.Lq, 1
         return 0
@@ -77,7 +79,7 @@ cdef class Backward:
         return 0
 
     cdef cnp.ndarray zeros(self, str name, cnp.ndarray a):
-        """Where a gradient goes, in the shape of its operand."""
+        """Where a gradient goes, in the shape of its operand as C takes it."""
         numbers_of_heads = name in ("sink_logits", "alibi_slopes")
         cdef cnp.ndarray total = np.zeros(shape_of(a), np.float64 if numbers_of_heads else self.call.real_type())
         if name == "query":
@@ -104,10 +106,28 @@ cdef class Backward:
         totals = {name: self.zeros(name, given[name]) for name in self.wanted}
         self.widen()
         with nogil:
-            status = af_attention_backward(&self.call.p, &self.g, &how)
+            if self.call.packed:
+                status = af_attention_packed_backward(&self.call.p, &self.call.packing, &self.g, &how)
+            else:
+                status = af_attention_backward(&self.call.p, &self.g, &how)
         finished(status)
         with np.errstate(over="ignore", invalid="ignore"):
             for name, total in totals.items():
                 if dtype_of(given[name]) >= 0:
                     totals[name] = total.astype(given[name].dtype.newbyteorder("="), copy=False)
+                if self.call.packed and name in QKV:
+                    totals[name] = totals[name].swapaxes(0, 1)
         return tuple([totals.get(name) for name in DIFFERENTIABLE])
+
+    cdef tuple differentiate(self, object grad_output, object output, object lse):
+        """Everything after the operands."""
+        self.call.set_options()
+        self.set_loss(grad_output, output, lse)
+        self.set_wanted(self.call.option("wanted", QKV))
+        return self.gradients()
+
+
+cdef Backward new_backward(dict options):
+    cdef Backward backward = Backward.__new__(Backward)
+    backward.call = new_call(options)
+    return backward

@@ -31,8 +31,7 @@ cdef class Visible(Operands):
     cdef bint positioned  # is something relative to the query's position on the key axis?
     cdef int64_t rows  # how many entries an option has with one for each batch row, or packed sequence
     cdef cnp.ndarray q_lengths, kv_lengths  # one for each of these, or None: all of them
-    cdef const int64_t *first_query  # of each packed sequence, and the end
-    cdef const int64_t *first_key
+    cdef af_packing packing
 
     # ---- pairs ----
 
@@ -259,6 +258,7 @@ cdef class Visible(Operands):
         cdef cnp.ndarray k = self.bounds(cu_k, "cu_k", self.p.Lk, "key")
         if q.size != k.size:
             raise ValueError(f"cu_k must have as many entries as cu_q, {q.size}, got {k.size}")
-        self.first_query, self.first_key = <const int64_t *>self.kept(q), <const int64_t *>self.kept(k)
         self.q_lengths, self.kv_lengths, self.rows = np.diff(q), np.diff(k), q.size - 1
+        self.packing.sequences = self.rows
+        self.packing.first_query, self.packing.first_key = <const int64_t *>self.kept(q), <const int64_t *>self.kept(k)
         return 0

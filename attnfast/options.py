@@ -91,11 +91,21 @@ class Threads(TypedDict, total=False):
     num_threads: Annotated[int | None, None]
 
 
-class Loss(TypedDict, total=False):
-    """What a loss makes of lse and weights, and whose gradients are wanted."""
+class LossOfLse(TypedDict, total=False):
+    """Derivatives of a loss."""
 
     grad_lse: Annotated[ArrayLike | None, None]
+
+
+class LossOfWeights(TypedDict, total=False):
+    """The same."""
+
     grad_weights: Annotated[ArrayLike | None, None]
+
+
+class Wanted(TypedDict, total=False):
+    """Whose gradients are wanted."""
+
     wanted: Annotated[Sequence[str], ("query", "key", "value")]
 
 
@@ -141,7 +151,7 @@ class AttentionKeywords(Attending, Lse, Weights, Out, Threads, total=False):
     """Those of :func:`attnfast.attention`."""
 
 
-class BackwardKeywords(Attending, Loss, Threads, total=False):
+class BackwardKeywords(Attending, LossOfLse, LossOfWeights, Wanted, Threads, total=False):
     """Those of :func:`attnfast.attention_backward`."""
 
 
@@ -191,3 +201,7 @@ class VarlenOptions(Packed, Out, Threads, total=False):
 
 class VarlenKeywords(Packed, Lse, Out, Threads, total=False):
     """Those of :func:`attnfast.attention_varlen`."""
+
+
+class VarlenBackwardKeywords(Packed, LossOfLse, Wanted, Threads, total=False):
+    """Those of :func:`attnfast.attention_varlen_backward`."""

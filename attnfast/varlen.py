@@ -6,7 +6,8 @@ from numpy.typing import ArrayLike
 
 from . import _core
 from ._signature import check_arguments, takes
-from .options import Array, VarlenKeywords, VarlenOptions
+from .gradient import AttentionGradients
+from .options import Array, VarlenBackwardKeywords, VarlenKeywords, VarlenOptions
 from .result import AttentionResult
 
 
@@ -111,3 +112,69 @@ def attention_varlen(
     if extra or options:
         check_arguments(attention_varlen, extra, options)
     return _core.attention_varlen(query, key, value, cu_q, cu_k, options)
+
+
+@takes(VarlenBackwardKeywords)
+def attention_varlen_backward(
+    grad_output: ArrayLike,
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    output: ArrayLike,
+    lse: ArrayLike,
+    cu_q: ArrayLike,
+    cu_k: ArrayLike,
+    *extra: Never,
+    **options: Unpack[VarlenBackwardKeywords],
+) -> AttentionGradients:
+    """Compute the gradients of a loss that depends on the result of :func:`attention_varlen`.
+
+    Parameters
+    ----------
+    grad_output : array_like, ``(Tq, H, Dv)``
+        Derivative of the loss by the output, in the dtype of `query`.
+    query, key, value : array_like
+        As for :func:`attention_varlen`.
+    output, lse : array_like, ``(Tq, H, Dv)``, ``(Tq, H)``
+        What :func:`attention_varlen` returned for them, with ``return_lse=True``.
+    cu_q, cu_k : array_like of int, ``(sequences + 1,)``
+        As for :func:`attention_varlen`.
+    is_causal, window_size, q_offset, scale, softcap, alibi_slopes, sink_logits : optional
+        As in the forward call.
+    grad_lse : array_like, ``(Tq, H)``, optional
+        Derivative of the loss by `lse`.
+    wanted : tuple of str
+        Which gradients to compute: fields of `AttentionGradients`.
+    num_threads : int, optional
+        Threads for this call, default :func:`attnfast.get_num_threads`.
+
+    Returns
+    -------
+    AttentionGradients
+        As for :func:`attention_backward`; those of sinks and slopes that several sequences share
+        are summed in the order of the sequences.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As for :func:`attention_varlen` and :func:`attention_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast import attention_varlen, attention_varlen_backward
+    >>> x = np.random.default_rng(0).standard_normal((16, 4, 32))
+    >>> cu = [0, 5, 14, 16]
+    >>> output, lse, _ = attention_varlen(x, x, x, cu, cu, return_lse=True)
+    >>> loss = np.zeros_like(output)
+    >>> loss[5:14] = 1  # by the second sequence alone
+    >>> gradients = attention_varlen_backward(loss, x, x, x, output, lse, cu, cu)
+    >>> gradients.value.any(axis=(1, 2)).nonzero()[0]
+    array([ 5,  6,  7,  8,  9, 10, 11, 12, 13])
+    """
+    check_arguments(attention_varlen_backward, extra, options)
+    return AttentionGradients(
+        *_core.attention_varlen_backward(
+            grad_output, query, key, value, output, lse, cu_q, cu_k, options
+        )
+    )

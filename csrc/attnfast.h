@@ -120,6 +120,13 @@ typedef struct af_problem {
     const af_results *results;
 } af_problem;
 
+/* Sequences packed one after the other: sequence s has the queries first_query[s] .. first_query[s + 1] and the keys
+ * first_key[s] .. first_key[s + 1]. */
+typedef struct af_packing {
+    int64_t sequences;
+    const int64_t *first_query, *first_key; /* [sequences + 1] */
+} af_packing;
+
 /* How to run: at most `threads` threads, 0: af_threads(); `interrupted` (or NULL) is asked about every 50 ms, and a
  * non-zero answer ends the call with AF_INTERRUPTED. Where functions take an af_run, NULL is one of zeros. */
 typedef struct af_run {
@@ -148,28 +155,30 @@ typedef struct af_rectangle {
  * may have been. If B, H or Lq is 0, nothing is written, not even importance. */
 af_status af_attention(const af_problem *problem, const af_run *run);
 
-/* Several sequences packed one after the other: sequence s has the rows first_query[s] .. first_query[s + 1] of what
- * has queries (query, center, mask, bias, results), and the rows, or columns, first_key[s] .. first_key[s + 1] of what
- * has keys (key, value, global, mask, bias, weights). Positions, keys of centers and in top_index count from the
- * beginning of the sequence. `whole` is a problem with B = 1; its q_offset, q_length, kv_length, kv_start and alibi
- * have one entry, or row, for each sequence, and lengths and starts are at most its length. The bits are those of each
- * sequence alone. Nothing is written to weights outside of the sequences. Results of some sequences may be there when
- * it returns AF_NO_MEMORY. */
-af_status af_attention_packed(const af_problem *whole, int64_t sequences, const int64_t *first_query,
-                              const int64_t *first_key, const af_run *run);
+/* Several sequences: each has its rows of what has queries (query, center, mask, bias, results), and its rows, or
+ * columns, of what has keys (key, value, global, mask, bias, weights). Positions, keys of centers and in top_index
+ * count from the beginning of the sequence. `whole` is a problem with B = 1; its q_offset, q_length, kv_length,
+ * kv_start and alibi have one entry, or row, for each sequence, and lengths and starts are at most its length. The bits
+ * are those of each sequence alone. Nothing is written to weights outside of the sequences. Results of some sequences
+ * may be there when it returns AF_NO_MEMORY. */
+af_status af_attention_packed(const af_problem *whole, const af_packing *packing, const af_run *run);
 
 /* Gradients of a call of AF_F32 or AF_F64 with plain windows; its results need not be given. Callers widen 16-bit
  * operands, and round their gradients once. If it returns AF_NO_MEMORY, nothing was
  * written, and if AF_INTERRUPTED, some sums are incomplete. */
 af_status af_attention_backward(const af_problem *problem, const af_gradients *gradients, const af_run *run);
 
+/* The same for packed sequences; what is wanted has its rows, or columns, as in the call. Gradients of some sequences
+ * may be there when it returns AF_NO_MEMORY. */
+af_status af_attention_packed_backward(const af_problem *whole, const af_packing *packing,
+                                       const af_gradients *gradients, const af_run *run);
+
 /* Without doing it: what a call would do. `rectangles` (or NULL) receives what it visits, at most `room` of them. There
  * must be fewer than 2^62 (query, key) pairs. */
 af_status af_describe(const af_problem *problem, const af_run *run, af_report *report, af_rectangle *rectangles,
                       int64_t room);
-af_status af_describe_packed(const af_problem *whole, int64_t sequences, const int64_t *first_query,
-                             const int64_t *first_key, const af_run *run, af_report *report, af_rectangle *rectangles,
-                             int64_t room);
+af_status af_describe_packed(const af_problem *whole, const af_packing *packing, const af_run *run, af_report *report,
+                             af_rectangle *rectangles, int64_t room);
 
 /* Number of threads that a call from this thread uses by default: what was set for the calling thread, else for the
  * process, else the least of what OpenMP allows the calling thread, the CPUs the process may run on and the CPU quota

@@ -183,10 +183,10 @@ def attention_varlen_backward(
 
 def merge_attention_backward(
     grad_output: ArrayLike,
-    grad_lse: ArrayLike | None,
     outputs: ArrayLike,
     lses: ArrayLike,
     *,
+    grad_lse: ArrayLike | None = None,
     compute_dtype: DTypeLike = np.float64,
 ) -> tuple[Array, Array]:
     """Compute the gradients of a loss that depends on what `merge_attention` returns.
@@ -195,10 +195,10 @@ def merge_attention_backward(
     ----------
     grad_output : array_like
         Derivative of the loss by the merged output, ``(..., Dv)``.
-    grad_lse : array_like or None
-        Derivative of the loss by the merged lse, ``(...)``.
     outputs, lses : array_like
         As for `merge_attention`.
+    grad_lse : array_like, optional
+        Derivative of the loss by the merged lse, ``(...)``.
     compute_dtype : dtype
         Precision of the computation and of the results.
 

@@ -165,6 +165,7 @@ static bool take_memory(af_backward *w, af_call *call, backward_run *run, af_are
     return call->subset.row_max && call->subset.row_inverse && w->delta && run->round.parts && run->scratch;
 }
 
+/* Of a plain call of reals. */
 static af_status run_backward(af_call *call, const af_gradients *g, const af_run *run, af_watch *watch)
 {
     af_backward w;
@@ -186,18 +187,45 @@ static af_status run_backward(af_call *call, const af_gradients *g, const af_run
     return status;
 }
 
-af_status af_attention_backward(const af_problem *problem, const af_gradients *gradients, const af_run *run)
+/* The call whose result was gradients->output, as the passes take it. */
+static af_call open_backward_call(const af_problem *problem, const af_gradients *gradients)
 {
-    run = af_or_default_run(run);
-    af_watch watch = af_start_watch(run);
     af_problem known = *problem;
     af_results results = {.size = sizeof results, .output = gradients->output, .stage = AF_WEIGHTS};
     af_call call;
     known.results = &results;
     af_open_call(&call, &known);
-    assert(af_is_legal(&call) && af_is_plain(&call) && !call.score.additive && call.dtype <= AF_F64);
-    if (call.B == 0 || call.H == 0 || call.Lq == 0) return AF_OK;
+    assert(af_is_plain(&call) && !call.score.additive && call.dtype <= AF_F64);
     af_causality_as_window(&call.visible);
     call.subset.natural = call.subset.tiles = true;
-    return run_backward(&call, gradients, run, &watch);
+    return call;
+}
+
+static bool has_rows(const af_call *call) { return call->B > 0 && call->H > 0 && call->Lq > 0; }
+
+af_status af_attention_backward(const af_problem *problem, const af_gradients *gradients, const af_run *run)
+{
+    run = af_or_default_run(run);
+    af_watch watch = af_start_watch(run);
+    af_call call = open_backward_call(problem, gradients);
+    assert(af_is_legal(&call));
+    return has_rows(&call) ? run_backward(&call, gradients, run, &watch) : AF_OK;
+}
+
+af_status af_attention_packed_backward(const af_problem *problem, const af_packing *packing,
+                                       const af_gradients *gradients, const af_run *run)
+{
+    run = af_or_default_run(run);
+    af_watch watch = af_start_watch(run);
+    af_status status = AF_OK;
+    const af_call whole = open_backward_call(problem, gradients);
+    assert(af_is_legal_packed(&whole, packing));
+    if (!has_rows(&whole)) return AF_OK;
+    for (int64_t s = 0; s < packing->sequences && status == AF_OK; s++) {
+        const af_part part = af_packed_part(&whole, packing, s);
+        af_call call = af_cut_call(&whole, part);
+        const af_gradients own = af_cut_gradients(gradients, &whole, part);
+        status = has_rows(&call) ? run_backward(&call, &own, run, &watch) : af_check_signals(&watch);
+    }
+    return status;
 }

@@ -10,25 +10,13 @@
 /* Signals are checked after so many sequences, which may all be empty. */
 enum { SEQUENCES_A_CHECK = 4096 };
 
-static af_call cut_sequence(const af_call *whole, int64_t s, const int64_t *first_query, const int64_t *first_key)
-{
-    af_part part = af_whole_part(whole);
-    part.row = s;
-    part.i = first_query[s];
-    part.Lq = first_query[s + 1] - part.i;
-    part.j = first_key[s];
-    part.Lk = first_key[s + 1] - part.j;
-    return af_cut_call(whole, part);
-}
-
 /* Sequences one by one where the algorithm of a call makes loops of its own, else together. */
 static af_status run_sequence(af_call *call, bool together, af_queue *queue)
 {
     return together ? af_enqueue(queue, call) : af_run_any(call, queue->run, queue->watch);
 }
 
-af_status af_attention_packed(const af_problem *problem, int64_t sequences, const int64_t *first_query,
-                              const int64_t *first_key, const af_run *run)
+af_status af_attention_packed(const af_problem *problem, const af_packing *packing, const af_run *run)
 {
     run = af_or_default_run(run);
     af_watch watch = af_start_watch(run);
@@ -37,14 +25,14 @@ af_status af_attention_packed(const af_problem *problem, int64_t sequences, cons
     af_queue queue;
     af_call whole;
     af_open_call(&whole, problem);
-    assert(af_is_legal_packed(&whole, sequences, first_query, first_key));
+    assert(af_is_legal_packed(&whole, packing));
     if (!af_has_results(&whole)) return AF_OK;
     const bool together = af_is_plain(&whole);
     if (together) af_causality_as_window(&whole.visible);
     af_open_queue(&queue, run, &watch, &arena);
-    for (int64_t s = 0; s < sequences && status == AF_OK; s++) {
+    for (int64_t s = 0; s < packing->sequences && status == AF_OK; s++) {
         if (s % SEQUENCES_A_CHECK == SEQUENCES_A_CHECK - 1) status = af_check_signals(&watch);
-        af_call call = cut_sequence(&whole, s, first_query, first_key);
+        af_call call = af_cut_call(&whole, af_packed_part(&whole, packing, s));
         if (status == AF_OK) status = run_sequence(&call, together, &queue);
     }
     if (status == AF_OK) status = af_flush_queue(&queue);
@@ -53,37 +41,35 @@ af_status af_attention_packed(const af_problem *problem, int64_t sequences, cons
 }
 
 /* Rectangles of one sequence in the rows of all. */
-static void move_rectangles(af_rectangle *rectangles, int64_t count, int64_t s, int64_t query, int64_t key)
+static void move_rectangles(af_rectangle *rectangles, int64_t count, af_part sequence)
 {
     for (int64_t n = 0; n < count; n++) {
         af_rectangle *r = &rectangles[n];
-        r->b = s;
-        r->first_query += query;
-        r->end_query += query;
-        r->first_key += key;
-        r->end_key += key;
+        r->b = sequence.row;
+        r->first_query += sequence.i;
+        r->end_query += sequence.i;
+        r->first_key += sequence.j;
+        r->end_key += sequence.j;
     }
 }
 
-af_status af_describe_packed(const af_problem *problem, int64_t sequences, const int64_t *first_query,
-                             const int64_t *first_key, const af_run *run, af_report *report, af_rectangle *rectangles,
-                             int64_t room)
+af_status af_describe_packed(const af_problem *problem, const af_packing *packing, const af_run *run, af_report *report,
+                             af_rectangle *rectangles, int64_t room)
 {
     run = af_or_default_run(run);
     af_watch watch = af_start_watch(run);
     af_status status = AF_OK;
     af_call whole;
     af_open_call(&whole, problem);
-    assert(af_is_legal_packed(&whole, sequences, first_query, first_key));
+    assert(af_is_legal_packed(&whole, packing));
     af_begin_report(&whole, report);
-    if (whole.H == 0) sequences = 0;
+    const int64_t sequences = whole.H == 0 ? 0 : packing->sequences;
     for (int64_t s = 0; s < sequences && status == AF_OK; s++) {
-        const af_call call = cut_sequence(&whole, s, first_query, first_key);
+        const af_part part = af_packed_part(&whole, packing, s);
+        const af_call call = af_cut_call(&whole, part);
         const int64_t before = af_min(report->rectangles, room);
         status = af_describe_any(&call, run, &watch, report, rectangles, room);
-        if (rectangles)
-            move_rectangles(rectangles + before, af_min(report->rectangles, room) - before, s, first_query[s],
-                            first_key[s]);
+        if (rectangles) move_rectangles(rectangles + before, af_min(report->rectangles, room) - before, part);
     }
     af_end_report(&whole, report);
     return status;

@@ -65,6 +65,17 @@ af_part af_whole_part(const af_call *call)
     return (af_part){.B = call->B, .H = call->H, .Lq = call->Lq, .Lk = call->Lk};
 }
 
+af_part af_packed_part(const af_call *whole, const af_packing *packing, int64_t s)
+{
+    af_part part = af_whole_part(whole);
+    part.row = s;
+    part.i = packing->first_query[s];
+    part.Lq = packing->first_query[s + 1] - part.i;
+    part.j = packing->first_key[s];
+    part.Lk = packing->first_key[s + 1] - part.j;
+    return part;
+}
+
 /* A tensor from the first element of a part on. */
 static void move(af_tensor *t, int64_t b, int64_t h, int64_t i, int64_t j, int64_t size)
 {
@@ -106,6 +117,21 @@ static void move_visible(af_visible *v, const af_call *whole, const af_part *p)
     move(&v->center, p->b, p->h, p->i, 0, sizeof(double));
     move(&v->mask, p->b, p->h, p->i, p->j, 1);
     move(&v->blocks, p->b, p->h, 0, 0, 1);
+}
+
+af_gradients af_cut_gradients(const af_gradients *gradients, const af_call *whole, af_part p)
+{
+    const int64_t real = af_real_bytes(whole->dtype), hk = p.h / (whole->H / whole->Hk);
+    af_gradients g = *gradients;
+    af_tensor *of_queries[] = {&g.output, &g.lse, &g.grad_output, &g.grad_lse, &g.query};
+    for (size_t n = 0; n < sizeof of_queries / sizeof *of_queries; n++) move(of_queries[n], p.b, p.h, p.i, 0, real);
+    move(&g.grad_weights, p.b, p.h, p.i, p.j, real);
+    move(&g.key, p.b, hk, p.j, 0, real);
+    move(&g.value, p.b, hk, p.j, 0, real);
+    move(&g.bias, p.b, p.h, p.i, p.j, real);
+    if (g.alibi) g.alibi += p.row * whole->score.alibi_b + p.h;
+    if (g.sink) g.sink += p.h;
+    return g;
 }
 
 af_call af_cut_call(const af_call *whole, af_part p)

@@ -69,9 +69,15 @@ typedef struct af_part {
 /* All of a call. */
 af_part af_whole_part(const af_call *call);
 
+/* Sequence s of packed ones. */
+af_part af_packed_part(const af_call *whole, const af_packing *packing, int64_t s);
+
 /* The part as a call of its own, in which queries, keys and positions count from its own first ones. If it is not the
  * beginning of its batch row, its positions and lengths are for the caller to move, and a block mask stays where it is:
  * `classes` can tell it. */
 af_call af_cut_call(const af_call *whole, af_part part);
+
+/* What belongs to the part in the gradients of `whole`. */
+af_gradients af_cut_gradients(const af_gradients *gradients, const af_call *whole, af_part part);
 
 #endif

@@ -64,9 +64,10 @@ static bool bounds_are_legal(const int64_t *first, int64_t sequences, int64_t ro
     return first[0] == 0 && first[sequences] == rows;
 }
 
-bool af_is_legal_packed(const af_call *whole, int64_t sequences, const int64_t *first_query, const int64_t *first_key)
+bool af_is_legal_packed(const af_call *whole, const af_packing *packing)
 {
     const af_visible *v = &whole->visible;
+    const int64_t sequences = packing->sequences, *first_query = packing->first_query, *first_key = packing->first_key;
     if (!sizes_are_legal(whole) || whole->B != 1 || sequences < 0) return false;
     if (!bounds_are_legal(first_query, sequences, whole->Lq, v->q_length)) return false;
     if (!bounds_are_legal(first_key, sequences, whole->Lk, v->kv_length)) return false;

@@ -8,6 +8,6 @@
 bool af_is_legal(const af_call *call);
 
 /* The same for sequences packed one after the other, and whether their bounds rise from 0 to the number of rows. */
-bool af_is_legal_packed(const af_call *whole, int64_t sequences, const int64_t *first_query, const int64_t *first_key);
+bool af_is_legal_packed(const af_call *whole, const af_packing *packing);
 
 #endif

@@ -75,7 +75,11 @@ def test_numpydoc_finds_nothing(name):
     assert [text for code, text in found if counts(name, code)] == []
 
 
-@pytest.mark.parametrize("name", ["AttentionGradients", "AttentionResult", "AttentionTopK", "Plan"])
+# Named tuples that functions return.
+RESULTS = {"AttentionGradients", "AttentionResult", "AttentionTopK", "MergeGradients", "Plan"}
+
+
+@pytest.mark.parametrize("name", sorted(RESULTS))
 def test_fields_of_results_are_documented(name):
     result = getattr(attnfast, name)
     section = inspect.getdoc(result).partition("Attributes\n----------\n")[2].partition("\n\n")[0]
@@ -92,13 +96,7 @@ def test_all_names_everything_public(package):
 
 def test_help_says_what_there_is():
     named = set(re.findall(r"`(\w+)`", attnfast.__doc__))
-    results = {
-        "AttentionGradients",
-        "AttentionResult",
-        "AttentionTopK",
-        "Plan",
-    }  # of functions that it names
-    assert named == set(attnfast.__all__) - results - {"__version__"}
+    assert named == set(attnfast.__all__) - RESULTS - {"__version__"}
 
 
 def with_examples():

@@ -1,5 +1,6 @@
 """merge_attention: attention over parts of the keys, joined."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -123,3 +124,43 @@ def test_empty_axes_and_one_part(rng):
     np.testing.assert_array_equal(one.output, output)
     np.testing.assert_array_equal(one.lse, lse)
     assert not np.shares_memory(one.output, output)
+
+
+def test_gradients_against_the_reference(rng):
+    outputs, lses = rng.standard_normal((3, 2, 40, 5)), 9 * rng.standard_normal((3, 2, 40))
+    lses[0, 0, 0] = lses[:, 1, 1] = -np.inf
+    outputs[0, 0, 0] = outputs[:, 1, 1] = np.nan
+    loss = {
+        "grad_output": rng.standard_normal((2, 40, 5)),
+        "grad_lse": rng.standard_normal((2, 40)),
+    }
+    clean = np.nan_to_num(outputs)
+    exact = reference.merge_attention_backward(outputs=clean, lses=lses, **loss)
+    grads = attnfast.merge_attention_backward(outputs=list(outputs), lses=list(lses), **loss)
+    np.testing.assert_allclose(grads.outputs, exact[0], atol=1e-14)
+    np.testing.assert_allclose(grads.lses, exact[1], atol=1e-13)
+    assert not grads.outputs[0, 0, 0].any() and not grads.lses[:, 1, 1].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+def test_gradients_of_parts_are_those_of_the_whole(dtype, rng):
+    q, k, v = qkv(rng, 30, 100, 16, 12, dtype=dtype)
+    g = rng.standard_normal((*q.shape[:-1], 12)).astype(dtype)
+    by_lse = rng.standard_normal(q.shape[:-1])
+    parts = parts_of(q, k, v, [30, 31])
+    by_part = attnfast.merge_attention_backward(
+        g, [p.output for p in parts], [p.lse for p in parts], grad_lse=by_lse
+    )
+    assert by_part.outputs.dtype == dtype and by_part.lses.dtype == compute_dtype(dtype)
+    query = np.zeros(q.shape)
+    cuts = [slice(0, 30), slice(30, 31), slice(31, 100)]
+    whole = reference.attention_backward(g, q, k, v, None, None, grad_lse=by_lse)
+    tolerance = 40 * float(ml_dtypes.finfo(dtype).eps)
+    for cut, part, by_output, by_part_lse in zip(cuts, parts, *by_part, strict=True):
+        own = q, k[..., cut, :], v[..., cut, :], *part[:2]
+        grads = attnfast.attention_backward(by_output, *own, grad_lse=by_part_lse)
+        query += grads.query.astype(np.float64)
+        for name in ("key", "value"):
+            got, expected = getattr(grads, name), getattr(whole, name)[..., cut, :]
+            np.testing.assert_allclose(got.astype(float), expected, atol=tolerance, err_msg=name)
+    np.testing.assert_allclose(query, whole.query, atol=tolerance)

@@ -189,7 +189,7 @@ class TestEachElement:
         outputs, lses = rng.standard_normal((*parts, 5)), rng.standard_normal(parts)
         lses[0, 0, 0] = lses[:, 1, 1] = -np.inf
         g, by_lse = rng.standard_normal((*parts[1:], 5)), rng.standard_normal(parts[1:])
-        grads = reference.merge_attention_backward(g, by_lse, outputs, lses)
+        grads = reference.merge_attention_backward(g, outputs, lses, grad_lse=by_lse)
 
         def loss(outputs, lses):
             out, lse, _ = reference.merge_attention(outputs, lses, compute_dtype=np.longdouble)
@@ -213,7 +213,7 @@ class TestEachElement:
         halves = [(k[..., s, :], v[..., s, :]) for s in (slice(0, 2), slice(2, 6))]
         parts = [reference.attention(q, *kv, return_lse=True)[:2] for kv in halves]
         outputs, lses = (np.stack(a) for a in zip(*parts, strict=True))
-        by_parts = reference.merge_attention_backward(g, None, outputs, lses)
+        by_parts = reference.merge_attention_backward(g, outputs, lses)
         grads = [
             reference.attention_backward(by_output, q, *kv, None, None, grad_lse=by_lse)
             for kv, by_output, by_lse in zip(halves, *by_parts, strict=True)

@@ -357,6 +357,23 @@ LOSS = [
 
 OWN = {
     "attention_backward": LOSS,
+    "attention_varlen_backward": [
+        *[case for case in PACKED_ARRAYS if case[1] != "out"],
+        *BOUNDS,
+        *[case for case in LOSS if case[1] == "wanted" or case[2] is None],
+        *(
+            case
+            for name in ("grad_output", "output")
+            for case in [
+                (TypeError, name, np.zeros((6, 4, 6)), f"{name}.*float64.*query.*float32"),
+                (ValueError, name, np.zeros((4, 6, 6), np.float32), rf"{name}.*\(4, 6, 6\)"),
+            ]
+        ),
+        *(
+            (ValueError, name, np.zeros((4, 6)), rf"{name}.*\(4, 6\)")
+            for name in ("lse", "grad_lse")
+        ),
+    ],
     "attention_weights": [
         (kind, "stage", bad, "stage.*scores.*capped.*biased.*weights")
         for kind, bad in [(ValueError, x) for x in ("weight", "", None, 3, ["scores"])]
@@ -387,6 +404,15 @@ OWN = {
         (ValueError, "lses", [Q[..., 0]], "lses"),
         (ValueError, "lses", [Q, Q], r"lses.*\(2, 4, 3, 8\)"),
         (ValueError, "lses", [Q[..., 0], Q[:1, ..., 0]], r"lses.*\(1, 4, 3\)"),
+    ],
+    "merge_attention_backward": [
+        (TypeError, "outputs", [Q, Q.astype(np.float64)], "outputs.*float32.*float64"),
+        (ValueError, "lses", [Q[..., 0]], "lses"),
+        (TypeError, "grad_output", Q.astype(np.float64), r"grad_output.*float32.*float64.*astype"),
+        (TypeError, "grad_output", None, "grad_output.*NoneType"),
+        (ValueError, "grad_output", Q[:1], r"grad_output.*\(1, 4, 3, 8\)"),
+        (TypeError, "grad_lse", Q[..., 0].astype(complex), "grad_lse.*complex"),
+        (ValueError, "grad_lse", Q, r"grad_lse.*\(2, 4, 3, 8\)"),
     ],
     "BlockMask": [
         *SIZES,
@@ -450,7 +476,7 @@ def takes(function, case):
     arguments = FUNCTIONS[function]
     if name not in arguments:
         return False
-    if function == "attention_varlen":  # its arrays have other shapes
+    if "cu_q" in arguments:  # its arrays have other shapes
         return name not in (*OPERANDS, "out") and "Lq = 3" not in message
     return not (name in OPERANDS and "value" in message and "value" not in arguments)
 

@@ -98,6 +98,22 @@ def gradients(
     return tuple(getattr(found, name) for name in wanted)
 
 
+def packed_gradients(q: Any, k: Any, v: Any, place: Any, out: Any = None, **options: Any) -> Any:
+    packed = [a.swapaxes(0, 1) for a in (q, k, v)]
+    ends = [place(np.array([0, a.shape[-2] // 3, a.shape[-2]])) for a in (q, k)]
+    output, lse, _ = attnfast.attention_varlen(*packed, *ends, return_lse=True, **options)
+    found = attnfast.attention_varlen_backward(
+        place(output), *packed, place(output), place(lse), *ends, **options
+    )
+    return found[:3]
+
+
+def merge_gradients(q: Any, place: Any) -> Any:
+    outputs = np.stack([q, -q, q * 2])
+    lses = np.stack([q[..., 0], q[..., -1], q[..., 0] * 2]).astype(compute_dtype(q.dtype))
+    return attnfast.merge_attention_backward(place(q), place(outputs), place(lses))
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     "plain": lambda q, k, v, place, **more: attend(q, k, v, **more),
     "per row": lambda q, k, v, place, **more: attend(q, k, v, **rows(q, k, place), **more),
@@ -143,8 +159,14 @@ CALLS: dict[str, Callable[..., Any]] = {
     "scores": lambda q, k, v, place, **more: stage(q, k, "scores", **more),
     "biased": lambda q, k, v, place, **more: stage(q, k, "biased", **pairs(q, k, place), **more),
     "varlen": lambda q, k, v, place, **more: varlen(q, k, v, place, **more),
+    "gradients of varlen": lambda q, k, v, place, **more: packed_gradients(
+        q, k, v, place, is_causal=True, q_offset="end", **more
+    ),
     "merge": lambda q, k, v, place, **more: merge(q, place),
+    "gradients of merge": lambda q, k, v, place, **more: merge_gradients(q, place),
 }
+# Those without batch axes.
+PACKED = ("varlen", "gradients of varlen")
 # Those that write `out`.
 WITH_OUT = (
     *("plain", "per row", "per pair", "window", "blocks", "dilation", "global tokens"),

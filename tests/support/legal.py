@@ -50,6 +50,13 @@ PACKED = {
     "out": np.full((6, 4, 6), 7, np.float32),
     "q_offset": "end",
 }
+PACKED_LOSS = {
+    "grad_output": np.ones((6, 4, 6), np.float32),
+    "output": np.zeros((6, 4, 6), np.float32),
+    "lse": np.ones((6, 4), np.float32),
+    "grad_lse": np.zeros((6, 4), np.float32),
+    "wanted": ("query", "sink_logits"),
+}
 
 
 def without(arguments, *names):
@@ -87,7 +94,15 @@ FUNCTIONS = {
     "key_importance": {**without(GOOD, "value"), "per_kv_head": True},
     "attention_varlen": {**those_of(attnfast.attention_varlen, {**GOOD, **RESULTS}), **PACKED},
     "attention_backward": {**GOOD, **LOSS},
+    "attention_varlen_backward": {
+        **those_of(attnfast.attention_varlen_backward, {**GOOD, **PACKED_LOSS}),
+        **without(PACKED, "out"),
+    },
     "merge_attention": {"outputs": [Q, Q], "lses": [Q[..., 0], Q[..., 0]]},
+    "merge_attention_backward": {
+        **{"grad_output": Q, "outputs": [Q, Q], "lses": [Q[..., 0], Q[..., 0]]},
+        "grad_lse": Q[..., 0],
+    },
     "BlockMask": {"blocks": np.ones((2, 2), bool), "block_size": 64},
     "BlockMask.from_mask": {"mask": np.ones((6, 9), bool), "block_size": 3},
     "BlockMask.from_function": {

@@ -16,9 +16,6 @@ from typing import NamedTuple
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 LIMIT, INLINE_LIMIT = 7, 9
 
-# One function of the C API.
-EXCEPTIONS = {"af_describe_packed": 8}
-
 # A name, parentheses (function pointers have some within), a body. ## is part of a macro's names.
 DEFINITION = re.compile(r"\b([\w#]+)\s*\(((?:[^(){};]|\([^(){};]*\))*)\)\s*\{")
 STATEMENTS = {"if", "for", "while", "switch", "UNROLL"}
@@ -53,27 +50,23 @@ def functions(text: str) -> Iterator[Function]:
         yield Function(name, code.count("\n", 0, match.start()) + 1, count, inline)
 
 
-def check(texts: Iterable[tuple[str, str]], exceptions: dict[str, int]) -> tuple[int, list[str]]:
+def check(texts: Iterable[tuple[str, str]]) -> tuple[int, list[str]]:
     """The number of functions in some texts with names, and the problems."""
-    problems, total, met = [], 0, set()
+    problems, total = [], 0
     for file, text in texts:
         for function in functions(text):
             total += 1
             limit = INLINE_LIMIT if function.inline else LIMIT
-            if function.arguments <= limit:
-                continue
-            met.add(function.name)
-            if function.arguments != exceptions.get(function.name):
+            if function.arguments > limit:
                 where = f"{file}:{function.line}: {function.name}"
                 problems.append(f"{where} has {function.arguments} arguments, at most {limit}")
-    problems += [f"{name}: no exception is needed" for name in exceptions if name not in met]
     return total, problems
 
 
 def main() -> int:
     paths = sorted([*CSRC.rglob("*.h"), *CSRC.rglob("*.c")])
     texts = [(str(path.relative_to(CSRC.parent)), path.read_text()) for path in paths]
-    total, problems = check(texts, EXCEPTIONS)
+    total, problems = check(texts)
     for problem in problems:
         print(problem)
     print(f"{len(texts)} files, {total} functions: {len(problems)} problems")

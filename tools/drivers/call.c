@@ -290,13 +290,14 @@ af_status run_call(const call *c, const results *r, const af_run *run)
 {
     const af_problem problem = problem_of(c, r);
     if (c->wish.kind != PACKED) return af_attention(&problem, run);
-    return af_attention_packed(&problem, c->wish.sequences, c->first_query, c->first_key, run);
+    const af_packing packing = {c->wish.sequences, c->first_query, c->first_key};
+    return af_attention_packed(&problem, &packing, run);
 }
 
 af_status describe_call(const call *c, const results *r, af_report *report, af_rectangle *rectangles, int64_t room)
 {
     const af_problem problem = problem_of(c, r);
     if (c->wish.kind != PACKED) return af_describe(&problem, NULL, report, rectangles, room);
-    return af_describe_packed(&problem, c->wish.sequences, c->first_query, c->first_key, NULL, report, rectangles,
-                              room);
+    const af_packing packing = {c->wish.sequences, c->first_query, c->first_key};
+    return af_describe_packed(&problem, &packing, NULL, report, rectangles, room);
 }

@@ -149,12 +149,13 @@ static void try_illegal(void)
     REFUSE("tokens and importance", v->global = c.global; r->importance = c.importance);
     REFUSE("tokens and additive scores", v->global = c.global; c.score.additive = true; c.score.score_weight = center);
     const int64_t rising[] = {0, 2, L}, falling[] = {0, L + 1, L};
+    const af_packing legal = {2, rising, rising}, illegal = {2, rising, falling};
     make(&c);
     af_open_call(&call, &c.problem);
-    expect(af_is_legal_packed(&call, 2, rising, rising), "legal sequences");
-    expect(!af_is_legal_packed(&call, 2, rising, falling), "bounds that fall");
+    expect(af_is_legal_packed(&call, &legal), "legal sequences");
+    expect(!af_is_legal_packed(&call, &illegal), "bounds that fall");
     call.results.importance = c.importance;
-    expect(!af_is_legal_packed(&call, 2, rising, rising), "packed importance");
+    expect(!af_is_legal_packed(&call, &legal), "packed importance");
 }
 
 int main(void)
