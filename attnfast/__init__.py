@@ -13,7 +13,8 @@ Attention:
 - `additive_attention`: the additive scores of Bahdanau et al.
 - `attention_varlen`: sequences of different length, packed without padding
 - `merge_attention`: joins results over parts of the keys
-- `attention_backward`, `attention_varlen_backward`, `merge_attention_backward`: gradients
+- `attention_backward`, `additive_attention_backward`, `attention_varlen_backward`,
+  `merge_attention_backward`: gradients
 - `BlockMask`: a block-sparse pattern for ``mask=``
 
 Weights and cost:
@@ -43,7 +44,7 @@ if _find_spec(f"{__name__}._core") is None:
         "source, install it in place as CONTRIBUTING.md says under Build"
     )
 
-from .additive import additive_attention
+from .additive import AdditiveGradients, additive_attention, additive_attention_backward
 from .api import attention, attention_weights
 from .block_mask import BlockMask
 from .config import available_isas, get_num_threads, num_threads, set_num_threads, show_config
@@ -63,6 +64,7 @@ if _typing.TYPE_CHECKING:
 __version__ = _version("attnfast")
 
 __all__ = [
+    "AdditiveGradients",
     "AttentionGradients",
     "AttentionResult",
     "AttentionTopK",
@@ -71,6 +73,7 @@ __all__ = [
     "Plan",
     "__version__",
     "additive_attention",
+    "additive_attention_backward",
     "attention",
     "attention_backward",
     "attention_topk",

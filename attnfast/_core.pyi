@@ -7,6 +7,7 @@ from .result import AttentionResult, AttentionTopK
 
 DTYPES: tuple[str, ...]
 DIFFERENTIABLE: tuple[str, ...]
+OF_ADDITIVE: tuple[str, ...]
 QKV: tuple[str, ...]
 STAGES: tuple[str, ...]
 
@@ -44,6 +45,16 @@ def attention_backward(
     value: ArrayLike,
     output: ArrayLike,
     lse: ArrayLike,
+    options: Mapping[str, object],
+) -> tuple[Array | None, ...]: ...
+def additive_attention_backward(
+    grad_output: ArrayLike,
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    output: ArrayLike,
+    lse: ArrayLike,
+    score_weight: ArrayLike | None,
     options: Mapping[str, object],
 ) -> tuple[Array | None, ...]: ...
 def attention_varlen_backward(

@@ -75,6 +75,8 @@ cdef extern from "attnfast.h" nogil:
         af_tensor output, lse, grad_output, grad_lse, grad_weights, query, key, value, bias
         double *alibi
         double *sink
+        double *score_weight
+        double *score_bias
     ctypedef struct af_problem:
         size_t size
         af_dtype dtype
@@ -169,6 +171,14 @@ def attention_backward(grad_output, query, key, value, output, lse, dict options
     """The gradients of an AttentionGradients, in its order."""
     cdef Backward backward = new_backward(options)
     backward.call.set_operands(query, key, value, True)
+    return backward.differentiate(grad_output, output, lse)
+
+
+def additive_attention_backward(grad_output, query, key, value, output, lse, score_weight, dict options):
+    """The gradients of an AdditiveGradients, in its order."""
+    cdef Backward backward = new_backward({**options, "score_weight": score_weight})
+    backward.call.set_operands(query, key, value, True)
+    backward.call.set_additive(score_weight, backward.call.option("score_bias"))
     return backward.differentiate(grad_output, output, lse)
 
 

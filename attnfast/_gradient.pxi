@@ -3,6 +3,7 @@
 
 QKV = ("query", "key", "value")
 DIFFERENTIABLE = (*QKV, "bias", "sink_logits", "alibi_slopes")
+OF_ADDITIVE = (*DIFFERENTIABLE, "score_weight", "score_bias")
 
 
 @cython.final
@@ -14,14 +15,18 @@ cdef class Backward:
     cdef af_gradients g
     cdef tuple wanted
 
+    cdef tuple names(self):
+        """What there may be gradients of."""
+        return OF_ADDITIVE if self.call.score.additive else DIFFERENTIABLE
+
     cdef int set_wanted(self, object wanted) except -1:
         if isinstance(wanted, str) or not isinstance(wanted, (tuple, list)):
             raise TypeError(f"wanted must be a tuple of names, got {wanted!r}"
                             + (f": write wanted=({wanted!r},)" if isinstance(wanted, str) else ""))
         self.wanted = tuple(wanted)
         for name in self.wanted:
-            if not isinstance(name, str) or name not in DIFFERENTIABLE:
-                raise ValueError(f"wanted may name {', '.join(DIFFERENTIABLE)}, got {name!r}")
+            if not isinstance(name, str) or name not in self.names():
+                raise ValueError(f"wanted may name {', '.join(self.names())}, got {name!r}")
             if name not in QKV and self.call.option(name) is None:
                 raise ValueError(f"wanted names {name}, which the call does not have: "
                                  f"pass {name}= as in the forward call")
@@ -80,8 +85,8 @@ cdef class Backward:
 
     cdef cnp.ndarray zeros(self, str name, cnp.ndarray a):
         """Where a gradient goes, in the shape of its operand as C takes it."""
-        numbers_of_heads = name in ("sink_logits", "alibi_slopes")
-        cdef cnp.ndarray total = np.zeros(shape_of(a), np.float64 if numbers_of_heads else self.call.real_type())
+        shared = name not in (*QKV, "bias")
+        cdef cnp.ndarray total = np.zeros(shape_of(a), np.float64 if shared else self.call.real_type())
         if name == "query":
             self.call.set_strides(&self.g.query, total)
         elif name == "key":
@@ -92,12 +97,16 @@ cdef class Backward:
             self.call.set_strides(&self.g.bias, total)
         elif name == "alibi_slopes":
             self.g.alibi = <double *>cnp.PyArray_DATA(total)
-        else:
+        elif name == "sink_logits":
             self.g.sink = <double *>cnp.PyArray_DATA(total)
+        elif name == "score_weight":
+            self.g.score_weight = <double *>cnp.PyArray_DATA(total)
+        else:
+            self.g.score_bias = <double *>cnp.PyArray_DATA(total)
         return total
 
     cdef tuple gradients(self):
-        """One for each of DIFFERENTIABLE, None where it is not wanted."""
+        """One for each of `names`, None where it is not wanted."""
         cdef af_run how
         cdef af_status status
         given = {"query": self.call.query, "key": self.call.key, "value": self.call.value}
@@ -117,7 +126,7 @@ cdef class Backward:
                     totals[name] = total.astype(given[name].dtype.newbyteorder("="), copy=False)
                 if self.call.packed and name in QKV:
                     totals[name] = totals[name].swapaxes(0, 1)
-        return tuple([totals.get(name) for name in DIFFERENTIABLE])
+        return tuple([totals.get(name) for name in self.names()])
 
     cdef tuple differentiate(self, object grad_output, object output, object lse):
         """Everything after the operands."""

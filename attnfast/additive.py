@@ -1,13 +1,57 @@
 """Additive (Bahdanau) attention."""
 
-from typing import Literal, Never, Unpack, overload
+from typing import Any, Literal, NamedTuple, Never, Unpack, overload
 
 from numpy.typing import ArrayLike
 
 from . import _core
 from ._signature import check_arguments, takes
-from .options import AdditiveKeywords, AdditiveOptions, Array
+from .options import AdditiveBackwardKeywords, AdditiveKeywords, AdditiveOptions, Array
 from .result import AttentionResult
+
+
+class AdditiveGradients(NamedTuple):
+    """Gradients of what a call was given, each in the shape and dtype of its operand.
+
+    Attributes
+    ----------
+    query : ndarray or None
+        That of the query, None where not wanted; so are the others.
+    key : ndarray or None
+        That of the key.
+    value : ndarray or None
+        That of the value.
+    bias : ndarray or None
+        That of the bias.
+    sink_logits : ndarray or None
+        That of the sinks.
+    alibi_slopes : ndarray or None
+        That of the slopes.
+    score_weight : ndarray or None
+        That of the weights of the scores.
+    score_bias : ndarray or None
+        That of the bias within the tanh.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast import additive_attention, additive_attention_backward
+    >>> x, w = np.ones((4, 8)), np.ones(8)
+    >>> output, lse, _ = additive_attention(x, x, x, w, return_lse=True)
+    >>> wanted = ("score_weight",)
+    >>> gradients = additive_attention_backward(x, x, x, x, output, lse, w, wanted=wanted)
+    >>> gradients.query is None, gradients.score_weight.shape
+    (True, (8,))
+    """
+
+    query: Any = None
+    key: Any = None
+    value: Any = None
+    bias: Any = None
+    sink_logits: Any = None
+    alibi_slopes: Any = None
+    score_weight: Any = None
+    score_bias: Any = None
 
 
 @overload
@@ -120,3 +164,85 @@ def additive_attention(
     if extra or options:
         check_arguments(additive_attention, extra, options)
     return _core.additive_attention(query, key, value, score_weight, options)
+
+
+@takes(AdditiveBackwardKeywords)
+def additive_attention_backward(
+    grad_output: ArrayLike,
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    output: ArrayLike,
+    lse: ArrayLike,
+    score_weight: ArrayLike | None = None,
+    *extra: Never,
+    **options: Unpack[AdditiveBackwardKeywords],
+) -> AdditiveGradients:
+    r"""Compute the gradients of a loss that depends on the result of :func:`additive_attention`.
+
+    From the gradient ``dS`` of a score, as in :func:`attention_backward`:
+
+    .. math::
+        dQ_{id} = w_d \sum_j dS_{ij} (1 - t_{ijd}^2) \qquad
+        dw_d = \sum_{ij} dS_{ij} t_{ijd} \qquad t_{ijd} = \tanh(q_{id} + k_{jd} + b_d)
+
+    ``dK`` is the same sum over the queries, and ``db`` that over both. The ``Lq x Lk x D`` tensor
+    ``t`` is never in memory.
+
+    Parameters
+    ----------
+    grad_output : array_like, ``(..., H, Lq, Dv)``
+        Derivative of the loss by the output, in the dtype of `query`.
+    query, key, value : array_like
+        As for :func:`additive_attention`.
+    output, lse : array_like, ``(..., H, Lq, Dv)``, ``(..., H, Lq)``
+        What :func:`additive_attention` returned for them, with ``return_lse=True``.
+    score_weight, score_bias : array_like ``(D,)`` or ``(H, D)``, optional
+        As in the forward call.
+    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, kv_starts : optional
+        As in the forward call.
+    softcap, alibi_slopes, sink_logits : optional
+        As in the forward call.
+    grad_lse : array_like, ``(..., H, Lq)``, optional
+        Derivative of the loss by `lse`.
+    grad_weights : array_like, ``(..., H, Lq, Lk)``, optional
+        Derivative of the loss by the weights that the forward call returned, in the dtype of
+        `query`.
+    wanted : tuple of str
+        Which gradients to compute: fields of `AdditiveGradients`.
+    num_threads : int, optional
+        Threads for this call, default :func:`attnfast.get_num_threads`.
+
+    Returns
+    -------
+    AdditiveGradients
+        As :func:`attention_backward` has it, with `score_weight` and `score_bias` besides.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As for :func:`additive_attention` and :func:`attention_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast import additive_attention, additive_attention_backward
+    >>> rng = np.random.default_rng(0)
+    >>> state, source = rng.standard_normal((1, 64)), rng.standard_normal((20, 64))
+    >>> w = rng.standard_normal(64)
+    >>> output, lse, _ = additive_attention(state, source, source, w, return_lse=True)
+    >>> loss = (output**2).sum() / 2
+    >>> gradients = additive_attention_backward(
+    ...     output, state, source, source, output, lse, w, wanted=("score_weight",)
+    ... )
+    >>> moved = w + 1e-6 * gradients.score_weight
+    >>> growth = (additive_attention(state, source, source, moved) ** 2).sum() / 2 - loss
+    >>> bool(np.isclose(growth, 1e-6 * (gradients.score_weight**2).sum(), rtol=1e-3))
+    True
+    """
+    check_arguments(additive_attention_backward, extra, options)
+    return AdditiveGradients(
+        *_core.additive_attention_backward(
+            grad_output, query, key, value, output, lse, score_weight, options
+        )
+    )

@@ -205,3 +205,7 @@ class VarlenKeywords(Packed, Lse, Out, Threads, total=False):
 
 class VarlenBackwardKeywords(Packed, LossOfLse, Wanted, Threads, total=False):
     """Those of :func:`attnfast.attention_varlen_backward`."""
+
+
+class AdditiveBackwardKeywords(Bahdanau, LossOfLse, LossOfWeights, Wanted, Threads, total=False):
+    """Those of :func:`attnfast.additive_attention_backward`."""

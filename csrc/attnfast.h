@@ -101,13 +101,14 @@ typedef struct af_results {
  * do so here, and receives the sum. */
 typedef struct af_gradients {
     size_t size;
-    af_tensor output, lse;           /* what the call returned; as in af_results */
-    af_tensor grad_output, grad_lse; /* derivatives by them, of the same types; grad_lse may be absent */
-    af_tensor grad_weights;          /* elements as in query, j stride 1; or absent */
-    af_tensor query, key, value;     /* real, j stride 1 */
-    af_tensor bias;                  /* real; j stride 0 or 1 */
-    double *alibi;                   /* [b * alibi_b + h] */
-    double *sink;                    /* [H] */
+    af_tensor output, lse;             /* what the call returned; as in af_results */
+    af_tensor grad_output, grad_lse;   /* derivatives by them, of the same types; grad_lse may be absent */
+    af_tensor grad_weights;            /* elements as in query, j stride 1; or absent */
+    af_tensor query, key, value;       /* real, j stride 1 */
+    af_tensor bias;                    /* real; j stride 0 or 1 */
+    double *alibi;                     /* [b * alibi_b + h] */
+    double *sink;                      /* [H] */
+    double *score_weight, *score_bias; /* of additive scores, with the h of the call's */
 } af_gradients;
 
 typedef struct af_problem {
@@ -163,9 +164,9 @@ af_status af_attention(const af_problem *problem, const af_run *run);
  * may be there when it returns AF_NO_MEMORY. */
 af_status af_attention_packed(const af_problem *whole, const af_packing *packing, const af_run *run);
 
-/* Gradients of a call of AF_F32 or AF_F64 with plain windows; its results need not be given. Callers widen 16-bit
- * operands, and round their gradients once. If it returns AF_NO_MEMORY, nothing was
- * written, and if AF_INTERRUPTED, some sums are incomplete. */
+/* Gradients of a call of AF_F32 or AF_F64 with plain windows, additive or not; its results need not be given. Callers
+ * widen 16-bit operands, and round their gradients once. If it returns AF_NO_MEMORY, nothing was written, and if
+ * AF_INTERRUPTED, some sums are incomplete. */
 af_status af_attention_backward(const af_problem *problem, const af_gradients *gradients, const af_run *run);
 
 /* The same for packed sequences; what is wanted has its rows, or columns, as in the call. Gradients of some sequences

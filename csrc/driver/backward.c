@@ -75,6 +75,7 @@ static int64_t heads_apart(const af_backward *w)
     const af_call *call = w->call;
     const af_gradients *g = w->gradients;
     if (g->bias.data && g->bias.h == 0) return 1;
+    if (w->plan.group != call->H / call->Hk) return 1; /* heads that share keys */
     const bool shared = repeats(&g->query, call->B) || repeats(&g->key, call->B) || repeats(&g->value, call->B) ||
                         repeats(&g->bias, call->B);
     return shared ? w->plan.head_groups : call->B * w->plan.head_groups;
@@ -141,6 +142,19 @@ static void sum_rows(const af_backward *w, int64_t b, int64_t h)
         add_real(call, g->bias.data, af_offset(&g->bias, b, h, 0), by_bias);
 }
 
+/* What blocks of rows add to the weights and the bias of additive scores of their head. */
+static void sum_blocks(const af_backward *w, int64_t b, int64_t h)
+{
+    const af_call *call = w->call;
+    const int64_t first = (b * call->H + h) * w->plan.blocks, all = call->B * call->H * w->plan.blocks;
+    double *const to[AF_VECTOR_SUMS] = {
+        w->gradients->score_weight ? w->gradients->score_weight + h * call->score.score_weight.h : NULL,
+        w->gradients->score_bias ? w->gradients->score_bias + h * call->score.score_bias.h : NULL};
+    for (int k = 0; k < AF_VECTOR_SUMS; k++)
+        for (int64_t block = 0; to[k] && block < w->plan.blocks; block++)
+            for (int64_t d = 0; d < call->D; d++) to[k][d] += w->vector_sums[(k * all + first + block) * call->D + d];
+}
+
 /* Memory for what the passes hand on: a few numbers for each row, and parts of dQ. */
 static bool take_memory(af_backward *w, af_call *call, backward_run *run, af_arena *arena)
 {
@@ -155,6 +169,12 @@ static bool take_memory(af_backward *w, af_call *call, backward_run *run, af_are
         w->row_sums = af_take(arena, AF_ROW_SUMS * rows, sizeof(double));
         if (!w->row_sums) return false;
         memset(w->row_sums, 0, (size_t)(AF_ROW_SUMS * rows) * sizeof(double));
+    }
+    if (w->by_weight) {
+        const int64_t sums = AF_VECTOR_SUMS * call->B * call->H * w->plan.blocks;
+        w->vector_sums = af_take(arena, sums, (size_t)call->D * sizeof(double));
+        if (!w->vector_sums) return false;
+        memset(w->vector_sums, 0, (size_t)(sums * call->D) * sizeof(double));
     }
     const int64_t wanted = (UNITS_PER_THREAD * run->threads + units - 1) / units;
     const int64_t fit = (int64_t)((size_t)PART_BYTES * (size_t)run->threads / ((size_t)units * w->part_bytes));
@@ -171,7 +191,8 @@ static af_status run_backward(af_call *call, const af_gradients *g, const af_run
     af_backward w;
     af_arena arena = {0};
     af_plan_backward(&w, call, g, af_kernels_for(call->dtype));
-    const double flops = 14 * w.plan.pairs * (double)af_max(call->D, call->Dv);
+    const double work = (double)af_max(call->D, call->Dv) * (call->score.additive ? AF_TANH_WORK : 1);
+    const double flops = 14 * w.plan.pairs * work;
     const int64_t blocks = call->B * w.plan.head_groups * w.plan.blocks;
     backward_run passes = {.round = {.backward = &w}, .watch = watch};
     passes.threads = af_threads_for(run->threads, blocks, af_worth_threads(flops));
@@ -181,7 +202,10 @@ static af_status run_backward(af_call *call, const af_gradients *g, const af_run
                            af_chunk_of((double)(blocks * w.plan.block_rows * call->Dv), blocks));
         if (status == AF_OK) status = run_rounds(&passes);
         for (int64_t b = 0; b < call->B && status == AF_OK; b++)
-            for (int64_t h = 0; h < call->H; h++) sum_rows(&w, b, h);
+            for (int64_t h = 0; h < call->H; h++) {
+                sum_rows(&w, b, h);
+                if (w.vector_sums) sum_blocks(&w, b, h);
+            }
     }
     af_give_back(&arena);
     return status;
@@ -195,7 +219,7 @@ static af_call open_backward_call(const af_problem *problem, const af_gradients 
     af_call call;
     known.results = &results;
     af_open_call(&call, &known);
-    assert(af_is_plain(&call) && !call.score.additive && call.dtype <= AF_F64);
+    assert(af_is_plain(&call) && call.dtype <= AF_F64);
     af_causality_as_window(&call.visible);
     call.subset.natural = call.subset.tiles = true;
     return call;

@@ -35,34 +35,33 @@ static bool weights_in_range(const real *weight, int64_t D)
     return in_range;
 }
 
-/* s->query[D][NR] = q + b, s->query_exp = exp(2 (q + b)), s->start the sums of w / 2 over DEPTH elements each,
- * negated; *s->overflow has the lanes that are out of range. */
-static void pack_additive_query(const af_call *call, const query_block *block, const scratch *s)
+/* query[D][NR] = q + b of some rows, a->query_exp = exp(2 (q + b)), a->start the sums of w / 2 over DEPTH elements
+ * each, negated; *a->overflow has the lanes that are out of range. */
+static void pack_additive_query(const af_call *call, const query_block *block, elem *const rows[AF_NR], real *query,
+                                const additive_terms *a)
 {
-    elem *rows[AF_NR] = {0};
     const real *bias = head_row(&call->score.score_bias, block);
-    find_rows(&call->operands.query, &block->vis, rows);
-    rows_to_lanes(block->n, block->nv, call->D, rows, 1, s->query);
+    rows_to_lanes(block->n, block->nv, call->D, rows, 1, query);
     uint64_t in_range = ~(uint64_t)0;
     for (int64_t d = 0; d < call->D; d++)
         for (int c = 0; c < block->nv; c++) {
-            real *x = s->query + d * AF_NR + c * VL;
+            real *x = query + d * AF_NR + c * VL;
             const v sum = bias ? v_add(v_load(x), v_set1(bias[d])) : v_load(x);
             const uint64_t all = vm_word(vm_gt(v_set1(AF_TANH_RANGE), v_abs(sum)));
             in_range &= ~((low_bits(VL) & ~all) << c * VL);
             v_store(x, sum);
-            v_store(s->query_exp + d * AF_NR + c * VL, v_exp_twice(sum));
+            v_store(a->query_exp + d * AF_NR + c * VL, v_exp_twice(sum));
         }
     const real *weight = head_row(&call->score.score_weight, block);
-    *s->overflow = weights_in_range(weight, call->D) ? ~in_range : ~(uint64_t)0;
+    *a->overflow = weights_in_range(weight, call->D) ? ~in_range : ~(uint64_t)0;
     for (int64_t d = 0; d < call->D; d++) {
-        if (d % DEPTH == 0) s->start[d / DEPTH] = 0;
-        s->start[d / DEPTH] -= weight[d] / 2;
+        if (d % DEPTH == 0) a->start[d / DEPTH] = 0;
+        a->start[d / DEPTH] -= weight[d] / 2;
     }
 }
 
-/* s->key_exp[n][D] = exp(2 key); s->key_overflow: which keys are out of range. */
-static void exp_keys(const scratch *s, int n, int64_t D, matrix keys)
+/* a->key_exp[n][D] = exp(2 key); a->key_overflow: which keys are out of range. */
+static void exp_keys(const additive_terms *a, int n, int64_t D, matrix keys)
 {
     for (int j = 0; j < n; j++) {
         const real *key = keys.at + j * keys.ld;
@@ -71,9 +70,9 @@ static void exp_keys(const scratch *s, int n, int64_t D, matrix keys)
             const int here = D - d < VL ? (int)(D - d) : VL;
             const v x = v_load_n(key + d, here);
             overflow |= ~vm_word(vm_gt(v_set1(AF_TANH_RANGE), v_abs(x))) & low_bits(VL);
-            v_store_n(s->key_exp + j * D + d, v_exp_twice(x), here);
+            v_store_n(a->key_exp + j * D + d, v_exp_twice(x), here);
         }
-        s->key_overflow[j] = overflow != 0;
+        a->key_overflow[j] = overflow != 0;
     }
 }
 
@@ -129,13 +128,14 @@ AF_INLINE void additive_tile(const int mr, const int nv, int64_t D, const real *
         UNROLL(c, nv) v_store(s + i * AF_NR + c * VL, v_mul(sum[i][c], v_set1(-2)));
 }
 
-AF_INLINE void additive_tiles(const int nv, int n, int64_t D, const scratch *s, int at, const real *weight, real *out)
+AF_INLINE void additive_tiles(const int nv, int n, int64_t D, const additive_terms *a, int at, const real *weight,
+                              real *out)
 {
-    const real *query = s->query_exp + at;
+    const real *query = a->query_exp + at;
     int j = 0;
     for (; j + ADDITIVE_MR <= n; j += ADDITIVE_MR)
-        additive_tile(ADDITIVE_MR, nv, D, s->key_exp + j * D, query, weight, s->start, out + j * AF_NR);
-    for (; j < n; j++) additive_tile(1, nv, D, s->key_exp + j * D, query, weight, s->start, out + j * AF_NR);
+        additive_tile(ADDITIVE_MR, nv, D, a->key_exp + j * D, query, weight, a->start, out + j * AF_NR);
+    for (; j < n; j++) additive_tile(1, nv, D, a->key_exp + j * D, query, weight, a->start, out + j * AF_NR);
 }
 
 /* One key by the lanes of a word, with tanh itself. */
@@ -155,20 +155,25 @@ static void additive_overflow(int nv, int64_t D, const real *key, const real *qu
     }
 }
 
-/* S[n][NR] of the lanes in use. */
-static void additive_product(const af_call *call, const query_block *block, const scratch *s, int n, matrix key,
-                             real *out)
+/* Of n keys, the lanes that take tanh itself with key j. */
+AF_INLINE uint64_t overflow_lanes(const additive_terms *a, int j)
+{
+    return a->key_overflow[j] ? ~(uint64_t)0 : *a->overflow;
+}
+
+/* S[n][NR] of the lanes in use, for keys whose exponentials are there. */
+static void additive_product(const af_call *call, const query_block *block, const real *query, const additive_terms *a,
+                             int n, matrix key, real *out)
 {
     const int nv = block->v1 - block->v0, at = block->v0 * VL;
     const real *weight = head_row(&call->score.score_weight, block);
-    exp_keys(s, n, call->D, key);
-    if (nv == 1) additive_tiles(1, n, call->D, s, at, weight, out + at);
-    else if (nv == 2) additive_tiles(2, n, call->D, s, at, weight, out + at);
-    else additive_tiles(AF_NV, n, call->D, s, at, weight, out + at);
+    if (nv == 1) additive_tiles(1, n, call->D, a, at, weight, out + at);
+    else if (nv == 2) additive_tiles(2, n, call->D, a, at, weight, out + at);
+    else additive_tiles(AF_NV, n, call->D, a, at, weight, out + at);
     for (int j = 0; j < n; j++) {
-        const uint64_t lanes = (s->key_overflow[j] ? ~(uint64_t)0 : *s->overflow) >> at;
+        const uint64_t lanes = overflow_lanes(a, j) >> at;
         if (lanes & low_bits(nv * VL))
-            additive_overflow(nv, call->D, key.at + j * key.ld, s->query + at, weight, lanes, out + j * AF_NR + at);
+            additive_overflow(nv, call->D, key.at + j * key.ld, query + at, weight, lanes, out + j * AF_NR + at);
     }
 }
 

@@ -11,8 +11,7 @@
 #ifndef AF_BACKWARD_H
 #define AF_BACKWARD_H
 
-#include "kernel/backward_block.h"
-#include "kernel/derivative.h"
+#include "kernel/backward_additive.h"
 #include "plan/visible_queries.h"
 
 /* Keys of a unit: a block of them, as rows of reals. */
@@ -58,6 +57,16 @@ static void open_block(const af_backward *w, af_unit unit, backward_block *b)
     b->packed = false;
 }
 
+/* Block g against the keys of the run. */
+static additive_terms terms_of_block(const af_call *call, const backward_scratch *s, int64_t g)
+{
+    additive_terms terms = s->additive;
+    if (!call->score.additive) return terms;
+    terms.query_exp += g * call->D * AF_NR;
+    terms.overflow = &s->blocks[g].overflow;
+    return terms;
+}
+
 /* The rows of a block, when the first of its keys is met. */
 static void pack_block(const af_backward *w, const backward_scratch *s, int64_t g)
 {
@@ -67,7 +76,8 @@ static void pack_block(const af_backward *w, const backward_scratch *s, int64_t 
     const int64_t row = g * w->plan.block_rows, D = padded(call->D), Dv = padded(call->Dv);
     elem *rows[AF_NR];
     find_seeing_rows(&call->operands.query, block, s->empty, rows);
-    rows_to_lanes(block->n, block->nv, call->D, rows, (real)w->plan.query_scale, s->query + g * call->D * AF_NR);
+    const additive_terms terms = terms_of_block(call, s, g);
+    pack_backward_query(w, block, rows, s->query + g * call->D * AF_NR, &terms);
     copy_rows(block->n, call->D, rows, s->query_row + row * D);
     find_seeing_rows(&w->gradients->grad_output, block, s->empty, rows);
     rows_to_lanes(block->n, block->nv, call->Dv, rows, 1, s->grad + g * call->Dv * AF_NR);
@@ -139,13 +149,25 @@ static void backward_piece(const af_backward *w, const backward_scratch *s, cons
     clear_lanes(p, piece.n, block->v1, block->nv);
     clear_lanes(ds, piece.n, 0, block->v0);
     clear_lanes(ds, piece.n, block->v1, block->nv);
-    backward_scores(call, block, s, key, s->query + g * call->D * AF_NR, piece);
+    const real *query = s->query + g * call->D * AF_NR;
+    additive_terms terms = terms_of_block(call, s, g);
+    if (call->score.additive) {
+        terms.key_exp += before * call->D;
+        terms.key_overflow += before;
+    }
+    backward_scores(call, block, s, key, query, &terms, piece);
     if (w->scores) weight_gradient(w, block, s, value, s->grad + g * call->Dv * AF_NR, piece);
     weights_and_gradients(b, w->scores, piece.n, s, p, ds);
     if (!b->finite || !run->finite) words_of_scores(block, piece.n, s->s, s->words);
     if (!b->finite) memcpy(s->seen + slot * w->plan.key_block + before, s->words, (size_t)piece.n * sizeof *s->seen);
     if (!w->scores) return;
     score_derivatives(w, block, s, piece, ds, part + call->D * AF_NR);
+    if (call->score.additive) {
+        const additive_piece own = {
+            piece.n, query, terms, ds, s->dk + before * padded(call->D), head_row(&call->score.score_weight, block)};
+        additive_derivatives(w, s, block, key, &own, part);
+        return;
+    }
     if (!w->gradients->query.data) return;
     if (!run->finite) nan_safe_query(block, piece.n, call->D, key, s->words, ds, part);
     else value_product(nv, true, piece.n, call->D, key, (matrix){ds.at + at, ds.ld}, part + at);
@@ -239,6 +261,7 @@ static void backward_group(const af_backward *w, const backward_scratch *s, row_
     }
     if (g->value.data && finite) key_product(n, rows, Dv, s->p + j * GROUP_ROWS, grad, s->dv + j * Dv);
     else if (g->value.data) nan_safe_keys(w, s, group, Dv, s->p, grad, s->dv);
+    if (w->call->score.additive) return;
     if (g->key.data && finite) key_product(n, rows, D, s->ds + j * GROUP_ROWS, query, s->dk + j * D);
     else if (g->key.data) nan_safe_keys(w, s, group, D, s->ds, query, s->dk);
 }
@@ -318,6 +341,7 @@ static void backward(const af_backward *w, af_unit unit, void *part, void *memor
         run.key = rows_at(&s.keys, j, n);
         run.value = rows_at(&s.values, j, n);
         run.finite = all_finite(run.key, n, call->D);
+        if (takes_exps(w)) exp_keys(&s.additive, (int)n, call->D, run.key);
         backward_keys(w, &s, &run, seeing, part);
     }
 }

@@ -36,6 +36,22 @@ static void add_query_rows(const query_block *block, int64_t width, const real *
         }
 }
 
+/* What all rows of a block give to the weights and the bias of additive scores. */
+static void sum_vectors(const af_backward *w, const af_visibility *vis, int64_t block, const real *total)
+{
+    const af_call *call = w->call;
+    const int64_t D = call->D, all = call->B * call->H * w->plan.blocks;
+    const real *sums[AF_VECTOR_SUMS] = {total + (D + AF_ROW_SUMS) * AF_NR, total};
+    for (int k = 0; k < AF_VECTOR_SUMS; k++) {
+        double *to = w->vector_sums + (k * all + (vis->b * call->H + vis->head[0]) * w->plan.blocks + block) * D;
+        for (int64_t d = 0; d < D; d++) {
+            v sum = v_load(sums[k] + d * AF_NR);
+            for (int c = 1; c < AF_NV; c++) sum = v_add(sum, v_load(sums[k] + d * AF_NR + c * VL));
+            to[d] = v_hsum(sum);
+        }
+    }
+}
+
 static void backward_finish(const af_backward *w, af_unit unit, void *parts)
 {
     const af_call *call = w->call;
@@ -50,6 +66,7 @@ static void backward_finish(const af_backward *w, af_unit unit, void *parts)
         for (int lane = 0; lane < block.n; lane++) rows[lane] = (real *)w->gradients->query.data + offset[lane];
         add_query_rows(&block, call->D, total, (real)w->plan.query_scale, rows);
     }
+    if (w->vector_sums) sum_vectors(w, &block.vis, unit.row / w->plan.block_rows, total);
     for (int lane = 0; w->row_sums && lane < block.n; lane++)
         for (int k = 0; k < AF_ROW_SUMS; k++)
             w->row_sums[k * call->B * call->H * call->Lq + row_number(call, &block.vis, lane)] =

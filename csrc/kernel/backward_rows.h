@@ -51,7 +51,10 @@ static void softmax_rows(const af_backward *w, query_block *block, backward_scra
         l[lane] = sums[lane] = 0;
     }
     find_seeing_rows(&call->operands.query, block, s->empty, rows);
-    rows_to_lanes(block->n, block->nv, call->D, rows, (real)w->plan.query_scale, s->query);
+    additive_terms terms = s->additive;
+    uint64_t overflow = 0;
+    terms.overflow = &overflow;
+    pack_backward_query(w, block, rows, s->query, &terms);
     find_seeing_rows(&w->gradients->grad_output, block, s->empty, rows);
     rows_to_lanes(block->n, block->nv, call->Dv, rows, 1, s->grad);
     open_backward_keys(s, w, &block->vis);
@@ -61,7 +64,9 @@ static void softmax_rows(const af_backward *w, query_block *block, backward_scra
         piece = next_piece(w, block, s, span, j);
         if (piece.seen == SEES_NOTHING) continue;
         const int at = block->v0 * VL, nv = block->v1 - block->v0;
-        backward_scores(call, block, s, rows_at(&s->keys, j, piece.n), s->query, piece);
+        const matrix key = rows_at(&s->keys, j, piece.n);
+        if (takes_exps(w)) exp_keys(&terms, piece.n, call->D, key);
+        backward_scores(call, block, s, key, s->query, &terms, piece);
         weight_gradient(w, block, s, rows_at(&s->values, j, piece.n), s->grad, piece);
         const softmax_state state = {m + at, l + at, factor};
         if (softmax_step(nv, piece.n, s->s + at, NULL, block->v0, state))

@@ -71,6 +71,15 @@ static int64_t take_keys(query_block *block, const af_call *call, int64_t j, int
     return piece.keys;
 }
 
+/* What additive scores are made of, see additive.h. */
+typedef struct additive_terms {
+    real *query_exp;       /* [D][NR] */
+    real *start;           /* [D / DEPTH] */
+    real *key_exp;         /* [key_block][D] */
+    uint64_t *overflow;    /* the lanes beyond AF_TANH_RANGE */
+    uint8_t *key_overflow; /* [key_block]: the keys beyond it */
+} additive_terms;
+
 /* The memory of a unit. Where a unit has several blocks of rows, each has its own `block_scratch`. */
 typedef struct scratch {
     real *query;                 /* [D][NR], or [rows][D] in decode */
@@ -80,10 +89,7 @@ typedef struct scratch {
     af_rows *keys, *values;      /* those of the unit's key/value head */
     real *key_copy, *value_copy; /* of 16-bit rows */
     uint64_t *words;             /* [key_block + 1], or [key_block / 64][DECODE_ROWS] in decode */
-    /* Additive scores: [D][NR], [key_block][D], [D / DEPTH]; the lanes and keys beyond AF_TANH_RANGE. */
-    real *query_exp, *key_exp, *start;
-    uint64_t *overflow;
-    uint8_t *key_overflow;
+    additive_terms additive;
     real *top, *top_key; /* [topk][NR] */
     real *sums, *totals; /* importance: [chunk_keys][VL] */
 } scratch;
@@ -127,11 +133,11 @@ static size_t carve(scratch *s, const af_call *call, const af_plan *plan, char *
     TAKE(value_copy, copied * call->Dv);
     TAKE(words, keys + 1);
     const bool exps = call->score.additive && !plan->decode;
-    TAKE(query_exp, exps ? call->D * AF_NR : 0);
-    TAKE(key_exp, exps ? keys * call->D : 0);
-    TAKE(start, exps ? call->D : 0);
-    TAKE(overflow, exps);
-    TAKE(key_overflow, exps ? keys : 0);
+    TAKE(additive.query_exp, exps ? call->D * AF_NR : 0);
+    TAKE(additive.start, exps ? call->D : 0);
+    TAKE(additive.key_exp, exps ? keys * call->D : 0);
+    TAKE(additive.overflow, exps);
+    TAKE(additive.key_overflow, exps ? keys : 0);
     TAKE(top, call->results.topk * AF_NR);
     TAKE(top_key, call->results.topk * AF_NR);
     TAKE(sums, call->results.importance ? plan->chunk_keys * VL : 0);

@@ -36,13 +36,10 @@ typedef struct key_piece {
 
 static void pack_query(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s)
 {
-    if (call->score.additive) {
-        pack_additive_query(call, block, s);
-        return;
-    }
     elem *rows[AF_NR] = {0};
     find_rows(&call->operands.query, &block->vis, rows);
-    rows_to_lanes(block->n, block->nv, call->D, rows, (real)plan->query_scale, s->query);
+    if (call->score.additive) pack_additive_query(call, block, rows, s->query, &s->additive);
+    else rows_to_lanes(block->n, block->nv, call->D, rows, (real)plan->query_scale, s->query);
 }
 
 /* O[d][lane] += P[j][lane] V[j][d] for the lanes that see key j, and no other. */
@@ -79,10 +76,13 @@ static void score_block(const af_call *call, const query_block *block, const scr
                         const prefetch *next)
 {
     const matrix key = rows_at(s->keys, piece.j0, piece.n);
-    if (call->score.additive) additive_product(call, block, s, piece.n, key, s->s);
-    else
-        score_product(block->v1 - block->v0, piece.n, call->D, key, s->query + block->v0 * VL, s->s + block->v0 * VL,
-                      next);
+    const int at = block->v0 * VL;
+    if (call->score.additive) {
+        exp_keys(&s->additive, piece.n, call->D, key);
+        additive_product(call, block, s->query, &s->additive, piece.n, key, s->s);
+    } else {
+        score_product(block->v1 - block->v0, piece.n, call->D, key, s->query + at, s->s + at, next);
+    }
     modify_scores(call, block, piece.j0, piece.n, s->s);
 }
 

@@ -23,8 +23,10 @@ void af_plan_backward(af_backward *w, const af_call *call, const af_gradients *g
     w->ranges = ceil_div(call->Lk, w->range_keys);
     w->panel_rows = af_min(PANEL_ROWS, w->plan.rows);
     w->panel_blocks = ceil_div(w->panel_rows, w->plan.block_rows);
-    w->block_part = (call->D + AF_ROW_SUMS) * kernels->nr;
+    w->by_weight = gradients->score_weight || gradients->score_bias;
+    w->block_part = (call->D + AF_ROW_SUMS + (w->by_weight ? call->D : 0)) * kernels->nr;
     w->part_bytes = (size_t)(w->panel_blocks * w->block_part * kernels->real_size);
     w->part_bytes = (w->part_bytes + (size_t)w->panel_blocks + 63) & ~(size_t)63;
-    w->scores = gradients->query.data || gradients->key.data || gradients->bias.data || gradients->alibi;
+    w->scores =
+        gradients->query.data || gradients->key.data || gradients->bias.data || gradients->alibi || w->by_weight;
 }

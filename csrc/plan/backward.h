@@ -11,8 +11,12 @@
 
 #include "plan/plan.h"
 
-/* Sums of a row beside its dQ: further rows of a part. */
+/* Sums of a row beside its dQ: further rows of a part. After them, where the weights or the bias of additive scores
+ * have gradients, sums for the weights, [D][NR]. */
 enum { AF_ALIBI_SUM, AF_BIAS_SUM, AF_ROW_SUMS };
+
+/* Sums of a block of rows for the weights and the bias of additive scores. */
+enum { AF_WEIGHT_SUM, AF_QUERY_SUM, AF_VECTOR_SUMS };
 
 typedef struct af_backward {
     const af_call *call; /* with row_max and row_inverse of each row: P = exp(S - max) * inverse */
@@ -20,11 +24,13 @@ typedef struct af_backward {
     af_plan plan;
     int64_t range_keys, ranges;
     int64_t panel_rows, panel_blocks;
-    int64_t block_part; /* reals of a block of rows in a part of dQ: [D + AF_ROW_SUMS][NR] */
-    size_t part_bytes;  /* of a part: all blocks of a panel, then a byte for each, whether there is anything in it */
-    void *delta;        /* real [B][H][Lq]: sum of P dP over the keys, less grad_lse */
-    double *row_sums;   /* [AF_ROW_SUMS][B][H][Lq], or NULL where none is wanted */
-    bool scores;        /* gradients of scores are wanted, not only that of the value */
+    int64_t block_part;  /* reals of a block of rows in a part of dQ */
+    size_t part_bytes;   /* of a part: all blocks of a panel, then a byte for each, whether there is anything in it */
+    void *delta;         /* real [B][H][Lq]: sum of P dP over the keys, less grad_lse */
+    double *row_sums;    /* [AF_ROW_SUMS][B][H][Lq], or NULL where none is wanted */
+    double *vector_sums; /* [AF_VECTOR_SUMS][B][H][blocks][D]: of each block of rows, or NULL */
+    bool by_weight;      /* parts have sums for the weights of additive scores */
+    bool scores;         /* gradients of scores are wanted, not only that of the value */
 } af_backward;
 
 void af_plan_backward(af_backward *backward, const af_call *call, const af_gradients *gradients,

@@ -131,6 +131,8 @@ af_gradients af_cut_gradients(const af_gradients *gradients, const af_call *whol
     move(&g.bias, p.b, p.h, p.i, p.j, real);
     if (g.alibi) g.alibi += p.row * whole->score.alibi_b + p.h;
     if (g.sink) g.sink += p.h;
+    if (g.score_weight) g.score_weight += p.h * whole->score.score_weight.h;
+    if (g.score_bias) g.score_bias += p.h * whole->score.score_bias.h;
     return g;
 }
 

@@ -357,6 +357,14 @@ LOSS = [
 
 OWN = {
     "attention_backward": LOSS,
+    "additive_attention_backward": [
+        *LOSS,
+        *(
+            (kind, name, bad, f"{name}.*{message}")
+            for name in ("score_weight", "score_bias")
+            for kind, bad, message in VECTORS
+        ),
+    ],
     "attention_varlen_backward": [
         *[case for case in PACKED_ARRAYS if case[1] != "out"],
         *BOUNDS,

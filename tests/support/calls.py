@@ -98,6 +98,16 @@ def gradients(
     return tuple(getattr(found, name) for name in wanted)
 
 
+def additive_gradients(q: Any, k: Any, v: Any, place: Any, out: Any = None, **options: Any) -> Any:
+    weight = place(np.ones(q.shape[-1], np.float32))
+    options |= {"score_bias": place(np.ones((2, q.shape[-1]), np.float32)), **keys(k, place)}
+    output, lse, _ = attnfast.additive_attention(q, k, v, weight, return_lse=True, **options)
+    wanted = ("query", "key", "value", "bias", "score_weight", "score_bias")
+    loss = place(output), q, k, v, place(output), place(lse), weight
+    found = attnfast.additive_attention_backward(*loss, wanted=wanted, **options)
+    return tuple(getattr(found, name) for name in wanted)
+
+
 def packed_gradients(q: Any, k: Any, v: Any, place: Any, out: Any = None, **options: Any) -> Any:
     packed = [a.swapaxes(0, 1) for a in (q, k, v)]
     ends = [place(np.array([0, a.shape[-2] // 3, a.shape[-2]])) for a in (q, k)]
@@ -152,6 +162,7 @@ CALLS: dict[str, Callable[..., Any]] = {
         **FLAGS,
         **more,
     ),
+    "gradients of additive": additive_gradients,
     "top": lambda q, k, v, place, **more: top(q, k, 7, **keys(k, place), **more),
     "top of rows": lambda q, k, v, place, **more: top(q, k, 65, **more),
     "importance": lambda q, k, v, place, **more: importance(q, k, **keys(k, place), **more),

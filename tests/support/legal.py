@@ -94,6 +94,13 @@ FUNCTIONS = {
     "key_importance": {**without(GOOD, "value"), "per_kv_head": True},
     "attention_varlen": {**those_of(attnfast.attention_varlen, {**GOOD, **RESULTS}), **PACKED},
     "attention_backward": {**GOOD, **LOSS},
+    "additive_attention_backward": {
+        **without(GOOD, "scale"),
+        **LOSS,
+        "score_weight": np.ones(8),
+        "score_bias": np.zeros((4, 8)),
+        "wanted": ("query", "score_weight", "score_bias"),
+    },
     "attention_varlen_backward": {
         **those_of(attnfast.attention_varlen_backward, {**GOOD, **PACKED_LOSS}),
         **without(PACKED, "out"),
