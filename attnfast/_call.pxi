@@ -87,7 +87,7 @@ cdef class Call(Score):
         if not out.flags.writeable:
             raise ValueError("out must be writable, got a read-only array")
         if isinstance(out, np.ma.MaskedArray):
-            raise TypeError("out is a masked array, whose mask is not written: write out.data")
+            raise TypeError("out must be a plain array, got a masked array, whose mask is not written: write out.data")
         extent = out.itemsize
         for stride, n in sorted((abs(s), n) for n, s in zip(out.shape, out.strides) if n > 1):
             if stride < extent and out.size:

@@ -218,7 +218,7 @@ def check_sigma(centers: Any, sigma: Any, smooth: bool, sides: tuple[int, int] |
     """
     if not smooth and sigma is not None:
         raise ValueError(
-            "sigma is for real centers (local-p), got integer centers (local-m): "
+            "sigma must be None with integer centers (local-m), got a value: "
             f"write {spelled(centers, 'centers')}.astype(np.float64), or leave sigma out"
         )
     if smooth and sigma is None:
@@ -244,9 +244,9 @@ def check_global_tokens(a: Array, rows: Shape, batch_rows: int, keys: int) -> No
         )
     if whole and a.shape[-1] == keys > 4 and a.min() >= 0 and a.max() <= 1:
         raise ValueError(
-            f"global_tokens has {keys} integers of 0 and 1 for {keys} keys: write "
-            "global_tokens != 0 if there is one for each key, np.unique(global_tokens) if they are "
-            "indices"
+            f"global_tokens must be indices or bools, got {keys} integers of 0 and 1 for {keys} "
+            "keys: write global_tokens != 0 if there is one for each key, np.unique(global_tokens) "
+            "if they are indices"
         )
     if whole and a.size and (a.min() < 0 or a.max() >= keys):
         raise ValueError(

@@ -66,21 +66,22 @@ cdef class Operands:
         p.H, p.Lq, p.D, p.Hk, p.Lk = axis(query, 3), axis(query, 2), axis(query, 1), axis(key, 3), axis(key, 2)
         self.ndim = max(cnp.PyArray_NDIM(query), cnp.PyArray_NDIM(key))
         if axis(key, 1) != p.D:
-            raise ValueError(f"key has head size {axis(key, 1)} but query has {p.D} (last axis): {self.shapes('key')}")
+            raise ValueError(f"key must have the head size of query, {p.D} (last axis), got {axis(key, 1)}: "
+                             f"{self.shapes('key')}")
         if value is not None:
             p.Dv = axis(value, 1)
             self.ndim = max(self.ndim, cnp.PyArray_NDIM(value))
             if axis(value, 2) != p.Lk or axis(value, 3) != p.Hk:
-                raise ValueError(f"value must have the heads and length of key: {self.shapes('value', 'key')}")
+                raise ValueError(f"value must have the heads and length of key, got {self.shapes('value', 'key')}")
         if (p.Hk == 0 and p.H != 0) or (p.Hk != 0 and p.H % p.Hk != 0):
             lacks_axis = cnp.PyArray_NDIM(query) == cnp.PyArray_NDIM(key) - 1
             write = ": write query[..., None, :] if it is one query without the axis of lengths" if lacks_axis else ""
-            raise ValueError(f"key has {p.Hk} heads, which does not divide the {p.H} heads of query: "
+            raise ValueError(f"key must have a number of heads that divides the {p.H} heads of query, got {p.Hk}: "
                              f"{self.shapes('key')}{write}")
         if cnp.PyArray_NDIM(query) < cnp.PyArray_NDIM(key):
             check_query(shape_of(query), shape_of(key))
         if self.ndim > MAX_DIMS:
-            raise ValueError(f"query, key and value may have at most {MAX_DIMS} axes")
+            raise ValueError(f"query, key and value must have at most {MAX_DIMS} axes, got {self.ndim}")
         self.batch_ndim = max(0, self.ndim - 3)
         self.set_batch()
         self.set_strides(&self.operands.query, query)

@@ -74,8 +74,8 @@ cdef class Visible(Operands):
         columns = (self.p.Lk + self.visible.block_k - 1) // self.visible.block_k
         if mask.blocks.shape[-2:] != (rows, columns):
             raise ValueError(
-                f"mask has {mask.blocks.shape[-2:]} blocks of {mask.block_size} queries and keys; "
-                f"Lq = {self.p.Lq} and Lk = {self.p.Lk} make {(rows, columns)}"
+                f"mask must have {(rows, columns)} blocks of {mask.block_size} queries and keys for "
+                f"Lq = {self.p.Lq} and Lk = {self.p.Lk}, got {mask.blocks.shape[-2:]}"
             )
         self.check_pairs(mask.blocks, "mask", rows, columns, True)
         return self.set_pairs(&self.visible.blocks, mask.blocks)
@@ -109,14 +109,14 @@ cdef class Visible(Operands):
     cdef int set_places(self, object centers, object sigma, object global_tokens, object dilation) except -1:
         """What windows of local_attention are made of, beside their sides."""
         if centers is None and sigma is not None:
-            raise ValueError("sigma is the width of a factor about centers, got no centers: leave sigma out")
+            raise ValueError(f"sigma must be None without centers, got {sigma!r}: leave sigma out")
         if centers is None:
             self.set_dilation(dilation)
             return self.set_global_tokens(global_tokens)
         if global_tokens is not None:
-            raise ValueError("centers cannot be combined with global_tokens")
+            raise ValueError("centers must be None beside global_tokens, got both: leave one of them out")
         if np.any(np.asarray(dilation) != 1):
-            raise ValueError("centers cannot be combined with dilation")
+            raise ValueError("centers must be None beside a dilation other than 1, got both: leave one of them out")
         return self.set_centers(centers, sigma)
 
     cdef int set_dilation(self, object dilation) except -1:
@@ -159,7 +159,7 @@ cdef class Visible(Operands):
             raise wrong_dtype(a, centers, "centers", "integers or floating point", "write {0}.astype(np.float64)")
         places = a.astype(np.float64)
         if not np.isfinite(places).all():
-            raise ValueError("centers must be finite")
+            raise ValueError(f"centers must be finite, got {places[~np.isfinite(places)][0]}")
         smooth, sides = a.dtype.kind not in "iu", (self.visible.left, self.visible.right)
         check_sigma(centers, sigma, smooth, sides if sum(sides) < AF_FAR else None)
         if smooth:

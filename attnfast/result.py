@@ -49,7 +49,8 @@ class Plan(NamedTuple):
     bytes : int
         Bytes of query, key, value and output, each counted once.
     tasks : int
-        Units of work, which threads divide among themselves.
+        Units of work, which threads divide among themselves: blocks of query rows against one part
+        of their keys.
     threads : int
         Number of threads that would compute them.
     isa : str

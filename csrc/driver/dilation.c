@@ -122,7 +122,7 @@ static void split_pairs(classes *c, af_tensor *t, int64_t size)
     for (int64_t n = 0; n < batch_rows(c); n++) batch[n] = n % copies * g.heads * plane;
     *t = (af_tensor){.data = to, .batch = batch, .h = g.from.h ? plane : 0, .i = g.from.i ? c->Lk : 0, .j = 1};
     g.to = *t;
-    const af_work work = {.unit = gather_line, .context = &g, .count = copies * g.heads * g.rows, .chunk = 1};
+    const af_work work = {.unit = gather_line, .context = &g, .count = copies * g.heads * g.rows, .share = 1};
     const bool worth_threads = af_worth_threads(4 * (double)work.count * (double)c->Lk);
     const af_sink *sink = c->windows->sink;
     c->status = af_run_work(&work, sink->watch, af_threads_for(sink->run->threads, work.count, worth_threads));

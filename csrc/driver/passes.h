@@ -18,7 +18,7 @@ typedef struct af_pass {
     const af_call *call;
     const af_plan *plan;
     int64_t units, round; /* `round` units are one parallel loop; the next round begins when all of them are done */
-    int64_t chunk;        /* the most that a thread takes at a time */
+    int64_t share;        /* the most that a thread takes at a time */
     /* Partial results of attend, where rows are split over their keys. */
     char *partials;         /* [rows of a round's units][unit_blocks][splits] */
     _Atomic int *remaining; /* [rows of a round's units]: splits still to come */
@@ -47,7 +47,7 @@ int af_threads_for(int threads, int64_t units, bool worth_threads);
 int64_t af_memory_for(const af_run *run);
 
 /* The most units that a thread takes at a time, where all units are about `flops` together. */
-int64_t af_chunk_of(double flops, int64_t units);
+int64_t af_share_of(double flops, int64_t units);
 
 /* Whether so much work is worth more than the calling thread. */
 bool af_worth_threads(double flops);

@@ -33,7 +33,7 @@ af_status af_flush_queue(af_queue *queue)
     af_status status = AF_NO_MEMORY;
     if (scratch) {
         af_work work = {.unit = queued_unit, .context = queue, .count = units, .scratch = scratch};
-        work.chunk = af_chunk_of(queue->flops, units);
+        work.share = af_share_of(queue->flops, units);
         work.scratch_bytes = queue->scratch_bytes;
         status = af_run_work(&work, queue->watch, threads);
     }

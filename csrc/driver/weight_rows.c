@@ -9,7 +9,8 @@
 #include "plan/intervals.h"
 #include "runtime/dispatch.h"
 
-enum { PIECE = 512 };
+/* 16-bit weights that are widened at a time: a buffer of 2 KB on the stack. */
+enum { BUFFERED_WEIGHTS = 512 };
 
 /* Rows between two checks of signals. */
 enum { ROWS_A_CHECK = 1 << 16 };
@@ -72,7 +73,7 @@ static void clear_row(void *context, int64_t row, void *scratch)
 /* The sum of n weights from key j on. */
 static double sum_of(const af_call *call, const char *weights, int64_t j, int64_t n)
 {
-    float wide[PIECE];
+    float wide[BUFFERED_WEIGHTS];
     double sum = 0;
     if (call->dtype == AF_F64) {
         for (int64_t m = 0; m < n; m++) sum += ((const double *)weights)[j + m];
@@ -89,7 +90,7 @@ static double sum_of(const af_call *call, const char *weights, int64_t j, int64_
 
 static void scale_by(const af_call *call, char *weights, int64_t j, int64_t n, double factor)
 {
-    float wide[PIECE];
+    float wide[BUFFERED_WEIGHTS];
     if (call->dtype == AF_F64) {
         for (int64_t m = 0; m < n; m++) ((double *)weights)[j + m] *= factor;
     } else if (call->dtype == AF_F32) {
@@ -112,9 +113,11 @@ static void normalise_row(void *context, int64_t row, void *scratch)
     (void)scratch;
     if (!isfinite(r.lse) || is_exact(call, r.lse)) return;
     double sum = exp(r.sink - r.lse);
-    for (int64_t j = 0; j < call->Lk; j += PIECE) sum += sum_of(call, r.weights, j, af_min(PIECE, call->Lk - j));
+    for (int64_t j = 0; j < call->Lk; j += BUFFERED_WEIGHTS)
+        sum += sum_of(call, r.weights, j, af_min(BUFFERED_WEIGHTS, call->Lk - j));
     if (!isfinite(sum) || sum == 0) return;
-    for (int64_t j = 0; j < call->Lk; j += PIECE) scale_by(call, r.weights, j, af_min(PIECE, call->Lk - j), 1 / sum);
+    for (int64_t j = 0; j < call->Lk; j += BUFFERED_WEIGHTS)
+        scale_by(call, r.weights, j, af_min(BUFFERED_WEIGHTS, call->Lk - j), 1 / sum);
 }
 
 static af_status for_each_row(const af_call *call, void (*unit)(void *, int64_t, void *), const af_run *run,
@@ -122,7 +125,7 @@ static af_status for_each_row(const af_call *call, void (*unit)(void *, int64_t,
 {
     af_call rows = *call;
     const int64_t count = call->B * call->H * call->Lq;
-    const af_work work = {.unit = unit, .context = &rows, .count = count, .chunk = 1 + 4096 / (1 + call->Lk)};
+    const af_work work = {.unit = unit, .context = &rows, .count = count, .share = 1 + 4096 / (1 + call->Lk)};
     const bool worth_threads = af_worth_threads((double)count * (double)call->Lk);
     return af_run_work(&work, watch, af_threads_for(run->threads, count, worth_threads));
 }

@@ -7,7 +7,7 @@
 #include "runtime/dispatch.h"
 
 /* Elements that a thread converts at a time. */
-enum { CHUNK_ELEMENTS = 1 << 14 };
+enum { SHARE_ELEMENTS = 1 << 14 };
 
 /* Where memory comes from, and how loops run. */
 typedef struct means {
@@ -44,7 +44,7 @@ static void narrow_row(void *context, int64_t index, void *scratch)
 static af_status convert(conversion *c, void (*row)(void *, int64_t, void *), const means *m)
 {
     const int64_t count = c->B * c->H * c->rows;
-    const af_work work = {.unit = row, .context = c, .count = count, .chunk = 1 + CHUNK_ELEMENTS / (1 + c->width)};
+    const af_work work = {.unit = row, .context = c, .count = count, .share = 1 + SHARE_ELEMENTS / (1 + c->width)};
     const bool worth_threads = af_worth_threads((double)count * (double)c->width);
     return af_run_work(&work, m->watch, af_threads_for(m->run->threads, count, worth_threads));
 }

@@ -8,7 +8,8 @@
 #include "kernel/recompute.h"
 #include "plan/backward.h"
 
-/* dK and dV are summed in registers over so many rows, whose P and dS wait in the second-level cache. */
+/* dK and dV are summed in registers over so many rows, whose P and dS wait in the second-level cache: 96
+ * KiB of float32. Reasoned, not measured: two blocks of 48 lanes, and whole blocks with every instruction set. */
 enum { GROUP_ROWS = 96, GROUP_BLOCKS = GROUP_ROWS / AF_NR };
 /* Keys whose sums over the lanes are kept at a time: 32 KiB of vectors at most. */
 enum { TURN_KEYS = 32 };

@@ -14,6 +14,7 @@
 #include "kernel/score.h"
 #include "kernel/softmax.h"
 
+/* Twice the four rows that one pass over keys and values takes (decode_products.h). */
 enum { DECODE_ROWS = AF_NR < 8 ? AF_NR : 8 };
 
 static void decode_query(const af_call *call, const af_plan *plan, const query_block *block, real *query)

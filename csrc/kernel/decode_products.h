@@ -46,6 +46,7 @@ AF_INLINE void prefetch_page(elem_rows rows, int64_t width)
     __builtin_prefetch((const void *)((uintptr_t)rows.at + distance), 0, 2);
 }
 
+/* Reasoned, not measured: rows of 128 float32 are 4 KiB then, an eighth of the first-level cache. */
 enum { DECODE_PREFETCH_ROWS = 8 };
 
 /* Prefetches rows that are not contiguous: those DECODE_PREFETCH_ROWS after the first n of `left` rows. */
@@ -56,7 +57,9 @@ AF_INLINE void prefetch_apart(int n, int left, elem_rows rows, int64_t width)
         prefetch_row(rows.at + j * rows.ld, width, 0, true);
 }
 
-/* How many rows of keys or values stay in the first-level cache while they are read again: a divisor of 64. */
+/* How many rows of keys or values stay in the first-level cache while they are read again: a divisor of 64. 4 KiB,
+ * reasoned and not measured, are an eighth of the 32 KiB that most processors have; queries, weights and outputs take
+ * their part of it. */
 AF_INLINE int near_rows(int64_t width)
 {
     int n = 64;

@@ -54,7 +54,8 @@ static void block_importance(const af_call *call, const af_plan *plan, af_unit u
     }
 }
 
-/* The sums of this many blocks of rows are added up separately: a long sum of short sums rounds less. */
+/* The sums of this many blocks of rows are added up separately: a long sum of short sums rounds less. 65,536
+ * rows of float32 (AVX-512) make 22 sums of 192 terms each. */
 enum { SUMMED_BLOCKS = 64 };
 
 static void flush_sums(const scratch *s, int64_t n)

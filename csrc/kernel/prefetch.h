@@ -35,6 +35,8 @@ typedef struct prefetch {
     int64_t lanes, lanes_a_tile;
 } prefetch;
 
+/* Keys and values of more than NEAR_BYTES, the second-level cache, are prefetched by every unit: with 16 queries and
+ * 4096 keys x 128 that is 1 % faster on one thread and 9 % on two, long prefill is the same (Zen 4). */
 enum { LINE_ELEMS = 64 / sizeof(elem), NEAR_BYTES = 1 << 20 };
 
 AF_INLINE void prefetch_line(const elem *at, const int write)

@@ -48,8 +48,8 @@ static void work_alone(const region *s, int thread)
     char *scratch = w->scratch ? w->scratch + (size_t)thread * w->scratch_bytes : NULL;
     for (;;) {
         const int64_t left = w->count - atomic_load_explicit(s->next, memory_order_relaxed);
-        const int64_t share = s->threads > 1 ? left / (4 * s->threads) : left; /* so that threads end together */
-        const int64_t take = share < 1 ? 1 : share < w->chunk ? share : w->chunk;
+        const int64_t even = s->threads > 1 ? left / (4 * s->threads) : left; /* so that threads end together */
+        const int64_t take = even < 1 ? 1 : even < w->share ? even : w->share;
         const int64_t first = atomic_fetch_add_explicit(s->next, take, memory_order_relaxed);
         if (first >= w->count) return;
         const int64_t end = w->count - first < take ? w->count : first + take;

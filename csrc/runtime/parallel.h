@@ -7,7 +7,7 @@
 typedef struct af_work {
     void (*unit)(void *context, int64_t index, void *scratch);
     void *context;
-    int64_t count, chunk; /* units, and the most that a thread takes at a time */
+    int64_t count, share; /* units, and the most that a thread takes at a time */
     char *scratch;        /* scratch_bytes for each thread; or NULL */
     size_t scratch_bytes;
 } af_work;

@@ -338,7 +338,10 @@ def test_a_query_without_the_axis_of_lengths(rng):
 @pytest.mark.parametrize("row", [[1, 0, 0, 0, 0, 0], [0] * 6, np.ones((4, 6), np.uint8)], ids=str)
 def test_global_tokens_as_0_and_1_for_each_key(row):
     given = {**arguments("local_attention"), "global_tokens": row}
-    message = "global_tokens has 6 integers of 0 and 1 for 6 keys: write global_tokens != 0 if"
+    message = (
+        "global_tokens must be indices or bools, got 6 integers of 0 and 1 for 6 keys: "
+        "write global_tokens != 0 if"
+    )
     assert_refused("local_attention", ValueError, "global_tokens", message, given)
     given["global_tokens"] = np.asarray(row) != 0
     attnfast.local_attention(**given)

@@ -29,7 +29,7 @@ from c_library import DTYPES, Library, Patch, find, variants
 
 SMALL = [
     Patch("driver/passes.c", "PARALLEL_FLOPS = 4e6;", "PARALLEL_FLOPS = 0;"),
-    Patch("driver/passes.c", "CHUNK_FLOPS = 2e7,", "CHUNK_FLOPS = 1e4,"),
+    Patch("driver/passes.c", "SHARE_FLOPS = 2e7,", "SHARE_FLOPS = 1e4,"),
     Patch(
         "driver/passes.c", "PARTIAL_BYTES = (size_t)1 << 20;", "PARTIAL_BYTES = (size_t)1 << 12;"
     ),
