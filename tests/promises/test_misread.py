@@ -320,7 +320,7 @@ def test_batch_axes_that_do_not_fit(name, rng):
 def test_a_query_without_the_axis_of_lengths(rng):
     q, k, v = qkv(rng, 6, 6, heads=4, batch=(3,))
     with pytest.raises(
-        ValueError, match=r"^key has 4 heads, .* query: .*write query\[\.\.\., None,"
+        ValueError, match=r"^key must .* 3 heads of query, got 4: .*write query\[\.\.\., None,"
     ):
         attnfast.attention(q[:, :, -1], k, v)
     square = [x[[0, 1, 2, 0]] for x in (q, k, v)]
@@ -360,7 +360,7 @@ SIGMA = [
     (0, np.arange(6.0), None, "write a sigma above 0 for local-p"),
     (None, np.arange(6.0), None, "write a sigma above 0 for local-p"),
     ((3, -1), np.arange(6.0), None, "write a sigma above 0 for local-p"),
-    (2, None, 1.0, "got no centers: leave sigma out"),
+    (2, None, 1.0, "must be None without centers, got 1.0: leave sigma out"),
 ]
 
 

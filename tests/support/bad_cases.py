@@ -190,7 +190,12 @@ VALUE_ERRORS = [
 MORE = [
     (TypeError, "mask", np.ma.masked_array(np.ones((3, 5), bool)), "mask is a masked array"),
     (TypeError, "bias", np.ma.masked_array(np.zeros((3, 5))), "bias is a masked array"),
-    (ValueError, "mask", BlockMask(np.ones((2, 2), bool), 2), r"mask.*\(2, 2\).*\(2, 3\)"),
+    (
+        ValueError,
+        "mask",
+        BlockMask(np.ones((2, 2), bool), 2),
+        r"^mask must have \(2, 3\) blocks.*got \(2, 2\)$",
+    ),
     (ValueError, "mask", BlockMask(np.ones((3, 2, 3), bool), 2), r"mask.*\(3, 2, 3\).*\(2, 4"),
     (TypeError, "bias", BlockMask(np.ones((2, 3), bool), 2), "bias"),
     (TypeError, "out", np.ma.masked_array(RESULTS["out"]), "out must.*masked array"),
