@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 MaskKind = Literal["none", "keypad", "dense", "bias"]
+BACKWARD = "backward"  # kind of a step of training: only that call is timed
 COLD_BYTES = 256 * 2**20
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -29,6 +30,8 @@ class Case:
         ``(Lq, Lk)``, `bias` a random float bias ``(1, H, Lq, Lk)``.
     window : tuple of int, optional
         Inclusive ``(left, right)`` bounds beyond the query's own position.
+    softcap : float, optional
+        Scores are bent to ``softcap * tanh(score / softcap)``.
     at_end : bool
         The last query stands at the last key (``q_offset="end"``) instead of query 0 at key 0.
     cold : bool
@@ -53,6 +56,7 @@ class Case:
     function: str = "attention"
     kind: str = ""
     number: int = 0
+    softcap: float | None = None
 
     @property
     def series(self) -> str:
@@ -77,12 +81,14 @@ class Case:
 
     @property
     def mask_text(self) -> str:
-        """What hides keys apart from the window, in words for a table."""
+        """What there is beside shape and window, in words for a table."""
         words = [f"{self.kind} {self.number}" if self.number else self.kind] if self.kind else []
         if self.mask != "none":
             words.append(self.mask)
         if self.causal:
             words.append("causal, end" if self.at_end else "causal")
+        if self.softcap is not None:
+            words.append(f"softcap {self.softcap:g}")
         return " + ".join(words) or "-"
 
     @property

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from .case import Case, few_case, self_case
 from .family import family_cases
+from .training import training_cases, training_sweep
 
 
 def _grid() -> tuple[Case, ...]:
@@ -96,6 +97,7 @@ def _sweep() -> tuple[Case, ...]:
         *(self_case("sweep_full", f"1x8x{n}x64") for n in lengths),
         *(self_case("sweep_causal", f"1x8x{n}x64", causal=True) for n in lengths),
         *(self_case("sweep_window256", f"1x8x{n}x64", window=(256, 256)) for n in far),
+        *training_sweep(),
     )
 
 
@@ -108,6 +110,7 @@ GROUPS: dict[str, tuple[Case, ...]] = {
     "sweep": _sweep(),
     "half": _half(),
     "family": family_cases(),
+    "train": training_cases(),
 }
 
 # What `--quick` runs, in this order: one of each kind first, in case its time runs out.

@@ -138,7 +138,8 @@ def _cases(options: argparse.Namespace) -> list[Case]:
 
 def _sides(options: argparse.Namespace, cases: list[Case]) -> list[Settings]:
     """Settings of the run; for a figure those on one thread first."""
-    others = (PLAIN, *yardsticks_of(cases), *chosen_peers(options.peers))
+    yardsticks = () if options.plot else yardsticks_of(cases)
+    others = (PLAIN, *yardsticks, *chosen_peers(options.peers))
     settings = settings_of(options, others, rounds=3 if options.quick or options.plot else 5)
     if options.quick:
         time_limit = min(QUICK_SECONDS, settings.time_limit)

@@ -149,6 +149,8 @@ def exact_rows(
         value = inputs.values[0][b, h // group].astype(dtype)
         query = inputs.query[b, h, rows].astype(dtype)
         scores = query @ key.T * dtype(1 / math.sqrt(case.head_dim))
+        if case.softcap is not None:
+            scores = dtype(case.softcap) * np.tanh(scores / dtype(case.softcap))
         if inputs.bias is not None:
             scores += inputs.bias[0, h, rows]
         seen = (keys >= first[rows, None]) & (keys < stop[rows, None])

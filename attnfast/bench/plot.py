@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .case import Case
-from .peers import OWN, PLAIN
+from .peers import OWN, PLAIN, YARDSTICKS
 from .results import CaseResult, Report
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ PANELS = {
     "sweep_full": "full",
     "sweep_causal": "causal",
     "sweep_window256": "window ±256",
+    "sweep_train": "forward + backward",
 }
 TIMED = "sweep_window256"
 
@@ -76,7 +77,7 @@ def draw(report: Report, path: Path) -> None:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     panels = _panels(report)
-    names = [name for name in report.contestants if _has_line(report, name)]
+    names = [name for name in _shown(report) if _has_line(report, name)]
     in_line = len(panels) + 1
     below = FOOTER + LEGEND * math.ceil(len(names) / in_line)
     width, height = WIDTH * max(2, len(panels)), HEIGHT * len(report.runs) + TOP + below
@@ -101,6 +102,11 @@ def draw(report: Report, path: Path) -> None:
         )
         _add_words(figure, report)
         figure.savefig(path, dpi=160)
+
+
+def _shown(run: Report) -> list[str]:
+    """Contestants that a figure shows."""
+    return [name for name in run.contestants if name not in YARDSTICKS]
 
 
 def _panels(report: Report) -> list[tuple[str, bool]]:
@@ -135,7 +141,7 @@ def peak_of(run: Report) -> float:
 
 def _draw_speeds(axis: Axes, run: Report, series: str) -> None:
     peak = peak_of(run)
-    for name in run.contestants:
+    for name in _shown(run):
         results = line_of(run, series, name)
         speeds = [(result.speed(name) or 0.0) / 1e9 for result in results]
         _draw_line(axis, name, [result.case.q_len for result in results], speeds)
@@ -155,7 +161,7 @@ def _draw_speeds(axis: Axes, run: Report, series: str) -> None:
 
 
 def _draw_times(axis: Axes, run: Report, series: str) -> None:
-    for name in run.contestants:
+    for name in _shown(run):
         results = line_of(run, series, name)
         times = [1e3 * (result.entries[name].median or 0.0) for result in results]
         _draw_line(axis, name, [result.case.q_len for result in results], times)

@@ -18,7 +18,7 @@ from attnfast.bench.compare import compare
 from attnfast.bench.functions import FUNCTIONS, function_of
 from attnfast.bench.functions.attention import call_options
 from attnfast.bench.functions.local import dense_mask
-from attnfast.bench.peers import CONTESTANTS, PEERS, Prepared
+from attnfast.bench.peers import CONTESTANTS, PEERS, TRAINING, Prepared
 from attnfast.bench.progress import Lines
 from attnfast.bench.report import columns, header_lines, row, total_lines
 from attnfast.bench.results import Report
@@ -231,14 +231,15 @@ def test_wrong_answers_get_no_time(case, spoil):
 
 def test_the_group_has_every_function_and_is_no_part_of_a_run_without_names():
     family = GROUPS["family"]
-    assert {case.function for case in family} == set(FUNCTIONS) - {"attention"}
+    assert {case.function for case in family} == set(FUNCTIONS) - {"attention"} - TRAINING
     assert {case.function for case in select(None)} == {"attention"}
     assert select(["family,tiny_1x12x16x64"])[1:] == list(family)
     assert all(set(function_of(case).yardsticks(case)) <= set(CONTESTANTS) for case in family)
 
 
 def test_only_who_has_a_function_is_asked_for_it():
-    assert {n for n in PEERS if CONTESTANTS[n].functions != {"attention"}} == {"torch"}
+    others = {name: CONTESTANTS[name].functions - TRAINING for name in PEERS}
+    assert {name for name in PEERS if others[name] != {"attention"}} == {"torch"}
 
 
 def test_who_does_not_have_a_function_says_so(monkeypatch):

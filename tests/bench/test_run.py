@@ -50,6 +50,7 @@ SMALL = [
     Case("dense", 2, 2, 2, 40, 40, 4, 4, mask="dense"),
     Case("dense causal", 2, 2, 2, 40, 40, 4, 4, mask="dense", causal=True),
     Case("bias", 2, 2, 2, 5, 7, 4, 4, mask="bias"),
+    Case("softcap", 2, 2, 2, 5, 7, 4, 4, softcap=1.5, causal=True, at_end=True),
     Case("float64", 1, 2, 2, 5, 7, 4, 4, dtype="float64"),
     Case("float16", 1, 4, 2, 5, 7, 4, 4, dtype="float16"),
     Case("bfloat16", 1, 2, 2, 5, 7, 4, 4, dtype="bfloat16", mask="bias"),
@@ -146,7 +147,7 @@ def test_select_takes_globs_and_lists_and_names_what_is_unknown():
         select(["tiny_*,nothing_like_it"])
 
 
-@pytest.mark.parametrize("group", ["shape", "sweep", "half", "family"])
+@pytest.mark.parametrize("group", ["shape", "sweep", "half", "family", "train"])
 def test_groups_beyond_the_first_are_chosen_by_their_name(group):
     assert select([f"{group}_*"]) == select([group]) == list(GROUPS[group])
     assert not set(GROUPS[group]) & set(select(None))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from attnfast.bench.case import Case
+from attnfast.bench.case import BACKWARD, Case
 from attnfast.bench.inputs import position_mask
 from attnfast.bench.worker import Worker
 
@@ -36,6 +36,29 @@ FAMILY = [
     Case("packed", 2, 3, 3, 30, 30, 8, 6, function="attention_varlen", number=3),
 ]
 FAMILY += [replace(case, name=f"{case.name}_causal", causal=True) for case in FAMILY[-3:]]
+
+TRAINING = {"function": "training"}
+STEPS = {
+    ("sdpa",): [
+        Case("plain", 2, 3, 3, 12, 20, 8, 6, **TRAINING),
+        Case("causal", 2, 3, 3, 20, 20, 8, 6, causal=True, **TRAINING),
+        Case("padding", 3, 2, 2, 6, 12, 4, 4, mask="keypad", **TRAINING),
+        Case("float64", 1, 2, 2, 5, 7, 4, 4, dtype="float64", **TRAINING),
+    ],
+    ("sdpa", "sdpa, keys repeated"): [
+        Case("grouped", 2, 4, 2, 20, 20, 8, 8, causal=True, **TRAINING),
+        Case("at_end", 2, 4, 2, 7, 20, 8, 8, causal=True, at_end=True, **TRAINING),
+    ],
+    ("sdpa", "tensors"): [
+        Case("window", 1, 2, 2, 40, 40, 8, 8, window=(5, 3), **TRAINING),
+        Case("bias", 2, 2, 2, 5, 7, 4, 4, mask="bias", **TRAINING),
+    ],
+    ("tensors",): [
+        Case("softcap", 2, 4, 2, 20, 20, 8, 6, softcap=2.0, causal=True, **TRAINING),
+        Case("softcap_and_bias", 2, 2, 2, 9, 9, 8, 6, softcap=2.0, mask="bias", **TRAINING),
+    ],
+}
+STEPS = [(case, ways) for ways, several in STEPS.items() for case in several]
 
 
 @pytest.fixture
@@ -85,6 +108,15 @@ def test_the_family_in_tensors_is_right(case, worker):
     worker.load(case, 1)
     found = worker.prepare(worker.truth())
     assert [trial.right for trial in found] == [True], found
+
+
+@pytest.mark.parametrize("kind", ["", BACKWARD])
+@pytest.mark.parametrize(("case", "ways"), STEPS, ids=[case.name for case, _ in STEPS])
+def test_steps_of_training_are_right(case, ways, kind, worker):
+    worker.load(replace(case, kind=kind), 1)
+    found = worker.prepare(worker.truth())
+    assert {trial.variant for trial in found} == set(ways)
+    assert all(trial.right for trial in found), found
 
 
 def test_torch_has_no_factor_after_the_softmax(worker):

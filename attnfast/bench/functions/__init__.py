@@ -12,6 +12,7 @@ from .attention import Attention
 from .block_mask import Blocks
 from .explain import Importance, TopK
 from .local import Local
+from .training import AdditiveTraining, Training
 from .varlen import Packed
 
 __all__ = ["FUNCTIONS", "Attention", "function_of"]
@@ -24,6 +25,8 @@ FUNCTIONS: dict[str, Attention] = {
     "attention_topk": TopK(),
     "key_importance": Importance(),
     "attention_varlen": Packed(),
+    "training": Training(),
+    "additive_training": AdditiveTraining(),
 }
 
 

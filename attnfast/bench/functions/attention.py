@@ -26,6 +26,7 @@ from ..inputs import (
 
 # Yardsticks: other calls of attnfast, timed for comparison beside NumPy.
 FULL, LOOP = "attention", "loop"  # of the family
+FORWARD = "forward"  # of steps of training
 SINGLE = "float32"  # of 16-bit arrays
 
 Calls = Sequence[Callable[[], Any]]
@@ -103,6 +104,8 @@ def call_options(case: Case, inputs: Inputs) -> dict[str, Any]:
         options["is_causal"] = True
     if case.window is not None:
         options["window_size"] = case.window
+    if case.softcap is not None:
+        options["softcap"] = case.softcap
     if case.at_end:
         options["q_offset"] = "end"
     return options

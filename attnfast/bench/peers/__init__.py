@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from ..case import Case
 from ..functions import FUNCTIONS
-from ..functions.attention import FULL, LOOP, SINGLE
+from ..functions.attention import FORWARD, FULL, LOOP, SINGLE
 from ..inputs import Inputs
 
 OWN, PLAIN = "attnfast", "numpy"
@@ -58,6 +58,7 @@ class Entry:
 
 
 ALL = frozenset(FUNCTIONS)
+TRAINING = frozenset({"training", "additive_training"})
 
 CONTESTANTS: dict[str, Entry] = {
     OWN: Entry("own", "Attnfast", (), 1, ALL),
@@ -65,12 +66,13 @@ CONTESTANTS: dict[str, Entry] = {
     FULL: Entry("yardsticks", "Full", (), 2, ALL),
     LOOP: Entry("yardsticks", "Loop", (), 1, ALL),
     SINGLE: Entry("yardsticks", "Full", (), 2),
+    FORWARD: Entry("yardsticks", "Full", (), 1, TRAINING),
     "torch": Entry("torch_peer", "Torch", ("torch",), 1, ALL),
     "onnxruntime": Entry("onnxruntime_peer", "OnnxRuntime", ("onnxruntime", "onnx"), 2),
     "openvino": Entry("openvino_peer", "OpenVino", ("openvino",), 2),
-    "jax": Entry("jax_peer", "Jax", ("jax", "jaxlib"), 2),
+    "jax": Entry("jax_peer", "Jax", ("jax", "jaxlib"), 2, frozenset({"attention", "training"})),
 }
-YARDSTICKS: tuple[str, ...] = (FULL, LOOP, SINGLE)  # attnfast too, called otherwise
+YARDSTICKS: tuple[str, ...] = (FULL, LOOP, SINGLE, FORWARD)  # attnfast too, called otherwise
 HOUSE: tuple[str, ...] = (OWN, PLAIN, *YARDSTICKS)  # what needs no other library
 PEERS: tuple[str, ...] = tuple(name for name in CONTESTANTS if name not in HOUSE)
 

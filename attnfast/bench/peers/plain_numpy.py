@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from ..case import Case
+from ..case import BACKWARD, Case
 from ..functions.attention import Calls
 from ..functions.local import dense_mask, gaussian_factor
+from ..functions.training import GRADIENT
 from ..functions.varlen import sequences
 from ..inputs import Inputs, full_mask
 from ..machine import require_memory
-from . import Prepared
+from . import TRAINING, Prepared, plain_gradients
 from .plain_math import (
     plain_additive,
     plain_attention,
@@ -24,7 +26,7 @@ from .plain_math import (
     plain_varlen,
 )
 
-MOST_BYTES = 5e9  # two arrays of scores live at once; above this a user would not run it
+MOST_BYTES = 5e9  # of the arrays of scores that live at once; above this a user would not run it
 
 
 class PlainNumpy:
@@ -39,8 +41,9 @@ class PlainNumpy:
         Refuses scores that would not fit a desktop's memory. Masks are made before, so that they
         are not timed.
         """
-        tangents = case.head_dim if case.function == "additive_attention" else 1
-        require_memory(2 * case.score_bytes * tangents, "the scores", MOST_BYTES)
+        arrays = 4 if case.function in TRAINING else 2
+        arrays *= case.head_dim if case.function.startswith("additive") else 1
+        require_memory(arrays * case.score_bytes, "the scores", MOST_BYTES)
         ways = _topk(case, inputs) if case.kind == "top" else {"plain": _calls(case, inputs)}
         return {name: partial(_prepared, calls) for name, calls in ways.items()}
 
@@ -67,6 +70,8 @@ def _calls(case: Case, inputs: Inputs) -> Calls:
             partial(attend, inputs.query, key, value, mask, inputs.bias)
             for key, value in zip(inputs.keys, inputs.values, strict=True)
         ]
+    if case.function in TRAINING:
+        return [_step(case, inputs)]
     query, key, value = inputs.query, inputs.keys[0], inputs.values[0]
     if case.function == "local_attention":
         mask, factor = dense_mask(case, inputs), gaussian_factor(case, inputs)
@@ -79,3 +84,35 @@ def _calls(case: Case, inputs: Inputs) -> Calls:
     if case.function == "key_importance":
         return [partial(plain_importance, query, key, full_mask(case, inputs))]
     return [partial(plain_varlen, sequences(inputs), case.causal)]
+
+
+def _step(case: Case, inputs: Inputs) -> Callable[[], tuple[Any, ...]]:
+    """Forward and backward, or the latter alone."""
+    forward, backward = _halves(case, inputs)
+    if case.kind == BACKWARD:
+        return partial(backward, *forward())
+
+    def step() -> tuple[Any, ...]:
+        output, *kept = forward()
+        return output, *backward(output, *kept)
+
+    return step
+
+
+def _halves(
+    case: Case, inputs: Inputs
+) -> tuple[Callable[[], tuple[Any, ...]], Callable[..., tuple[Any, ...]]]:
+    """The forward call, and the backward one that takes what the forward one returns."""
+    arrays = inputs.query, inputs.keys[0], inputs.values[0]
+    gradient = inputs.extra[GRADIENT]
+    if case.function == "additive_training":
+        weight = inputs.extra["score_weight"]
+        return (
+            partial(plain_gradients.forward_additive, *arrays, weight),
+            partial(plain_gradients.backward_additive, gradient, arrays[2], weight),
+        )
+    mask, bias = full_mask(case, inputs), inputs.bias
+    return (
+        partial(plain_gradients.forward, *arrays, mask, bias, case.softcap),
+        partial(plain_gradients.backward, gradient, *arrays, with_bias=bias is not None),
+    )

@@ -58,7 +58,7 @@ def _prepare_tensors(case: Case, inputs: Inputs) -> Prepared:
     if case.function == "additive_attention":
         require_memory(2 * case.score_bytes * case.head_dim, "the tangents", MOST_BYTES)
         weight = torch.from_numpy(inputs.extra["score_weight"])
-        return _prepared(partial(_additive, query, key, value, weight))
+        return _prepared(partial(additive, query, key, value, weight))
     require_memory(2 * case.score_bytes, "the scores", MOST_BYTES)
     mask = full_mask(case, inputs)
     hidden = None if mask is None else torch.from_numpy(~mask)
@@ -68,7 +68,8 @@ def _prepare_tensors(case: Case, inputs: Inputs) -> Prepared:
     return Prepared([lambda: weights().topk(case.number)], _found)
 
 
-def _additive(query: Any, key: Any, value: Any, weight: Any) -> Any:
+def additive(query: Any, key: Any, value: Any, weight: Any) -> Any:
+    """The formula of additive attention in tensors."""
     scores = torch.tanh(query[..., :, None, :] + key[..., None, :, :]) @ weight
     return scores.softmax(dim=-1) @ value
 

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from ..case import Case
 from ..inputs import Inputs, full_mask
 from ..machine import require_memory
-from . import FLEX, Prepared
+from . import FLEX, TRAINING, Prepared
 from .torch_family import family_variants
+from .torch_training import training_variants
 
 MASK_PAIRS = 2**26  # (Lq, Lk) pairs up to which the block mask is made without compiling that too
 
@@ -34,6 +35,8 @@ class Torch:
 
     def variants(self, case: Case, inputs: Inputs) -> dict[str, Callable[[], Prepared]]:
         """The usual function, and FlexAttention where position hides keys and nothing else does."""
+        if case.function in TRAINING:
+            return training_variants(case, inputs)
         if case.function != "attention":
             return family_variants(case, inputs)
         variants: dict[str, Callable[[], Prepared]]

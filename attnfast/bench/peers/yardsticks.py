@@ -1,4 +1,4 @@
-"""What a case is measured by beside NumPy: `attention`, called otherwise or in float32.
+"""What a case is measured by beside NumPy: `attention` otherwise or in float32, a forward call.
 
 Their cases are those that the function names (`functions.Attention.yardsticks`).
 """
@@ -24,7 +24,7 @@ Sequences = Sequence[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
 
 
 class Full:
-    """Attention of the same shape; of packed sequences, over the padded batch with lengths."""
+    """The call that the case names; of packed sequences, over the padded batch with lengths."""
 
     def __init__(self, threads: int) -> None:
         attnfast.set_num_threads(threads)
@@ -35,7 +35,7 @@ class Full:
         if case.function == "attention_varlen":
             return {"padded": partial(_prepare_padded, case, inputs)}
         calls = function_of(case).calls(case, inputs)
-        return {"attention": lambda: Prepared(calls, lambda result: result)}
+        return {case.function: lambda: Prepared(calls, lambda result: result)}
 
 
 class Loop(Full):
