@@ -42,6 +42,8 @@ COMMANDS: dict[str, tuple[str, float]] = {
     "half": ("python bench/targets.py --cases half --peers none", 3),
     "shapes": ("python bench/targets.py --cases shape --peers none", 2),
     "family": ("python bench/targets.py --cases family --peers torch", 12),
+    "training": ("python bench/targets.py --cases train --peers torch,jax", 6),
+    "training_avx2": ("python bench/targets.py --cases train --peers none --isa avx2", 2),
     "growth": (f"attnfast bench --rounds 2 --plot {PICTURE}", 8),
     "loops": ("python bench/naive.py", 0.3),
 }
@@ -89,7 +91,7 @@ def list_figures() -> None:
     for name, (command, minutes) in COMMANDS.items():
         path = tables.FOLDER / f"{name}.json"
         date = stored_date(json.loads(path.read_text())) if path.exists() else "not measured"
-        print(f"{name:8} {minutes:4g} min  {date:12}  {command}")
+        print(f"{name:13} {minutes:4g} min  {date:12}  {command}")
 
 
 def stored_date(data: dict[str, Any]) -> str:

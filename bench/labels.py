@@ -44,6 +44,13 @@ WORDS = {
     "shape_float64": "full, float64",
     "shape_float64_causal": "causal, float64",
     "tiny": "full",
+    "train": "full",
+    "train_backward_window256": "window of 256 either side, backward alone",
+    "train_bias": "dense bias, with its gradient",
+    "train_causal": "causal",
+    "train_keypad": "padded keys",
+    "train_softcap": "softcap of 30",
+    "train_window256": "window of 256 either side",
     "window256": "window of 256 either side",
 }
 

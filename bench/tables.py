@@ -234,6 +234,20 @@ def family_costs(data: Data) -> Rows:
     return rows
 
 
+def training_costs(data: Data) -> Rows:
+    """Steps of training: speed on each number of threads, and beside the other libraries."""
+    most = max(data["threads"])
+    rows = [[*LABEL, "target", *threads_heads(data), "in forward calls"]]
+    rows[0] += ["NumPy", "PyTorch", "JAX"]
+    for case in found(data):
+        cells = [figure(case.row(threads)) for threads in data["threads"]]
+        forward = case.row(most, "forward")
+        cells.append(f"{1 / forward['times']:.1f}" if forward else "")
+        cells += [times(case.row(most, name)) for name in ("numpy", "torch", "jax")]
+        rows.append([*label(case.case), case.target(), *cells])
+    return rows
+
+
 def speed(row: Data) -> str:
     """Work a second."""
     return f"{row['speed']:.3g} {row['unit']}" if "speed" in row else ""
@@ -275,4 +289,6 @@ TABLES: dict[str, tuple[str, Callable[[Data], Rows]]] = {
     "loops": ("loops", plain_loops),
     "shapes": ("shapes", against_targets),
     "threads": ("threads", modelled),
+    "training": ("training", training_costs),
+    "training_avx2": ("training_avx2", against_targets),
 }

@@ -36,6 +36,12 @@ PEAK: dict[str, Values] = {
     "bias_8x12x512x64": (84, 76),
     **{f"window256_1x8x{length}x64": (82, 76) for length in (4096, 16384, 65536)},
     **{f"causalwindow256_1x8x{length}x64": (76, 70) for length in (4096, 16384, 65536)},
+    # Forward and backward; of the window, the backward call alone.
+    "train_8x12x128x64": (66, 60),
+    "train_1x12x512x64": (80, 76),
+    "train_1x8x2048x64": (84, 80),
+    "train_causal_1x8x2048x64": (80, 75),
+    "train_backward_window256_1x8x4096x64": (72, 66),
 }
 
 # Percent of the bandwidth of reading memory.

@@ -39,7 +39,7 @@ from attnfast.bench.results import CaseResult, Report
 from attnfast.bench.runner import Settings
 from target_values import Target, target_of
 
-JUDGED = ["grid", "half"]  # groups of cases that are measured without --cases
+JUDGED = ["grid", "half", "train"]  # groups of cases that are measured without --cases
 
 REACHED = "✓"
 MISSING = "-"

@@ -1,4 +1,4 @@
-"""The attention family over the cases of `attnfast bench --cases family`, for pytest-benchmark.
+"""The family and training over the cases of `attnfast bench`, for pytest-benchmark.
 
 `pytest bench/test_family.py` runs the shorter cases, `--grid` all of them; options as for
 `test_cases.py`.
@@ -14,7 +14,8 @@ SHORT = 4096  # queries
 
 def pytest_generate_tests(metafunc):
     grid = metafunc.config.getoption("grid")
-    cases = [case for case in GROUPS["family"] if grid or case.q_len <= SHORT]
+    known = *GROUPS["family"], *GROUPS["train"]
+    cases = [case for case in known if grid or case.q_len <= SHORT]
     metafunc.parametrize("case", cases, ids=lambda case: case.name)
 
 

@@ -66,6 +66,16 @@ def test_cases_of_one_build_only_are_left_out(builds):
     assert code == 0 and "left out: tiny_1x12x16x64: old has no such case" in text, text
 
 
+def test_cases_of_a_function_that_one_build_lacks_are_left_out(builds, tmp_path):
+    step = "train_8x12x128x64"
+    without = copy_build(tmp_path / "without", "del attention_backward")
+    code, text = compare(without, builds[0], "--cases", f"{step},{CASE}")
+    assert code in (0, 1) and text.count(f"\n{CASE} ") == 1, text
+    assert f"left out: {step}: old: AttributeError" in text and "attention_backward" in text
+    code, text = compare(*builds[:2], "--cases", step)
+    assert text.count(f"\n{step} ") == 1 and "left out" not in text, text
+
+
 def test_list_and_refusals(builds, tmp_path):
     code, text = compare(*builds[:2], "--list")
     assert code == 0 and CASE in text.splitlines() and "family_blocks_bigbird" in text

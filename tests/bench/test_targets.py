@@ -45,9 +45,9 @@ def run():
     return report
 
 
-def test_every_target_has_a_case_of_the_grid():
-    grid = {case.name: case for case in CASES}
-    assert len(set(NAMES)) == len(NAMES) and set(NAMES) <= set(grid)
+def test_every_target_has_a_case_of_the_grid_or_of_training():
+    known = {case.name for case in (*CASES, *GROUPS["train"])}
+    assert len(set(NAMES)) == len(NAMES) and set(NAMES) <= known
     assert set(values.BANDWIDTH) == {case.name for case in CASES if case.cold}
     shares = [*values.PEAK.values(), *values.BANDWIDTH.values()]
     assert all(0 < value < 100 for both in shares for value in both)
@@ -63,6 +63,8 @@ def test_targets_are_set_for_avx512_and_for_all_others():
     assert str(values.target_of("full_1x32x2048x128", "avx2")) == "88 % peak"
     assert str(values.target_of("decode_b1_32kv8_1024x128", "avx2")) == "88 % memory"
     assert str(values.target_of("tiny_1x1x1x64_k16", "neon")) == "2.5 us"
+    assert str(values.target_of("train_1x8x2048x64", "avx512")) == "84 % peak"
+    assert str(values.target_of("train_backward_window256_1x8x4096x64", "avx2")) == "66 % peak"
     assert values.target_of("full_32x12x128x64", "avx512") is None
 
 

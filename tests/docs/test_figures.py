@@ -92,3 +92,14 @@ def test_what_is_not_measured_says_how(folder):
     assert tables.render("half") == "*Not measured yet: `python bench/figures.py half`.*\n"
     with pytest.raises(ValueError, match=r"figures: nonsense -->: must be one of alone, avx2"):
         tables.render("nonsense")
+
+
+def test_training_shows_each_library_and_the_forward_call(folder):
+    name = "train_1x12x512x64"
+    contestants = {"attnfast": "1", "numpy": "2", "forward": "1", "torch": "3", "jax": "4"}
+    slower = {"numpy": 0.15, "forward": 0.028, "torch": 0.2, "jax": 0.5}
+    result = result_of(name, 100.0, contestants, attnfast=0.1, **slower)
+    figures.keep("training", report_of([result], 1, 100.0, contestants))
+    head, _, row = tables.render("training").splitlines()[:3]
+    assert head.endswith("| target | 1 thread | in forward calls | NumPy | PyTorch | JAX |")
+    assert row == "| full | 1 x 12 x 512 x 64 | 80 % | 28 % | 3.6 | 1.5 x | 2.0 x | 5.0 x |"
