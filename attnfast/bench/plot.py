@@ -45,7 +45,7 @@ NAMES = {
     "jax": "JAX",
 }
 INK, FAINT = "#262626", "#d9d9d9"
-WIDTH, HEIGHT = 2.8, 2.7  # inches of a panel: four are still legible on the width of a page
+WIDTH, HEIGHT = 2.8, 2.7  # inches of a panel: five are still legible on the width of a page
 TOP, FOOTER, LEGEND = 0.45, 0.3, 0.24  # inches for the title, the footer, a line of the legend
 
 
@@ -112,8 +112,8 @@ def _shown(run: Report) -> list[str]:
 def _panels(report: Report) -> list[tuple[str, bool]]:
     """Series and whether times are shown, of what the run has."""
     found = {result.case.series for result in report.results}
-    panels = [(series, False) for series in PANELS if series in found]
-    return [*panels, (TIMED, True)] if TIMED in found else panels
+    shown = [series for series in PANELS if series in found]
+    return [(s, timed) for s in shown for timed in ([False, True] if s == TIMED else [False])]
 
 
 def _title(run: Report, series: str, timed: bool) -> str:

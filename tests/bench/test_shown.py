@@ -11,7 +11,7 @@ from attnfast.bench.plot import draw, line_of
 from attnfast.bench.processes import WorkerFailed
 from attnfast.bench.progress import Lines
 from attnfast.bench.report import header_lines
-from attnfast.bench.results import Report
+from attnfast.bench.results import Entry, Report
 from attnfast.bench.turns import run_cases
 from attnfast.cli import main
 from support.runs import report_of, result_of, seconds_at
@@ -106,7 +106,7 @@ def test_only_a_figure_has_a_side_on_one_thread():
         options = argparse.ArgumentParser()
         command.add_arguments(options)
         options = options.parse_args([*arguments, "--peers", "none"])
-        return command._sides(options, select(["sweep_full_1x8x128x64"]))
+        return command._sides(options, select(["sweep_full_1x8x128x64,sweep_train_1x8x128x64"]))
 
     assert [side.threads for side in sides("--threads", "4")] == [4]
     assert [side.threads for side in sides("--threads", "1", "--plot", "a.png")] == [1]
@@ -159,6 +159,20 @@ def test_a_figure_is_drawn_from_a_stored_run(suffix, swept, tmp_path):
             assert word in text
         for word in ("FMA peak 100 GFLOP/s", "FMA peak 200 GFLOP/s", "causal, 2 threads"):
             assert word in text
+        assert "forward + backward, 1 thread" in text
+
+
+def test_a_figure_is_of_libraries_not_of_yardsticks(swept, tmp_path):
+    pytest.importorskip("matplotlib")
+    results = [result for result in swept.results if result.case.series == "sweep_train"]
+    for result in results:
+        time = result.entries["attnfast"].median / 4
+        result.entries["forward"] = Entry("forward", "attention", [time], [time])
+    contestants = {**swept.contestants, "forward": "1.2"}
+    run = replace(swept, results=results, one_thread=None, contestants=contestants)
+    draw(run, tmp_path / "figure.svg")
+    text = (tmp_path / "figure.svg").read_text()
+    assert "PyTorch 3" in text and "forward 1.2" not in text
 
 
 def test_a_figure_of_one_number_of_threads_and_one_sweep(swept, tmp_path):
