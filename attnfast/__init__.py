@@ -15,6 +15,7 @@ Attention:
 - `merge_attention`: joins results over parts of the keys
 - `attention_backward`, `additive_attention_backward`, `attention_varlen_backward`,
   `merge_attention_backward`: gradients
+- `vjp`: a call and its gradients in one: returns the result and a function for its gradients
 - `BlockMask`: a block-sparse pattern for ``mask=``
 
 Weights and cost:
@@ -53,6 +54,7 @@ from .gradient import AttentionGradients, attention_backward
 from .local import local_attention
 from .merge import MergeGradients, merge_attention, merge_attention_backward
 from .planning import plan
+from .pullback import vjp
 from .result import AttentionResult, AttentionTopK, Plan
 from .varlen import attention_varlen, attention_varlen_backward
 
@@ -90,6 +92,7 @@ __all__ = [
     "plan",
     "set_num_threads",
     "show_config",
+    "vjp",
 ]
 _MODULES = ("layers", "plot", "reference")
 

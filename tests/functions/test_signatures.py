@@ -122,7 +122,7 @@ def test_advice_names_arguments_that_the_function_has(form, keyword):
     arguments = FUNCTIONS[form]
     if keyword in parameters_of(function):
         return
-    meant = "attention" if function == "plan" else function
+    meant = "attention" if function in ("plan", "vjp") else function
     with pytest.raises(TypeError, match=f"^{keyword} is not an argument of {meant}") as caught:
         call(form, {**arguments, keyword: 1})
     message = re.sub(r"\(axis=-?\d\)", "", str(caught.value))

@@ -354,6 +354,8 @@ LOSS = [
     ),
     (TypeError, "grad_output", None, "grad_output.*NoneType"),
     (TypeError, "lse", None, "lse.*NoneType"),
+]
+WANTED = [
     (TypeError, "wanted", "query", r"wanted.*'query'.*write wanted=\('query',\)"),
     (TypeError, "wanted", 3, "wanted.*3"),
     (ValueError, "wanted", ("keys",), "wanted.*'keys'"),
@@ -361,9 +363,10 @@ LOSS = [
 ]
 
 OWN = {
-    "attention_backward": LOSS,
+    "attention_backward": LOSS + WANTED,
     "additive_attention_backward": [
         *LOSS,
+        *WANTED,
         *(
             (kind, name, bad, f"{name}.*{message}")
             for name in ("score_weight", "score_bias")
@@ -373,7 +376,8 @@ OWN = {
     "attention_varlen_backward": [
         *[case for case in PACKED_ARRAYS if case[1] != "out"],
         *BOUNDS,
-        *[case for case in LOSS if case[1] == "wanted" or case[2] is None],
+        *WANTED,
+        *[case for case in LOSS if case[2] is None],
         *(
             case
             for name in ("grad_output", "output")
@@ -390,6 +394,11 @@ OWN = {
     "attention_weights": [
         (kind, "stage", bad, "stage.*scores.*capped.*biased.*weights")
         for kind, bad in [(ValueError, x) for x in ("weight", "", None, 3, ["scores"])]
+    ],
+    "vjp": [
+        *WANTED,
+        (TypeError, "function", np.sum, "function .* backward, attention.*got <.*sum"),
+        (TypeError, "function", None, "function.*None"),
     ],
     "plan": [(kind, "return_blocks", bad, "return_blocks") for kind, bad in FLAG],
     "local_attention": WINDOW,

@@ -70,9 +70,9 @@ def those_of(function, arguments):
 
 
 def parameters_of(function):
-    """The names of what a public function takes; of `plan`, those of a plan of `attention`."""
+    """The names of what a public function takes; of `plan` and `vjp`, those for `attention`."""
     names = set(inspect.signature(named(function)).parameters) - {"self"}
-    if function != "plan":
+    if function not in ("plan", "vjp"):
         return names
     return names - {"operands", "options"} | parameters_of("attention")
 
@@ -105,6 +105,7 @@ FUNCTIONS = {
         **those_of(attnfast.attention_varlen_backward, {**GOOD, **PACKED_LOSS}),
         **without(PACKED, "out"),
     },
+    "vjp": {"function": attnfast.attention, **GOOD, **RESULTS, "wanted": ("query", "bias")},
     "merge_attention": {"outputs": [Q, Q], "lses": [Q[..., 0], Q[..., 0]]},
     "merge_attention_backward": {
         **{"grad_output": Q, "outputs": [Q, Q], "lses": [Q[..., 0], Q[..., 0]]},
@@ -140,4 +141,6 @@ def call(function, arguments):
     if function == "num_threads":
         with named(function)(**arguments):
             return None
+    if function == "vjp":
+        return attnfast.vjp(arguments["function"], **without(arguments, "function"))
     return named(function)(**arguments)

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 import attnfast
 from attnfast import (
+    AttentionGradients,
     AttentionResult,
     AttentionTopK,
     BlockMask,
     Plan,
     additive_attention,
     attention,
+    attention_backward,
     attention_topk,
     attention_varlen,
     attention_weights,
@@ -28,6 +30,7 @@ from attnfast import (
     plan,
     plot,
     reference,
+    vjp,
 )
 from attnfast.layers import (
     AdditiveAttention,
@@ -107,6 +110,17 @@ def the_family() -> None:
     assert_type(merge_attention([q, q], [q[..., 0], q[..., 0]]), AttentionResult)
     assert_type(merge_attention(np.stack([q, q]), np.zeros((2, 2, 8, 300))), AttentionResult)
     merge_attention(q)  # type: ignore[call-arg]
+
+
+def gradients() -> None:
+    output, lse, _ = attention(q, k, v, return_lse=True)
+    assert_type(
+        attention_backward(output, q, k, v, output, lse, is_causal=True, wanted=("query",)),
+        AttentionGradients,
+    )
+    result, pullback = vjp(attention, q, k, v, is_causal=True, wanted=("query", "key"))
+    grads: AttentionGradients = pullback(result, grad_lse=None)
+    assert_type(grads, AttentionGradients)
 
 
 def what_it_looks_at() -> None:

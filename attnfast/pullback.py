@@ -1,0 +1,147 @@
+"""A call and its gradients: what the call returns, and a function from a loss to gradients."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ._keywords import refuse_unknown
+from .api import attention
+from .gradient import AttentionGradients, attention_backward
+
+# What computes the gradients of each function.
+BACKWARDS: dict[Callable[..., Any], Callable[..., Any]] = {
+    attention: attention_backward,
+}
+FLAGS = ("return_lse", "return_weights")
+
+
+def vjp(
+    function: Callable[..., Any],
+    /,
+    *operands: Any,
+    wanted: Sequence[str] | None = None,
+    **options: Any,
+) -> tuple[Any, Callable[..., Any]]:
+    """Call a function, and return its result with a function that computes gradients.
+
+    ``vjp(attention, query, key, value, ...)`` is ``attention(query, key, value, ...)`` followed,
+    when the pullback is called, by :func:`attention_backward` with the same arguments. The name is
+    short for vector-Jacobian product.
+
+    Parameters
+    ----------
+    function : callable
+        A function that has a backward: :func:`attention`.
+    *operands
+        What comes first in its call.
+    wanted : tuple of str, optional
+        Which gradients the pullback computes, by name of the argument; default query, key and
+        value.
+    **options
+        Those of the function. With `out`, the output is written there as usual.
+
+    Returns
+    -------
+    result : ndarray or AttentionResult
+        What the function returns: the output or, with ``return_lse=True`` or
+        ``return_weights=True``, the named tuple ``(output, lse, weights)``.
+    pullback : callable
+        ``pullback(grad_output, grad_lse=None, grad_weights=None)``: from the derivatives of a loss
+        by output, lse and weights to its gradients, an :class:`AttentionGradients`. It may be
+        called more than once. `grad_lse` is taken even if the lse was not returned.
+
+    Raises
+    ------
+    TypeError
+        A function that has no backward, an argument that it does not take, or as it raises itself.
+    ValueError
+        A name in `wanted` whose argument is not there or has no gradient, an `out` that overlaps
+        another argument, or as the function raises itself.
+    MemoryError
+        As for :func:`attention`.
+
+    Notes
+    -----
+    The pullback keeps the arguments and the output, not copies of them: do not change these arrays
+    before its last call. Beside them it keeps the lse, one number for each query of each head.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast import attention, vjp
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 8, 50, 32))
+    >>> bias = np.zeros((50, 50))
+    >>> output, pullback = vjp(
+    ...     attention, q, k, v, bias=bias, is_causal=True, wanted=("query", "bias")
+    ... )
+    >>> gradients = pullback(2 * output)  # of the loss (output**2).sum()
+    >>> gradients.query.shape, gradients.bias.shape, gradients.key is None
+    ((8, 50, 32), (50, 50), True)
+    """
+    if function not in BACKWARDS:
+        names = ", ".join(known.__name__ for known in BACKWARDS)
+        raise TypeError(f"function must be one that has a backward, {names}, got {function!r}")
+    signature = inspect.signature(function)
+    unknown = {name: x for name, x in options.items() if name not in signature.parameters}
+    if unknown:
+        refuse_unknown(function, unknown)
+    arguments = signature.bind(*operands, **options).arguments
+    if wanted is not None:
+        _check_wanted(function, wanted, arguments)
+    _check_out(arguments)
+    flags = {name: arguments.get(name, False) for name in FLAGS}
+    if isinstance(flags["return_lse"], (bool, np.bool_)):  # else the function refuses it
+        arguments["return_lse"] = True
+    result = function(**arguments)
+    kept = {n: x for n, x in arguments.items() if n not in (*FLAGS, "out")}
+    kept |= {"output": result.output, "lse": result.lse}
+    if wanted is not None:
+        kept["wanted"] = tuple(wanted)
+    backward = BACKWARDS[function]
+
+    def pullback(
+        grad_output: ArrayLike,
+        grad_lse: ArrayLike | None = None,
+        grad_weights: ArrayLike | None = None,
+    ) -> Any:
+        """Gradients, from the derivatives of a loss by output, lse and weights."""
+        loss = {"grad_lse": grad_lse, "grad_weights": grad_weights}
+        loss = {name: x for name, x in loss.items() if x is not None}
+        return backward(grad_output=grad_output, **kept, **loss)
+
+    if not any(flags.values()):
+        return result.output, pullback
+    return (result if flags["return_lse"] else result._replace(lse=None)), pullback
+
+
+def _check_wanted(
+    function: Callable[..., Any], wanted: Sequence[str], arguments: Mapping[str, Any]
+) -> None:
+    """Refuse what the pullback would refuse, before the call."""
+    if isinstance(wanted, str) or not isinstance(wanted, (tuple, list)):
+        advice = f": write wanted=({wanted!r},)" if isinstance(wanted, str) else ""
+        raise TypeError(f"wanted must be a tuple of names, got {wanted!r}{advice}")
+    parameters = inspect.signature(function).parameters
+    names = [name for name in AttentionGradients._fields if name in parameters]
+    for name in wanted:
+        if name not in names:
+            raise ValueError(f"wanted may name {', '.join(names)}, got {name!r}")
+        if parameters[name].default is None and arguments.get(name) is None:
+            raise ValueError(
+                f"wanted names {name}, which the call does not have: pass {name}= as well"
+            )
+
+
+def _check_out(arguments: Mapping[str, Any]) -> None:
+    """Refuse to write over what the pullback reads."""
+    out = arguments.get("out")
+    if not isinstance(out, np.ndarray):
+        return
+    for name, x in arguments.items():
+        if name != "out" and isinstance(x, np.ndarray) and np.may_share_memory(out, x):
+            raise ValueError(
+                f"out must not overlap {name}, which the pullback reads: write out=np.empty(...)"
+            )
