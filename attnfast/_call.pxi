@@ -131,13 +131,17 @@ cdef class Call(Score):
             self.results.importance = cnp.PyArray_DATA(self.importance)
         return 0
 
+    cdef bint computes(self):
+        """False for plan()."""
+        return self.options is None or "return_blocks" not in self.options
+
     cdef bint has_run(self) except -1:
         """Compute what is wanted; or, for plan(), describe that and return False."""
         cdef af_run how
         cdef af_status status
         how.threads, how.interrupted = thread_count(self.option("num_threads")), interrupted
-        if self.options is not None and "return_blocks" in self.options:
-            self.describe(&how, flag(self.options["return_blocks"], "return_blocks"))
+        if not self.computes():
+            self.describe(&how, NULL)
             return False
         self.take_memory()
         with nogil:
@@ -150,19 +154,24 @@ cdef class Call(Score):
             np.copyto(self.out, self.output)
         return True
 
-    cdef int describe(self, const af_run *how, bint want_blocks) except -1:
-        """The values of a Plan: counted first, then listed."""
+    cdef int describe(self, const af_run *how, const af_gradients *gradients) except -1:
+        """The values of a Plan, of the call or of its gradients: counted first, then listed."""
         cdef af_report report
         cdef af_status status
         cdef af_rectangle *listed = NULL
         cdef int64_t room = 0
         cdef cnp.ndarray blocks = None
+        cdef bint want_blocks = flag(self.options["return_blocks"], "return_blocks")
         if <double>self.p.B * self.p.H * self.p.Lq * max(self.p.Lk, 1) > 2.0 ** 62:
             raise ValueError(f"query and key make more pairs than can be counted, "
                              f"got shapes {shape_of(self.query)} and {shape_of(self.key)}")
         for _ in range(1 + want_blocks):
             with nogil:
-                if self.packed:
+                if gradients != NULL and self.packed:
+                    status = af_describe_packed_backward(&self.p, &self.packing, gradients, how, &report, listed, room)
+                elif gradients != NULL:
+                    status = af_describe_backward(&self.p, gradients, how, &report, listed, room)
+                elif self.packed:
                     status = af_describe_packed(&self.p, &self.packing, how, &report, listed, room)
                 else:
                     status = af_describe(&self.p, how, &report, listed, room)
@@ -171,7 +180,7 @@ cdef class Call(Score):
                 room, blocks = report.rectangles, np.empty((report.rectangles, 7), np.int64)
                 listed = <af_rectangle *>cnp.PyArray_DATA(blocks)
         self.plan = (report.visible_pairs, report.visited_pairs, int(report.flops), int(report.bytes), report.tasks,
-                     report.threads, report.isa.decode(), report.kernel.decode(), blocks)
+                     report.threads, report.isa.decode(), report.kernel.decode(), int(report.memory), blocks)
         return 0
 
     cdef object attend(self):

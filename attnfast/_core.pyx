@@ -11,9 +11,11 @@ from libc.stdint cimport int64_t, uint8_t
 cimport cython
 cimport numpy as cnp
 
+import math
 import numbers
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from ._misread import (
     as_array, check_axes, check_global_tokens, check_query, check_sigma, missing_offset, spelled, wrong_bias,
@@ -94,7 +96,7 @@ cdef extern from "attnfast.h" nogil:
         int (*interrupted)() noexcept nogil
     ctypedef struct af_report:
         int64_t visible_pairs, visited_pairs, tasks
-        double flops, bytes
+        double flops, bytes, memory
         int threads
         const char *isa
         const char *kernel
@@ -108,6 +110,10 @@ cdef extern from "attnfast.h" nogil:
     af_status af_describe(const af_problem *, const af_run *, af_report *, af_rectangle *, int64_t)
     af_status af_describe_packed(const af_problem *, const af_packing *, const af_run *, af_report *, af_rectangle *,
                                  int64_t)
+    af_status af_describe_backward(const af_problem *, const af_gradients *, const af_run *, af_report *,
+                                   af_rectangle *, int64_t)
+    af_status af_describe_packed_backward(const af_problem *, const af_packing *, const af_gradients *, const af_run *,
+                                          af_report *, af_rectangle *, int64_t)
     int af_threads()
     void af_set_threads(int)
     int af_set_own_threads(int)

@@ -73,10 +73,16 @@ cdef class Backward:
         return 0
 
     cdef int set_loss(self, object grad_output, object output, object lse) except -1:
+        """For plan() the three may be absent: None."""
+        cdef bint needed = self.call.computes()
         self.g.size = sizeof(af_gradients)
-        self.set_rows(&self.g.grad_output, grad_output, "grad_output", self.call.p.Dv)
-        self.set_rows(&self.g.output, output, "output", self.call.p.Dv)
-        self.set_numbers(&self.g.lse, lse, "lse")
+        if needed or grad_output is not None:
+            self.set_rows(&self.g.grad_output, grad_output, "grad_output", self.call.p.Dv)
+        self.g.output.data = WANTED
+        if needed or output is not None:
+            self.set_rows(&self.g.output, output, "output", self.call.p.Dv)
+        if needed or lse is not None:
+            self.set_numbers(&self.g.lse, lse, "lse")
         if self.call.option("grad_lse") is not None:
             self.set_numbers(&self.g.grad_lse, self.call.option("grad_lse"), "grad_lse")
         if self.call.option("grad_weights") is not None:
@@ -86,7 +92,10 @@ cdef class Backward:
     cdef cnp.ndarray zeros(self, str name, cnp.ndarray a):
         """Where a gradient goes, in the shape of its operand as C takes it."""
         shared = name not in (*QKV, "bias")
-        cdef cnp.ndarray total = np.zeros(shape_of(a), np.float64 if shared else self.call.real_type())
+        real = np.float64 if shared else self.call.real_type()
+        return self.set_gradient(name, np.zeros(shape_of(a), real))
+
+    cdef cnp.ndarray set_gradient(self, str name, cnp.ndarray total):
         if name == "query":
             self.call.set_strides(&self.g.query, total)
         elif name == "key":
@@ -105,12 +114,30 @@ cdef class Backward:
             self.g.score_bias = <double *>cnp.PyArray_DATA(total)
         return total
 
+    cdef dict operands(self):
+        """What gradients are wanted of, by name."""
+        given = {"query": self.call.query, "key": self.call.key, "value": self.call.value}
+        return given | {name: as_array(self.call.option(name), name) for name in self.wanted if name not in QKV}
+
+    cdef object plan(self):
+        """The values of a Plan, for which no gradient has memory."""
+        cdef af_run how
+        how.threads, how.interrupted = thread_count(self.call.option("num_threads")), interrupted
+        given = self.operands()
+        for name in self.wanted:
+            shape, real = shape_of(given[name]), np.dtype(self.call.real_type())
+            steps = [real.itemsize * math.prod(shape[k + 1:]) for k in range(len(shape))]
+            self.set_gradient(name, as_strided(np.zeros(1, real), shape, steps))
+        if self.call.p.dtype > AF_F64:
+            self.call.p.dtype = AF_F32
+        self.call.describe(&how, &self.g)
+        return self.call.plan
+
     cdef tuple gradients(self):
         """One for each of `names`, None where it is not wanted."""
         cdef af_run how
         cdef af_status status
-        given = {"query": self.call.query, "key": self.call.key, "value": self.call.value}
-        given |= {name: as_array(self.call.option(name), name) for name in self.wanted if name not in QKV}
+        given = self.operands()
         how.threads, how.interrupted = thread_count(self.call.option("num_threads")), interrupted
         totals = {name: self.zeros(name, given[name]) for name in self.wanted}
         self.widen()
@@ -128,12 +155,12 @@ cdef class Backward:
                     totals[name] = totals[name].swapaxes(0, 1)
         return tuple([totals.get(name) for name in self.names()])
 
-    cdef tuple differentiate(self, object grad_output, object output, object lse):
+    cdef object differentiate(self, object grad_output, object output, object lse):
         """Everything after the operands."""
         self.call.set_options()
         self.set_loss(grad_output, output, lse)
         self.set_wanted(self.call.option("wanted", QKV))
-        return self.gradients()
+        return self.gradients() if self.call.computes() else self.plan()
 
 
 cdef Backward new_backward(dict options):

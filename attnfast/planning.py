@@ -11,10 +11,11 @@ from ._keywords import refuse_unknown
 from .additive import additive_attention
 from .api import attention, attention_weights
 from .explain import attention_topk, key_importance
+from .gradient import attention_backward
 from .local import local_attention
 from .options import AttentionKeywords
 from .result import Plan
-from .varlen import attention_varlen
+from .varlen import attention_varlen, attention_varlen_backward
 
 # What computes each function, and describes it.
 CORES: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -25,7 +26,11 @@ CORES: dict[Callable[..., Any], Callable[..., Any]] = {
     attention_topk: _core.attention_topk,
     key_importance: _core.key_importance,
     attention_varlen: _core.attention_varlen,
+    attention_backward: _core.attention_backward,
+    attention_varlen_backward: _core.attention_varlen_backward,
 }
+# What a backward takes beside the operands of its forward: for a plan only by name, if at all.
+OF_LOSS = ("grad_output", "output", "lse")
 
 
 @overload
@@ -59,15 +64,19 @@ def plan(*operands: Any, return_blocks: bool = False, **options: Any) -> Plan:
     """What a call would do, without doing it.
 
     ``plan(query, key, value, ...)`` is about :func:`attention`,
-    ``plan(local_attention, query, key, value, 256, ...)`` about any other function.
+    ``plan(local_attention, query, key, value, 256, ...)`` about any other function, and
+    ``plan(attention_backward, query, key, value, ...)`` about gradients.
 
     Parameters
     ----------
     *operands
         A function, :func:`attention` if it is left out, and what comes first in its call. The
         functions are :func:`attention`, :func:`attention_weights`, :func:`local_attention`,
-        :func:`additive_attention`, :func:`attention_varlen`, :func:`attention_topk` and
-        :func:`key_importance`. Of query, key and value only shape, strides and dtype matter.
+        :func:`additive_attention`, :func:`attention_varlen`, :func:`attention_topk`,
+        :func:`key_importance`, :func:`attention_backward` and :func:`attention_varlen_backward`. Of
+        query, key and value only shape, strides and dtype matter. Of a backward come the operands
+        of its forward; `grad_output`, `output` and `lse` may be left out, else they are given by
+        name.
     return_blocks : bool
         Also list the rectangles of (query, key) pairs that the call visits; see
         :func:`attnfast.plot.window`.
@@ -79,7 +88,7 @@ def plan(*operands: Any, return_blocks: bool = False, **options: Any) -> Plan:
     -------
     Plan
         Named tuple ``(visible_pairs, visited_pairs, flops, bytes, tasks, threads, isa, kernel,
-        blocks)``.
+        memory, blocks)``.
 
     Raises
     ------
@@ -89,7 +98,7 @@ def plan(*operands: Any, return_blocks: bool = False, **options: Any) -> Plan:
     Examples
     --------
     >>> import numpy as np
-    >>> from attnfast import local_attention, plan
+    >>> from attnfast import attention_backward, local_attention, plan
     >>> x = np.zeros((8, 65536, 64), np.float32)
     >>> full, local = plan(x, x, x), plan(x, x, x, window_size=256)
     >>> full.visible_pairs // local.visible_pairs
@@ -97,6 +106,9 @@ def plan(*operands: Any, return_blocks: bool = False, **options: Any) -> Plan:
     >>> tokens = plan(local_attention, x, x, x, 256, global_tokens=range(8))
     >>> tokens.visible_pairs - local.visible_pairs
     8355264
+    >>> training = plan(attention_backward, x, x, x)
+    >>> training.flops / full.flops, training.memory < 2**26
+    (2.5, True)
     """
     function: Callable[..., Any] = attention
     if operands and callable(operands[0]):
@@ -109,6 +121,19 @@ def plan(*operands: Any, return_blocks: bool = False, **options: Any) -> Plan:
     unknown = {name: x for name, x in options.items() if name not in signature.parameters}
     if unknown:
         refuse_unknown(function, unknown)
-    call = signature.bind(*operands, **options)
+    call = _with_optional_loss(signature).bind(*operands, **options)
     call.apply_defaults()
+    if "grad_output" in call.arguments:
+        call = signature.bind(**call.arguments)
     return Plan(*CORES[function](*call.args, {**call.kwargs, "return_blocks": return_blocks}))
+
+
+def _with_optional_loss(signature: inspect.Signature) -> inspect.Signature:
+    """The signature of a backward with the operands of its forward first, all else by name."""
+    loss = [
+        signature.parameters[name].replace(kind=inspect.Parameter.KEYWORD_ONLY, default=None)
+        for name in OF_LOSS
+        if name in signature.parameters
+    ]
+    others = [x for name, x in signature.parameters.items() if name not in OF_LOSS]
+    return signature.replace(parameters=[*others, *loss])

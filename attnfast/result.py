@@ -45,9 +45,12 @@ class Plan(NamedTuple):
         Pairs whose score is computed: those of the key blocks in which anything is visible.
     flops : int
         Floating-point operations of both products over the visible pairs, ``2 pairs (D + Dv)``;
-        an element of an additive score counts as 2.
+        an element of an additive score counts as 2. Gradients take five products, ``2 pairs (3 D +
+        2 Dv)``, or less where fewer are wanted.
     bytes : int
-        Bytes of query, key, value and output, each counted once.
+        Bytes of query, key, value and output, each counted once; of gradients also those of
+        `grad_output` and of what is wanted of query, key and value, all as they are computed:
+        16-bit types as float32.
     tasks : int
         Units of work, which threads divide among themselves: blocks of query rows against one part
         of their keys.
@@ -56,8 +59,12 @@ class Plan(NamedTuple):
     isa : str
         Instruction set of the kernels.
     kernel : str
-        ``"forward"`` (queries in the vector lanes), ``"decode"`` (few queries) or ``"none"``
-        (nothing to do).
+        ``"forward"`` (queries in the vector lanes), ``"decode"`` (few queries), ``"backward"``
+        (gradients) or ``"none"`` (nothing to do).
+    memory : int
+        Bytes of working memory: what threads compute in and hand on to one another. Copies of
+        operands are not counted, such as those of 16-bit types for gradients or of the keys that
+        a query with global tokens sees.
     blocks : ndarray of int64 or None
         If asked for, the rectangles of pairs that are visited, ``(n, 7)``: batch row, or sequence
         where they are packed; key/value head; first query, query after the last; first key, key
@@ -84,6 +91,7 @@ class Plan(NamedTuple):
     threads: int
     isa: str
     kernel: str
+    memory: int
     blocks: Any = None
 
 

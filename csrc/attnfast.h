@@ -140,6 +140,7 @@ typedef struct af_run {
 typedef struct af_report {
     int64_t visible_pairs, visited_pairs, tasks;
     double flops, bytes;
+    double memory; /* bytes that passes and threads work in, without copies of operands that a driver makes */
     int threads;
     const char *isa, *kernel;
     int64_t rectangles;
@@ -180,6 +181,11 @@ af_status af_describe(const af_problem *problem, const af_run *run, af_report *r
                       int64_t room);
 af_status af_describe_packed(const af_problem *whole, const af_packing *packing, const af_run *run, af_report *report,
                              af_rectangle *rectangles, int64_t room);
+/* Of gradients only which are wanted and their strides matter; none is read or written. */
+af_status af_describe_backward(const af_problem *problem, const af_gradients *gradients, const af_run *run,
+                               af_report *report, af_rectangle *rectangles, int64_t room);
+af_status af_describe_packed_backward(const af_problem *whole, const af_packing *packing, const af_gradients *gradients,
+                                      const af_run *run, af_report *report, af_rectangle *rectangles, int64_t room);
 
 /* Number of threads that a call from this thread uses by default: what was set for the calling thread, else for the
  * process, else the least of what OpenMP allows the calling thread, the CPUs the process may run on and the CPU quota

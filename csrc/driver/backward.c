@@ -1,5 +1,5 @@
 /* Gradients of one call: passes over its rows, then rounds of heads, see plan/backward.h; last the sums over rows. */
-#include "plan/backward.h"
+#include "driver/backward.h"
 
 #include <assert.h>
 #include <math.h>
@@ -27,10 +27,8 @@ typedef struct backward_round {
 
 typedef struct backward_run {
     backward_round round;
-    int64_t most_heads;
+    const af_backward_schedule *schedule;
     char *scratch;
-    size_t scratch_bytes;
-    int threads;
     af_watch *watch;
 } backward_run;
 
@@ -85,8 +83,8 @@ static int64_t heads_apart(const af_backward *w)
 static af_status run_units(const backward_run *run, void (*unit)(void *, int64_t, void *), void *context, int64_t count,
                            int64_t share)
 {
-    const af_work work = {unit, context, count, share, run->scratch, run->scratch_bytes};
-    return af_run_work(&work, run->watch, (int)af_min(run->threads, af_max(1, count)));
+    const af_work work = {unit, context, count, share, run->scratch, run->schedule->scratch_bytes};
+    return af_run_work(&work, run->watch, (int)af_min(run->schedule->threads, af_max(1, count)));
 }
 
 static af_status run_rounds(backward_run *run)
@@ -97,7 +95,7 @@ static af_status run_rounds(backward_run *run)
     af_status status = AF_OK;
     for (r->head = 0; r->head < heads; r->head += r->heads) {
         const int64_t end = af_min(heads, (r->head / apart + 1) * apart);
-        r->heads = af_min(run->most_heads, end - r->head);
+        r->heads = af_min(run->schedule->most_heads, end - r->head);
         for (r->row = 0; r->row < w->plan.rows && status == AF_OK; r->row += w->panel_rows) {
             r->rows = af_min(w->panel_rows, w->plan.rows - r->row);
             const int64_t blocks = (r->rows + w->plan.block_rows - 1) / w->plan.block_rows;
@@ -156,17 +154,46 @@ static void sum_blocks(const af_backward *w, int64_t b, int64_t h)
             for (int64_t d = 0; d < call->D; d++) to[k][d] += w->vector_sums[(k * all + first + block) * call->D + d];
 }
 
-/* Memory for what the passes hand on: a few numbers for each row, and parts of dQ. */
-static bool take_memory(af_backward *w, af_call *call, backward_run *run, af_arena *arena)
+void af_schedule_backward(af_backward_schedule *s, const af_call *call, const af_gradients *g, const af_run *run)
 {
-    const int64_t rows = call->B * call->H * call->Lq, units = af_max(1, w->ranges);
+    af_backward *w = &s->backward;
+    *s = (af_backward_schedule){0};
+    af_plan_backward(w, call, g, af_kernels_for(call->dtype));
+    const double width = (double)af_max(call->D, call->Dv) * (call->score.additive ? AF_TANH_WORK : 1);
+    const double flops = 14 * w->plan.pairs * width;
+    s->blocks = call->B * w->plan.head_groups * w->plan.blocks;
+    s->panels = (w->plan.rows + w->panel_rows - 1) / w->panel_rows;
+    s->threads = af_threads_for(run->threads, s->blocks, af_worth_threads(flops));
+    s->scratch_bytes = (w->plan.kernels->backward_bytes(w) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+    s->row_sums = g->alibi || (g->bias.data && g->bias.j == 0);
+    const int64_t units = af_max(1, w->ranges), wanted = (UNITS_PER_THREAD * s->threads + units - 1) / units;
+    const int64_t fit = (int64_t)((size_t)PART_BYTES * (size_t)s->threads / ((size_t)units * w->part_bytes));
+    s->most_heads = af_max(1, af_min(af_min(wanted, fit), heads_apart(w)));
+}
+
+double af_backward_memory(const af_backward_schedule *s)
+{
+    const af_call *call = s->backward.call;
+    const double rows = (double)call->B * (double)call->H * (double)call->Lq;
+    const size_t row_bytes = 3 * (size_t)af_real_bytes(call->dtype) + (s->row_sums ? AF_ROW_SUMS * sizeof(double) : 0);
+    const double blocks = (double)(call->B * call->H * s->backward.plan.blocks);
+    const double vectors = s->backward.by_weight ? AF_VECTOR_SUMS * blocks * (double)call->D * sizeof(double) : 0;
+    return vectors + rows * (double)row_bytes + (double)s->threads * (double)s->scratch_bytes +
+           (double)(s->most_heads * s->backward.ranges) * (double)s->backward.part_bytes;
+}
+
+/* Memory for what the passes hand on: a few numbers for each row, and parts of dQ. */
+static bool take_memory(const af_backward_schedule *s, af_backward *w, af_call *call, backward_run *run,
+                        af_arena *arena)
+{
+    const int64_t rows = call->B * call->H * call->Lq;
     const size_t real = (size_t)af_real_bytes(call->dtype);
     /* Arrays may repeat their elements, so nothing else bounds the number of rows. */
     if ((double)call->B * (double)call->H * (double)call->Lq > 0x1p56) return false;
     call->subset.row_max = af_take(arena, rows, real);
     call->subset.row_inverse = af_take(arena, rows, real);
     w->delta = af_take(arena, rows, real);
-    if (w->gradients->alibi || (w->gradients->bias.data && w->gradients->bias.j == 0)) {
+    if (s->row_sums) {
         w->row_sums = af_take(arena, AF_ROW_SUMS * rows, sizeof(double));
         if (!w->row_sums) return false;
         memset(w->row_sums, 0, (size_t)(AF_ROW_SUMS * rows) * sizeof(double));
@@ -177,43 +204,35 @@ static bool take_memory(af_backward *w, af_call *call, backward_run *run, af_are
         if (!w->vector_sums) return false;
         memset(w->vector_sums, 0, (size_t)(sums * call->D) * sizeof(double));
     }
-    const int64_t wanted = (UNITS_PER_THREAD * run->threads + units - 1) / units;
-    const int64_t fit = (int64_t)((size_t)PART_BYTES * (size_t)run->threads / ((size_t)units * w->part_bytes));
-    run->most_heads = af_max(1, af_min(af_min(wanted, fit), heads_apart(w)));
-    run->round.parts = af_take(arena, run->most_heads * w->ranges, w->part_bytes);
-    run->scratch_bytes = (w->plan.kernels->backward_bytes(w) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
-    run->scratch = af_take(arena, run->threads, run->scratch_bytes);
+    run->round.parts = af_take(arena, s->most_heads * w->ranges, w->part_bytes);
+    run->scratch = af_take(arena, s->threads, s->scratch_bytes);
     return call->subset.row_max && call->subset.row_inverse && w->delta && run->round.parts && run->scratch;
 }
 
 /* Of a plain call of reals. */
 static af_status run_backward(af_call *call, const af_gradients *g, const af_run *run, af_watch *watch)
 {
-    af_backward w;
+    af_backward_schedule s;
+    af_backward *w = &s.backward;
     af_arena arena = {0};
-    af_plan_backward(&w, call, g, af_kernels_for(call->dtype));
-    const double work = (double)af_max(call->D, call->Dv) * (call->score.additive ? AF_TANH_WORK : 1);
-    const double flops = 14 * w.plan.pairs * work;
-    const int64_t blocks = call->B * w.plan.head_groups * w.plan.blocks;
-    backward_run passes = {.round = {.backward = &w}, .watch = watch};
-    passes.threads = af_threads_for(run->threads, blocks, af_worth_threads(flops));
+    af_schedule_backward(&s, call, g, run);
+    backward_run passes = {.round = {.backward = w}, .schedule = &s, .watch = watch};
     af_status status = AF_NO_MEMORY;
-    if (take_memory(&w, call, &passes, &arena)) {
-        status = run_units(&passes, rows_unit, &w, blocks,
-                           af_share_of((double)(blocks * w.plan.block_rows * call->Dv), blocks));
+    if (take_memory(&s, w, call, &passes, &arena)) {
+        status = run_units(&passes, rows_unit, w, s.blocks,
+                           af_share_of((double)(s.blocks * w->plan.block_rows * call->Dv), s.blocks));
         if (status == AF_OK) status = run_rounds(&passes);
         for (int64_t b = 0; b < call->B && status == AF_OK; b++)
             for (int64_t h = 0; h < call->H; h++) {
-                sum_rows(&w, b, h);
-                if (w.vector_sums) sum_blocks(&w, b, h);
+                sum_rows(w, b, h);
+                if (w->vector_sums) sum_blocks(w, b, h);
             }
     }
     af_give_back(&arena);
     return status;
 }
 
-/* The call whose result was gradients->output, as the passes take it. */
-static af_call open_backward_call(const af_problem *problem, const af_gradients *gradients)
+af_call af_open_backward(const af_problem *problem, const af_gradients *gradients)
 {
     af_problem known = *problem;
     af_results results = {.size = sizeof results, .output = gradients->output, .stage = AF_WEIGHTS};
@@ -232,7 +251,7 @@ af_status af_attention_backward(const af_problem *problem, const af_gradients *g
 {
     run = af_or_default_run(run);
     af_watch watch = af_start_watch(run);
-    af_call call = open_backward_call(problem, gradients);
+    af_call call = af_open_backward(problem, gradients);
     assert(af_is_legal(&call));
     return has_rows(&call) ? run_backward(&call, gradients, run, &watch) : AF_OK;
 }
@@ -243,7 +262,7 @@ af_status af_attention_packed_backward(const af_problem *problem, const af_packi
     run = af_or_default_run(run);
     af_watch watch = af_start_watch(run);
     af_status status = AF_OK;
-    const af_call whole = open_backward_call(problem, gradients);
+    const af_call whole = af_open_backward(problem, gradients);
     assert(af_is_legal_packed(&whole, packing));
     if (!has_rows(&whole)) return AF_OK;
     for (int64_t s = 0; s < packing->sequences && status == AF_OK; s++) {

@@ -18,6 +18,8 @@ typedef struct count {
     int64_t room;
     af_watch *watch;
     unsigned pieces;
+    bool
+        by_keys; /* gradients: keys in blocks that begin at multiples of the plan's, and not where rows see the first */
 } count;
 
 /* How many of some keys row r sees under its row of the mask. */
@@ -116,7 +118,14 @@ static void add_runs(count *c, const af_visibility *vis, int first, int last, in
     }
 }
 
-/* Goes through the pieces of keys as kernel/forward.h and kernel/decode.h do. */
+/* Keys of which a kernel makes pieces, one part of those that rows see after the other. */
+static af_interval part_of_keys(const count *c, const af_visibility *vis, int64_t part)
+{
+    if (!c->by_keys) return af_split(vis->span, part, c->plan->split_keys);
+    return af_intersect(vis->span, af_split((af_interval){0, c->call->Lk}, part, c->plan->key_block));
+}
+
+/* Goes through the pieces of keys as kernel/forward.h, kernel/decode.h and kernel/backward.h do. */
 static af_status count_block(count *c, af_unit unit)
 {
     const af_plan *plan = c->plan;
@@ -126,10 +135,13 @@ static af_status count_block(count *c, af_unit unit)
     if (af_check_signals(c->watch) == AF_INTERRUPTED) return AF_INTERRUPTED; /* a block may have no piece */
     af_find_visibility(&vis, c->call, plan, unit, vector_rows);
     wide.hk = vis.hk;
-    for (int64_t split = 0; split < plan->splits; split++) {
-        const af_interval span = af_split(vis.span, split, plan->split_keys);
+    const int64_t key_block = plan->key_block, key_blocks = (c->call->Lk + key_block - 1) / key_block;
+    const int64_t first_part = c->by_keys ? vis.span.begin / key_block : 0;
+    for (int64_t part = first_part; part < (c->by_keys ? key_blocks : plan->splits); part++) {
+        const af_interval span = part_of_keys(c, &vis, part);
+        if (c->by_keys && span.begin == span.end) break;
         for (int64_t j = span.begin, n; j < span.end; j += n) {
-            const af_piece piece = af_next_piece(&vis, c->call, span, j, plan->key_block);
+            const af_piece piece = af_next_piece(&vis, c->call, span, j, key_block);
             n = piece.keys;
             if (++c->pieces % 64 == 0 && af_check_signals(c->watch) == AF_INTERRUPTED) return AF_INTERRUPTED;
             const int first = piece.first * vector_rows, last = (int)af_min(vis.n, piece.last * vector_rows);
@@ -191,6 +203,33 @@ static af_status count_visits(count *c)
     return AF_OK;
 }
 
+/* What is left of the room for rectangles. */
+static void open_count(count *c, af_rectangle *rectangles, int64_t before, int64_t room)
+{
+    if (!rectangles) return;
+    const int64_t taken = af_min(before, room);
+    c->rectangles = rectangles + taken;
+    c->room = room - taken;
+}
+
+static void add_report(af_report *report, const af_report *own)
+{
+    report->visible_pairs += own->visible_pairs;
+    report->visited_pairs += own->visited_pairs;
+    report->rectangles += own->rectangles;
+}
+
+af_status af_describe_pieces(const af_call *call, const af_plan *plan, af_watch *watch, af_report *report,
+                             af_rectangle *rectangles, int64_t room)
+{
+    af_report own = {0};
+    count c = {.call = call, .plan = plan, .report = &own, .watch = watch, .by_keys = true};
+    open_count(&c, rectangles, report->rectangles, room);
+    if (count_visits(&c) != AF_OK) return AF_INTERRUPTED;
+    add_report(report, &own);
+    return AF_OK;
+}
+
 af_status af_describe_call(const af_call *call, const af_run *run, af_watch *watch, af_report *report,
                            af_rectangle *rectangles, int64_t room)
 {
@@ -198,19 +237,15 @@ af_status af_describe_call(const af_call *call, const af_run *run, af_watch *wat
     af_schedule s;
     af_report own = {0};
     af_schedule_call(&s, call);
-    const int64_t before = report->rectangles;
-    count c = {.call = call, .plan = &s.plan, .report = &own, .rectangles = rectangles, .watch = watch};
-    if (rectangles) {
-        c.rectangles += before < room ? before : room;
-        c.room = room - (before < room ? before : room);
-    }
+    count c = {.call = call, .plan = &s.plan, .report = &own, .watch = watch};
+    open_count(&c, rectangles, report->rectangles, room);
     if (count_visits(&c) != AF_OK) return AF_INTERRUPTED;
-    report->visible_pairs += own.visible_pairs;
-    report->visited_pairs += own.visited_pairs;
-    report->rectangles += own.rectangles;
+    add_report(report, &own);
     for (int i = 0; i < s.count; i++) report->tasks += s.pass[i].units;
     const int threads = af_threads_for(run->threads, s.most_units, s.worth_threads);
+    const double memory = af_working_memory(&s, threads);
     if (threads > report->threads) report->threads = threads;
+    if (memory > report->memory) report->memory = memory;
     if (report->kernel[0] == 'n' || !s.plan.decode) report->kernel = s.plan.decode ? "decode" : "forward";
     return AF_OK;
 }

@@ -40,10 +40,9 @@ af_status af_attention_packed(const af_problem *problem, const af_packing *packi
     return status;
 }
 
-/* Rectangles of one sequence in the rows of all. */
-static void move_rectangles(af_rectangle *rectangles, int64_t count, af_part sequence)
+void af_move_rectangles(af_rectangle *rectangles, int64_t first, int64_t end, af_part sequence)
 {
-    for (int64_t n = 0; n < count; n++) {
+    for (int64_t n = first; rectangles && n < end; n++) {
         af_rectangle *r = &rectangles[n];
         r->b = sequence.row;
         r->first_query += sequence.i;
@@ -69,7 +68,7 @@ af_status af_describe_packed(const af_problem *problem, const af_packing *packin
         const af_call call = af_cut_call(&whole, part);
         const int64_t before = af_min(report->rectangles, room);
         status = af_describe_any(&call, run, &watch, report, rectangles, room);
-        if (rectangles) move_rectangles(rectangles + before, af_min(report->rectangles, room) - before, part);
+        af_move_rectangles(rectangles, before, af_min(report->rectangles, room), part);
     }
     af_end_report(&whole, report);
     return status;

@@ -147,14 +147,22 @@ void af_schedule_call(af_schedule *s, const af_call *call)
     }
 }
 
-/* Memory for the partial results of as many blocks of rows as may be in flight together. */
+/* As many units of rows as may wait together for the splits of their keys to be merged; 0 if none has several. */
+static int64_t rows_in_flight(const af_pass *pass, int threads, size_t unit_bytes)
+{
+    const af_plan *plan = pass->plan;
+    if (plan->splits == 1 || pass->unit != af_attend_unit) return 0;
+    const int64_t fit = (int64_t)(PARTIAL_BYTES * (size_t)threads / unit_bytes);
+    return af_min(pass->units / plan->splits, af_max(1, fit));
+}
+
+/* Memory for their partial results. */
 static bool take_partials(af_pass *pass, af_arena *arena, int threads)
 {
     const af_plan *plan = pass->plan;
-    if (plan->splits == 1 || pass->unit != af_attend_unit) return true;
     const size_t unit_bytes = plan->block_partials * (size_t)plan->unit_blocks;
-    const int64_t fit = (int64_t)(PARTIAL_BYTES * (size_t)threads / unit_bytes);
-    const int64_t rows = af_min(pass->units / plan->splits, af_max(1, fit));
+    const int64_t rows = rows_in_flight(pass, threads, unit_bytes);
+    if (rows == 0) return true;
     pass->round = rows * plan->splits;
     pass->partials = af_take(arena, rows, unit_bytes);
     pass->remaining = af_take(arena, rows, sizeof *pass->remaining);
@@ -200,6 +208,17 @@ static bool take_row_sums(af_call *call, af_arena *arena)
     call->subset.row_max = af_take(arena, call->B * rows, (size_t)af_real_bytes(call->dtype));
     call->subset.row_inverse = af_take(arena, call->B * rows, (size_t)af_real_bytes(call->dtype));
     return call->subset.row_max && call->subset.row_inverse;
+}
+
+double af_working_memory(const af_schedule *s, int threads)
+{
+    const af_call *call = s->pass[0].call;
+    const size_t unit_bytes = s->plan.block_partials * (size_t)s->plan.unit_blocks;
+    double bytes = (double)threads * (double)s->scratch_bytes;
+    for (int i = 0; i < s->count; i++)
+        bytes += (double)rows_in_flight(&s->pass[i], threads, unit_bytes) * (double)unit_bytes;
+    if (s->count < 2) return bytes;
+    return bytes + 2 * (double)af_real_bytes(call->dtype) * (double)call->B * (double)call->H * (double)call->Lq;
 }
 
 af_status af_run_call(af_call *call, const af_run *run, af_watch *watch)

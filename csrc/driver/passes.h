@@ -40,6 +40,9 @@ typedef struct af_schedule {
 /* Pure: what would be run. `call` must outlive the schedule. */
 void af_schedule_call(af_schedule *schedule, const af_call *call);
 
+/* Bytes of memory that so many threads need for a schedule. */
+double af_working_memory(const af_schedule *schedule, int threads);
+
 /* Threads of a loop of units: `threads`, or the default where that is 0, but no more than units. */
 int af_threads_for(int threads, int64_t units, bool worth_threads);
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from support.criterion import LOCAL_OPTIONS, SCORE_OPTIONS
 from support.drawn_call import OF_KEYS
 from support.draws import additive_calls, calls, importance_calls, local_calls, topk_calls
 from support.family_draws import varlen_calls
+from support.scripts import run_python
 
 pytestmark = pytest.mark.quick
 
 
-FIELDS = ("visible_pairs", "visited_pairs", "flops", "bytes", "tasks", "threads", "isa", "kernel")
+NUMBERS = ("visible_pairs", "visited_pairs", "flops", "bytes", "tasks", "threads", "memory")
 
 
 def zeros(*shape):
@@ -50,7 +52,13 @@ def test_pairs_of_any_call(call, each_isa):
     each_isa(compare)
 
 
+def without_flags(call):
+    call.options = {n: x for n, x in call.options.items() if not n.startswith("return")}
+    return call
+
+
 FAMILY = {
+    "attention_backward": calls().map(without_flags),
     "attention_weights": importance_calls(),
     "local_attention": local_calls(),
     "additive_attention": additive_calls(),
@@ -94,8 +102,15 @@ def test_pairs_of_any_function(function, data, each_isa):
     each_isa(compare)
 
 
+PACKED = {
+    attnfast.attention_varlen: attnfast.attention,
+    attnfast.attention_varlen_backward: attnfast.attention_backward,
+}
+
+
+@pytest.mark.parametrize("function", PACKED, ids=lambda function: function.__name__)
 @given(drawn=varlen_calls())
-def test_pairs_of_packed_sequences(drawn, each_isa):
+def test_pairs_of_packed_sequences(function, drawn, each_isa):
     """Those of a call for each sequence."""
     (query, key, value, cu_q, cu_k), options = drawn
     spans = list(
@@ -103,7 +118,7 @@ def test_pairs_of_packed_sequences(drawn, each_isa):
     )
 
     def compare() -> None:
-        function, arrays = attnfast.attention_varlen, (query, key, value)
+        arrays = (query, key, value)
         packed = attnfast.plan(function, *arrays, cu_q, cu_k, return_blocks=True, **options)
         found = visits(packed.blocks, len(spans), key.shape[1], len(query), len(key))
         visible = visited = 0
@@ -113,7 +128,8 @@ def test_pairs_of_packed_sequences(drawn, each_isa):
                 if np.ndim(own.get(name)) == axes:
                     own[name] = own[name][n]
             rows = (query[first_q:end_q], key[first_k:end_k], value[first_k:end_k])
-            one = attnfast.plan(*(x.swapaxes(0, 1) for x in rows), return_blocks=True, **own)
+            alone = (PACKED[function], *(x.swapaxes(0, 1) for x in rows))
+            one = attnfast.plan(*alone, return_blocks=True, **own)
             visible, visited = visible + one.visible_pairs, visited + one.visited_pairs
             mine = found[n, :, first_q:end_q, first_k:end_k]
             assert np.array_equal(mine > 0, visits(one.blocks, 1, *mine.shape)[0] > 0)
@@ -136,7 +152,7 @@ def test_a_plan_of_another_function():
 def test_what_has_no_plan():
     x = zeros(1, 4, 8)
     names = "attention, attention_weights, local_attention, additive_attention, attention_topk, "
-    names += "key_importance, attention_varlen"
+    names += "key_importance, attention_varlen, attention_backward, attention_varlen_backward"
     for function in (np.sum, attnfast.merge_attention):
         with pytest.raises(TypeError, match=f"^function must be one of {names}, got <"):
             attnfast.plan(function, x, x)
@@ -151,9 +167,7 @@ def test_what_has_no_plan():
 def test_fields(isa):
     q, k, v = zeros(2, 8, 100, 64), zeros(2, 4, 100, 64), zeros(2, 4, 100, 32)
     plan = attnfast.plan(q, k, v, num_threads=2)
-    for name in FIELDS:
-        assert hasattr(plan, name)
-    for name in ("visible_pairs", "visited_pairs", "flops", "bytes", "tasks", "threads"):
+    for name in NUMBERS:
         assert isinstance(getattr(plan, name), int), name
     assert plan.visible_pairs == 2 * 8 * 100 * 100
     assert plan.flops == 2 * plan.visible_pairs * (64 + 32)
@@ -304,3 +318,115 @@ def test_tiny_calls_stay_on_one_thread():
 @pytest.mark.usefixtures("isa")
 def test_a_plan_is_made_from_lists_too():
     assert attnfast.plan([[1.0]], [[1.0], [2.0]], [[1.0], [2.0]]).visible_pairs == 2
+
+
+# ---- gradients ----
+
+
+class TestOfGradients:
+    def plan(self, q, k, v, **options):
+        return attnfast.plan(attnfast.attention_backward, q, k, v, **options)
+
+    @pytest.mark.usefixtures("isa")
+    @pytest.mark.parametrize(
+        ("wanted", "products"),
+        [
+            (("query", "key", "value"), 3 * 64 + 2 * 32),
+            (("query", "key"), 3 * 64 + 32),
+            (("query",), 2 * 64 + 32),
+            (("value",), 64 + 32),
+            (("bias",), 64 + 32),
+            ((), 64),
+        ],
+    )
+    def test_what_is_wanted_is_counted(self, wanted, products):
+        q, k, v = zeros(2, 8, 100, 64), zeros(2, 4, 100, 64), zeros(2, 4, 100, 32)
+        plan = self.plan(q, k, v, wanted=wanted, bias=zeros(100), is_causal=True)
+        assert plan.visible_pairs == 2 * 8 * 5050
+        assert plan.flops == 2 * plan.visible_pairs * products
+        queries, keys = 64 + 2 * 32, 64 + 32
+        queries += 64 * ("query" in wanted)
+        keys += 64 * ("key" in wanted) + 32 * ("value" in wanted)
+        assert plan.bytes == 4 * 2 * 100 * (8 * queries + 4 * keys)
+        assert plan.kernel == "backward"
+
+    def test_the_loss_may_be_given_by_name(self):
+        q, k, v = square(100)
+        loss = {"grad_output": q, "output": q, "lse": q[..., 0]}
+        assert self.plan(q, k, v, **loss) == self.plan(q, k, v)
+        named = attnfast.plan(attnfast.attention_backward, query=q, key=k, value=v)
+        assert named == self.plan(q, k, v)
+        with pytest.raises(ValueError, match="grad_output must have shape"):
+            self.plan(q, k, v, grad_output=q[..., :3])
+        with pytest.raises(TypeError, match="too many positional arguments"):
+            attnfast.plan(attnfast.attention_backward, q, q, k, v, q, q[..., 0])
+
+    @pytest.mark.usefixtures("isa")
+    def test_units_are_fixed_by_the_shape(self):
+        """Blocks of rows twice, and ranges of 512 keys for each panel of 768 rows."""
+        one = self.plan(*square(2048, heads=3), num_threads=1)
+        several = self.plan(*square(2048, heads=3), num_threads=8)
+        assert several.tasks == one.tasks and several.threads == 8
+        assert (one.tasks - 3 * 3 * 4) % (2 * 3) == 0
+
+    @pytest.mark.usefixtures("isa")
+    def test_masked_work_is_skipped(self):
+        full, causal = self.plan(*square(4096)), self.plan(*square(4096), is_causal=True)
+        assert causal.visited_pairs <= 0.54 * full.visited_pairs
+        window = self.plan(*square(16384), window_size=256)
+        assert window.visited_pairs <= 1.6 * window.visible_pairs
+
+    @pytest.mark.usefixtures("isa")
+    def test_it_does_not_touch_the_arrays(self):
+        x = np.lib.stride_tricks.as_strided(zeros(64), (1, 1, 2**31, 64), (0, 0, 0, 4))
+        plan = self.plan(x[:, :, :1], x, x)
+        assert plan.visible_pairs == 2**31
+
+    @pytest.mark.usefixtures("isa")
+    @pytest.mark.parametrize("empty", ["B", "H", "Lq", "Lk"])
+    def test_nothing_to_do(self, empty):
+        n = {"B": 2, "H": 2, "Lq": 3, "Lk": 4, empty: 0}
+        q, k = zeros(n["B"], n["H"], n["Lq"], 8), zeros(n["B"], n["H"], n["Lk"], 8)
+        assert self.plan(q, k, k)[:3] == (0, 0, 0)
+
+
+MEMORY = """
+import numpy as np
+import attnfast
+
+q, k, v = np.ones((3, 4, 6000, 96), np.float32)
+output, lse, _ = attnfast.attention(q, k, v, return_lse=True)
+
+def now(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+def show(call, results, plan):
+    open("/proc/self/clear_refs", "w").write("5")
+    before = now("VmRSS")
+    call()
+    print(now("VmHWM") - before - results, plan.memory)
+
+def backward(first=0):
+    call = (output, q, k, v, output, lse)
+    attnfast.attention_backward(*(a[:, first:] for a in call), num_threads=1)
+
+one = np.ones((256, 1, 8), np.float32)
+keys, values = (np.broadcast_to(one[0, 0, 0], (64, 16384, n)) for n in (8, 512))
+
+def forward(heads=256):
+    attnfast.attention(one[:heads], keys[: heads // 4], values[: heads // 4], num_threads=8)
+
+backward(5900)
+show(backward, 3 * q.nbytes, attnfast.plan(attnfast.attention_backward, q, k, v, num_threads=1))
+forward(4)
+show(forward, 256 * 512 * 4, attnfast.plan(one, keys, values, num_threads=8))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_what_a_call_takes(tmp_path):
+    """As far as pages are touched."""
+    for line in run_python(MEMORY, tmp_path).splitlines():
+        taken, told = map(int, line.split())
+        assert told / 2 <= taken <= told + 2**20

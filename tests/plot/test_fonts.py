@@ -130,7 +130,7 @@ def test_the_package_is_that_of_the_script(characters, shown, package):
 
 
 def test_titles_of_windows_have_fonts_too(tmp_path):
-    plan = attnfast.Plan(1, 1, 0, 0, 1, 1, "any", "forward", np.array([[0, 0, 0, 1, 0, 1, 1]]))
+    plan = attnfast.Plan(1, 1, 0, 0, 1, 1, "any", "forward", 0, np.array([[0, 0, 0, 1, 0, 1, 1]]))
     install(make_font(tmp_path / "squares.ttf", "Squares", "我"))
     axis = plot.window(plan, title="我").axes[0]
     assert axis.title.get_fontfamily() == ["sans-serif", "Squares"]

@@ -32,7 +32,7 @@ def heaviest(values, k):
 def a_plan(rectangles, visible=10, visited=20):
     """A plan whose blocks are those of batch row 0 and head 0, with step 1."""
     rows = np.array([(0, 0, *four, 1) for four in rectangles], np.int64).reshape(-1, 7)
-    return attnfast.Plan(visible, visited, 0, 0, 1, 1, "any", "forward", rows)
+    return attnfast.Plan(visible, visited, 0, 0, 1, 1, "any", "forward", 0, rows)
 
 
 def labels(axis):

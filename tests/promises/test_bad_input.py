@@ -51,7 +51,12 @@ def test_one_bad_argument(function, case):
         assert same_bits(a, copy), "an array was written"
 
 
-PLANNED = [(form, case) for form, case in EACH_CASE if form.partition(",")[0] in PLANNED_FUNCTIONS]
+PLANNED = [
+    (form, case)
+    for form, case in EACH_CASE
+    if form.partition(",")[0] in PLANNED_FUNCTIONS
+    and not (case[1] in attnfast.planning.OF_LOSS and case[2] is None)  # which a plan does without
+]
 
 
 @pytest.mark.parametrize(("function", "case"), PLANNED, ids=map(show, PLANNED))
