@@ -10,12 +10,16 @@ from numpy.typing import ArrayLike
 from ._keywords import refuse_unknown
 from .api import attention
 from .gradient import AttentionGradients, attention_backward
+from .merge import merge_attention, merge_attention_backward
+from .result import AttentionResult
+from .varlen import attention_varlen, attention_varlen_backward
 
 # What computes the gradients of each function.
 BACKWARDS: dict[Callable[..., Any], Callable[..., Any]] = {
     attention: attention_backward,
+    attention_varlen: attention_varlen_backward,
+    merge_attention: merge_attention_backward,
 }
-FLAGS = ("return_lse", "return_weights")
 
 
 def vjp(
@@ -34,12 +38,13 @@ def vjp(
     Parameters
     ----------
     function : callable
-        A function that has a backward: :func:`attention`.
+        A function that has a backward: :func:`attention`, :func:`attention_varlen` or
+        :func:`merge_attention`.
     *operands
         What comes first in its call.
     wanted : tuple of str, optional
         Which gradients the pullback computes, by name of the argument; default query, key and
-        value.
+        value. Those of :func:`merge_attention` are always both.
     **options
         Those of the function. With `out`, the output is written there as usual.
 
@@ -47,11 +52,12 @@ def vjp(
     -------
     result : ndarray or AttentionResult
         What the function returns: the output or, with ``return_lse=True`` or
-        ``return_weights=True``, the named tuple ``(output, lse, weights)``.
+        ``return_weights=True`` and from :func:`merge_attention`, the named tuple
+        ``(output, lse, weights)``.
     pullback : callable
         ``pullback(grad_output, grad_lse=None, grad_weights=None)``: from the derivatives of a loss
-        by output, lse and weights to its gradients, an :class:`AttentionGradients`. It may be
-        called more than once. `grad_lse` is taken even if the lse was not returned.
+        by output, lse and weights to its gradients, as the backward returns them. It may be called
+        more than once. `grad_lse` is taken even if the lse was not returned.
 
     Raises
     ------
@@ -89,18 +95,16 @@ def vjp(
     if unknown:
         refuse_unknown(function, unknown)
     arguments = signature.bind(*operands, **options).arguments
+    backward = BACKWARDS[function]
+    taken = inspect.signature(backward).parameters
     if wanted is not None:
-        _check_wanted(function, wanted, arguments)
+        _check_wanted(function, backward, wanted, arguments)
     _check_out(arguments)
-    flags = {name: arguments.get(name, False) for name in FLAGS}
-    if isinstance(flags["return_lse"], (bool, np.bool_)):  # else the function refuses it
-        arguments["return_lse"] = True
-    result = function(**arguments)
-    kept = {n: x for n, x in arguments.items() if n not in (*FLAGS, "out")}
-    kept |= {"output": result.output, "lse": result.lse}
+    result = _run(function, arguments)
+    kept = {**arguments, "output": result.output, "lse": result.lse}
+    kept = {name: x for name, x in kept.items() if name in taken}
     if wanted is not None:
         kept["wanted"] = tuple(wanted)
-    backward = BACKWARDS[function]
 
     def pullback(
         grad_output: ArrayLike,
@@ -112,15 +116,31 @@ def vjp(
         loss = {name: x for name, x in loss.items() if x is not None}
         return backward(grad_output=grad_output, **kept, **loss)
 
-    if not any(flags.values()):
-        return result.output, pullback
-    return (result if flags["return_lse"] else result._replace(lse=None)), pullback
+    if "return_lse" not in signature.parameters or arguments.get("return_lse"):
+        return result, pullback
+    return result._replace(lse=None) if result.weights is not None else result.output, pullback
+
+
+def _run(function: Callable[..., Any], arguments: Mapping[str, Any]) -> AttentionResult:
+    """The result of a call with its lse."""
+    flag = arguments.get("return_lse", False)
+    if "return_lse" in inspect.signature(function).parameters and isinstance(
+        flag, (bool, np.bool_)
+    ):
+        arguments = {**arguments, "return_lse": True}
+    result: AttentionResult = function(**arguments)
+    return result
 
 
 def _check_wanted(
-    function: Callable[..., Any], wanted: Sequence[str], arguments: Mapping[str, Any]
+    function: Callable[..., Any],
+    backward: Callable[..., Any],
+    wanted: Sequence[str],
+    arguments: Mapping[str, Any],
 ) -> None:
     """Refuse what the pullback would refuse, before the call."""
+    if "wanted" not in inspect.signature(backward).parameters:
+        refuse_unknown(function, {"wanted": wanted})
     if isinstance(wanted, str) or not isinstance(wanted, (tuple, list)):
         advice = f": write wanted=({wanted!r},)" if isinstance(wanted, str) else ""
         raise TypeError(f"wanted must be a tuple of names, got {wanted!r}{advice}")

@@ -1,12 +1,13 @@
 """vjp: the result of a call, and its gradients by way of the function's backward."""
 
+import inspect
 from typing import Any
 
 import numpy as np
 import pytest
 
 import attnfast
-from attnfast import attention, attention_backward, vjp
+from attnfast import attention, attention_backward, attention_varlen, merge_attention, vjp
 from attnfast.pullback import BACKWARDS
 from support.arrays import assert_same, qkv, same_bits
 
@@ -17,9 +18,25 @@ def numbers(*shape: int) -> np.ndarray:
     return np.random.default_rng(3).standard_normal(shape)
 
 
-# A call of each function in BACKWARDS, and what to want of it.
-CALLS: dict[Any, tuple[Any, dict[str, Any], tuple[str, ...]]] = {
-    attention: ((), {"bias": numbers(30), "is_causal": True}, ("key", "bias")),
+def attend(function: Any, *more: Any, packed: bool = False, **options: Any) -> Any:
+    """A call of a function that takes query, key and value."""
+    arrays = qkv(np.random.default_rng(5), 30, 30, 8, batch=(), dtype=np.float64)
+    return function, (*(a.swapaxes(0, 1) if packed else a for a in arrays), *more), options
+
+
+# A call of each function in BACKWARDS, and what else to want of it than by default.
+CALLS: dict[Any, tuple[Any, Any]] = {
+    attention: (attend(attention, bias=numbers(30), is_causal=True), ("key", "bias")),
+    attention_varlen: (
+        attend(
+            *(attention_varlen, [0, 20, 30], [0, 20, 30]),
+            packed=True,
+            sink_logits=numbers(2),
+            window_size=3,
+        ),
+        ("sink_logits",),
+    ),
+    merge_attention: ((merge_attention, (numbers(3, 4, 5), numbers(3, 4)), {}), None),
 }
 
 
@@ -32,21 +49,52 @@ def test_every_function_has_a_call():
     assert CALLS.keys() == BACKWARDS.keys()
 
 
-@pytest.mark.parametrize("function", BACKWARDS, ids=lambda function: function.__name__)
-def test_it_is_the_call_and_its_backward(arrays, function):
-    more, options, wanted = CALLS[function]
-    result = function(*arrays, *more, return_lse=True, **options)
+@pytest.mark.parametrize("name", BACKWARDS, ids=lambda function: function.__name__)
+def test_it_is_the_call_and_its_backward(name):
+    (function, operands, options), wanted = CALLS[name]
+    parameters = inspect.signature(function).parameters
+    result = function(
+        *operands, **{"return_lse": True} if "return_lse" in parameters else {}, **options
+    )
+    grad_output, grad_lse = numbers(*result.output.shape), numbers(*result.lse.shape)
+    call = dict(zip(parameters, operands, strict=False)) | options
+    call |= {"grad_output": grad_output, "grad_lse": grad_lse}
+    backward = BACKWARDS[function]
+    if "output" in inspect.signature(backward).parameters:
+        call |= {"output": result.output, "lse": result.lse}
     for names in (None, wanted):
-        output, pullback = vjp(function, *arrays, *more, wanted=names, **options)
-        assert same_bits(output, result.output)
-        grad_output, grad_lse = numbers(*output.shape), numbers(*result.lse.shape)
         named = {} if names is None else {"wanted": names}
-        call = (grad_output, *arrays, *result[:2], *more)
-        loss = {"grad_lse": grad_lse}
-        expected = BACKWARDS[function](*call, **loss, **named, **options)
+        returned, pullback = vjp(function, *operands, **named, **options)
+        output = returned.output if isinstance(returned, attnfast.AttentionResult) else returned
+        assert same_bits(output, result.output)
+        expected = backward(**call, **named)
         for _ in range(2):  # a pullback may be called again
             assert_same(pullback(grad_output, grad_lse), expected)
-        assert (expected.query is None) == (names is not None)
+
+
+def test_nothing_may_be_wanted(arrays):
+    output, pullback = vjp(attention, *arrays, wanted=())
+    assert pullback(output) == (None,) * len(attnfast.AttentionGradients._fields)
+
+
+def test_joined_parts_of_keys(arrays):
+    """Gradients of attention by way of two calls and a merge."""
+    query, key, value = arrays
+    halves = [slice(None, 11), slice(11, None)]
+    parts = [
+        vjp(attention, query, key[..., half, :], value[..., half, :], return_lse=True)
+        for half in halves
+    ]
+    outputs, lses = ([getattr(result, name) for result, _ in parts] for name in ("output", "lse"))
+    merged, join = vjp(merge_attention, outputs, lses)
+    assert isinstance(merged, attnfast.AttentionResult)
+    by_part = join(numbers(*query.shape))
+    grads = [pullback(*by) for (_, pullback), *by in zip(parts, *by_part, strict=True)]
+    expected = vjp(attention, *arrays)[1](numbers(*query.shape))
+    np.testing.assert_allclose(sum(g.query for g in grads), expected.query, atol=1e-13)
+    for name in ("key", "value"):
+        both = np.concatenate([getattr(g, name) for g in grads], axis=-2)
+        np.testing.assert_allclose(both, getattr(expected, name), atol=1e-13)
 
 
 def test_flags_decide_what_is_returned(arrays):
@@ -121,3 +169,9 @@ def test_wanted_is_checked_before_the_call(arrays):
         with pytest.raises(error, match=message):
             vjp(attention, *arrays, wanted=wanted, out=out)
     assert (out == 7).all()
+    with pytest.raises(TypeError, match=r"^wanted is not an argument of merge_attention"):
+        vjp(merge_attention, [out], [out[..., 0]], wanted=("outputs",))
+    with pytest.raises(TypeError, match=r"^grad_weights is not an argument of attention_varlen"):
+        (function, operands, options), _ = CALLS[attention_varlen]
+        output, pullback = vjp(function, *operands, **options)
+        pullback(output, grad_weights=output)
