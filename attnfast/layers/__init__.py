@@ -1,9 +1,10 @@
-"""Attention layers in plain NumPy, forward only, with weights from and to the frameworks.
+"""Attention layers in plain NumPy with weights from and to the frameworks, and with gradients.
 
 Attention is computed by the kernels of attnfast, projections by NumPy's matrix products.
 """
 
 from .bahdanau import BahdanauAttention
+from .gradients import LayerGradients
 from .keras import AdditiveAttention, Attention
 from .linear import Linear
 from .luong import LuongAttention
@@ -15,6 +16,7 @@ __all__ = [
     "AdditiveAttention",
     "Attention",
     "BahdanauAttention",
+    "LayerGradients",
     "Linear",
     "LuongAttention",
     "MultiHeadAttention",

@@ -42,6 +42,19 @@ def forward(
     return_weights: bool,
 ) -> tuple[Array, Array | None]:
     """Output ``(..., Lq, output_dim)`` and the weights of all heads, or None."""
+    inputs, options = prepare(weights, query, key, value, options)
+    result = _attend(*project(weights, inputs), weights, options, return_weights)
+    return weights.output(join_heads(result.output)), result.weights
+
+
+def prepare(
+    weights: Projections,
+    query: ArrayLike,
+    key: ArrayLike | None,
+    value: ArrayLike | None,
+    options: dict[str, Any],
+) -> tuple[tuple[Array, Array, Array], dict[str, Any]]:
+    """The inputs of a call as arrays, and the options of `attnfast.attention`."""
     key = query if key is None else key
     value = key if value is None else value
     x_q = as_input(query, "query", weights.query.n_in, weights.dtype)
@@ -49,18 +62,26 @@ def forward(
     x_v = as_input(value, "value", weights.value.n_in, weights.dtype)
     check_batch(x_q, "query", x_k, "key")
     options = _kernel_options(options, x_q.shape, x_k.shape, weights.num_heads)
-    q = _split(weights.query(x_q), weights.num_heads)
-    k = _split(weights.key(x_k), weights.num_kv_heads)
-    v = _split(weights.value(x_v), weights.num_kv_heads)
-    result = _attend(q, k, v, weights, options, return_weights)
-    packed = result.output.swapaxes(-3, -2)
-    packed = packed.reshape(*packed.shape[:-2], weights.output.n_in)
-    return weights.output(packed), result.weights
+    return (x_q, x_k, x_v), options
 
 
-def _split(x: Array, heads: int) -> Array:
+def project(w: Projections, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    """Query, key and value of all heads."""
+    x_q, x_k, x_v = inputs
+    q = split_heads(w.query(x_q), w.num_heads)
+    k = split_heads(w.key(x_k), w.num_kv_heads)
+    return q, k, split_heads(w.value(x_v), w.num_kv_heads)
+
+
+def split_heads(x: Array, heads: int) -> Array:
     """``(..., L, heads * size)`` seen as ``(..., heads, L, size)``."""
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).swapaxes(-3, -2)
+
+
+def join_heads(x: Array) -> Array:
+    """``(..., heads, L, size)`` as ``(..., L, heads * size)``."""
+    x = x.swapaxes(-3, -2)
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
 def _kernel_options(
@@ -101,14 +122,29 @@ def _attend(
             return result
         return AttentionResult(attention(q, k, v, **options))
     own = {name: options[name] for name in EXTRA_OPTIONS if name in options}
-    extra_k = w.extra_key.reshape(w.num_kv_heads, 1, w.head_dim)
-    extra_v = w.extra_value.reshape(w.num_kv_heads, 1, w.value_head_dim)
-    extra = attention(q, extra_k, extra_v, return_lse=True, **own)
+    extra = attention(q, *extra_heads(w), return_lse=True, **own)
     rest = attention(q, k, v, return_lse=True, return_weights=return_weights, **options)
     output, lse, _ = merge_attention([rest.output, extra.output], [rest.lse, extra.lse])
     if not return_weights:
         return AttentionResult(output)
+    shares = shares_of((rest, extra), lse)
+    return AttentionResult(output, None, join_weights(rest.weights, shares))
+
+
+def extra_heads(w: Projections) -> tuple[Array, Array]:
+    """The extra key and value as one more key of each head."""
+    assert w.extra_key is not None and w.extra_value is not None
+    key = w.extra_key.reshape(w.num_kv_heads, 1, w.head_dim)
+    return key, w.extra_value.reshape(w.num_kv_heads, 1, w.value_head_dim)
+
+
+def shares_of(parts: tuple[AttentionResult, AttentionResult], lse: Array) -> tuple[Array, Array]:
+    """How much of the weight of each query its keys have, and the extra key."""
     with np.errstate(invalid="ignore"):
-        shares = [np.where(p.lse == -np.inf, 0, np.exp(p.lse - lse)) for p in (rest, extra)]
-    parts = [rest.weights * shares[0][..., None], shares[1][..., None]]
-    return AttentionResult(output, None, np.concatenate(parts, axis=-1))
+        rest, extra = (np.where(p.lse == -np.inf, 0, np.exp(p.lse - lse)) for p in parts)
+    return rest, extra
+
+
+def join_weights(rest: Array, shares: tuple[Array, Array]) -> Array:
+    """The weights of all keys, of which the extra key is the last."""
+    return np.concatenate([rest * shares[0][..., None], shares[1][..., None]], axis=-1)

@@ -1,7 +1,7 @@
 """Multi-head attention with its projections."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Unpack, overload
 
 import numpy as np
@@ -11,7 +11,9 @@ from .._keywords import refuse_unknown
 from .._signature import plain_signature
 from . import layouts
 from .forward import CallOptions, forward
+from .gradients import LayerGradients, as_gradient
 from .linear import Linear, Seed, glorot, real_dtype, size
+from .multihead_vjp import multihead_vjp
 from .projections import Projections
 from .safetensors import read_safetensors
 
@@ -354,18 +356,91 @@ class MultiHeadAttention:
             ``(..., Lq, Lk)``, in which an extra key comes last. A query that sees no key or is past
             ``q_lengths`` gives the bias of the output projection.
         """
-        known = CallOptions.__annotations__
-        unknown = {name: x for name, x in options.items() if name not in known}
-        if unknown:
-            refuse_unknown(MultiHeadAttention.__call__, unknown, known)
-        if not isinstance(return_weights, (bool, np.bool_)) and return_weights != "mean":
-            raise ValueError(f'return_weights must be a bool or "mean", got {return_weights!r}')
+        _check(MultiHeadAttention.__call__, return_weights, options)
         output, weights = forward(
             self.weights, query, key, value, dict(options), return_weights=bool(return_weights)
         )
         if weights is None:
             return output
         return output, weights.mean(axis=-3) if return_weights == "mean" else weights
+
+    @plain_signature
+    def vjp(
+        self,
+        query: ArrayLike,
+        key: ArrayLike | None = None,
+        value: ArrayLike | None = None,
+        *,
+        wanted: Sequence[str] = (),
+        return_weights: bool | Literal["mean"] = False,
+        **options: Unpack[CallOptions],
+    ) -> tuple[Any, Callable[..., LayerGradients]]:
+        """Call the layer, and return its result with a function that computes gradients.
+
+        It has the name of :func:`attnfast.vjp`, which does the same for a function.
+
+        Parameters
+        ----------
+        query, key, value : array_like
+            As for a call.
+        wanted : tuple of str
+            Options whose gradients are wanted besides: ``"bias"``, ``"sink_logits"``,
+            ``"alibi_slopes"``.
+        return_weights : bool or "mean"
+            As for a call.
+        **options
+            As for a call.
+
+        Returns
+        -------
+        result : ndarray or (ndarray, ndarray)
+            What the call returns.
+        pullback : callable
+            ``pullback(grad_output, grad_weights=None)``: from the derivatives of a loss by the
+            output, and by the weights if they were returned, to `LayerGradients`. Weights have the
+            names ``"query.weight"``, ``"query.bias"`` and so on, as in ``layer.weights.arrays()``.
+
+        Notes
+        -----
+        Nothing of size ``Lq x Lk`` is kept unless the weights are returned. The inputs are kept as
+        they are: do not change them before the last call of the pullback.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from attnfast.layers import MultiHeadAttention
+        >>> layer = MultiHeadAttention(32, num_heads=4, seed=0)
+        >>> x = np.random.default_rng(1).standard_normal((8, 20, 32), dtype=np.float32)
+        >>> for step in range(3):
+        ...     y, pullback = layer.vjp(x, is_causal=True)
+        ...     gradients = pullback(y - x)  # of ((y - x) ** 2).sum() / 2
+        ...     for name, weight in layer.weights.arrays().items():
+        ...         weight -= 0.001 * gradients.weights[name]
+        >>> gradients.inputs["query"].shape
+        (8, 20, 32)
+        """
+        _check(MultiHeadAttention.vjp, return_weights, options)
+        output, weights, pullback = multihead_vjp(
+            *(self.weights, query, key, value, dict(options)),
+            wanted=wanted,
+            return_weights=bool(return_weights),
+        )
+        if weights is None:
+            return output, pullback
+        if return_weights != "mean":
+            return (output, weights), pullback
+        mean, heads = weights.mean(axis=-3), weights.shape[-3]
+
+        def pullback_of_mean(
+            grad_output: ArrayLike, grad_weights: ArrayLike | None = None
+        ) -> LayerGradients:
+            """Gradients, from the derivatives of a loss by output and mean weights."""
+            if grad_weights is not None:
+                each = as_gradient(grad_weights, "grad_weights", mean)[..., None, :, :] / heads
+                grad_weights = np.broadcast_to(each, weights.shape)
+            return pullback(grad_output, grad_weights)
+
+        return (output, mean), pullback_of_mean
 
     def __repr__(self) -> str:
         w = self.weights
@@ -374,3 +449,12 @@ class MultiHeadAttention:
             f"MultiHeadAttention({w.query.n_in}, {w.num_heads}, {heads}head_dim={w.head_dim}, "
             f"use_bias={w.use_bias}, dtype={w.dtype})"
         )
+
+
+def _check(call: Callable[..., Any], return_weights: Any, options: Mapping[str, Any]) -> None:
+    known = CallOptions.__annotations__
+    unknown = {name: x for name, x in options.items() if name not in known}
+    if unknown:
+        refuse_unknown(call, unknown, known)
+    if not isinstance(return_weights, (bool, np.bool_)) and return_weights != "mean":
+        raise ValueError(f'return_weights must be a bool or "mean", got {return_weights!r}')

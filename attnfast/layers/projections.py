@@ -99,6 +99,22 @@ class Projections:
         """Of all arrays: float32 or float64."""
         return self.query.weight.dtype
 
+    def arrays(self) -> dict[str, Array]:
+        """The arrays by name, such as ``"query.weight"``, as they have gradients.
+
+        Returns
+        -------
+        dict of str to ndarray
+            The arrays themselves: writing into them changes the layer.
+        """
+        found = {
+            f"{name}.{part}": getattr(getattr(self, name), part)
+            for name in ("query", "key", "value", "output")
+            for part in ("weight", "bias")
+        }
+        found |= {"extra_key": self.extra_key, "extra_value": self.extra_value}
+        return {name: array for name, array in found.items() if array is not None}
+
     @property
     def use_bias(self) -> bool:
         """Whether any of the maps adds a bias."""

@@ -36,6 +36,7 @@ from attnfast.layers import (
     AdditiveAttention,
     Attention,
     BahdanauAttention,
+    LayerGradients,
     Linear,
     LuongAttention,
     MultiHeadAttention,
@@ -221,6 +222,11 @@ def layers(path: Path) -> None:
 
     assert_type(read_safetensors(path, lambda name: name.endswith("weight")), dict[str, Array])
     read_safetensors(3.5)  # type: ignore[arg-type]
+
+    result, pullback = layer.vjp(x, is_causal=True, wanted=("bias",), bias=np.zeros(30))
+    grads: LayerGradients = pullback(result)
+    assert_type(grads.weights["query.weight"], Array)
+    assert_type(layer.weights.arrays(), dict[str, Array])
 
 
 def pictures(path: Path) -> None:
