@@ -51,6 +51,9 @@ cdef class Call(Score):
         self.set_softcap(self.option("softcap"))
         self.set_alibi(self.option("alibi_slopes"))
         self.set_sink(self.option("sink_logits"))
+        dropout = self.option("dropout")
+        if dropout is not None:
+            self.set_dropout(dropout, self.option("dropout_seed"))
         self.set_offset(self.option("q_offset"))
         return 0
 

@@ -7,7 +7,7 @@ option that is there, then memory for the results. Nothing is written before the
 """
 
 from libc.math cimport isfinite, log, sqrt
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 cimport cython
 cimport numpy as cnp
 
@@ -65,6 +65,8 @@ cdef extern from "attnfast.h" nogil:
         int64_t alibi_b
         const double *sink
         double gaussian
+        double dropout
+        uint64_t dropout_seed
     ctypedef struct af_results:
         size_t size
         af_tensor output, lse, weights

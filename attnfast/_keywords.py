@@ -120,9 +120,17 @@ FOREIGN: dict[str, list[tuple[str, str]]] = {
     "n_threads": [("num_threads", "write num_threads=n_threads")],
     "n_jobs": [("num_threads", "write num_threads=n_jobs")],
     **{
-        name: [("", "leave it out, nothing is dropped here, as in inference")]
-        for name in ("dropout", "dropout_p", "dropout_rate", "training")
+        name: [
+            ("dropout", f"write dropout={name}, and a dropout_seed= that changes in each step"),
+            ("", "leave it out, nothing is dropped here, as in inference"),
+        ]
+        for name in ("dropout_p", "dropout_rate")
     },
+    "dropout": [("", "leave it out, nothing is dropped here, as in inference")],
+    "training": [
+        ("dropout", "leave it out, nothing is dropped unless dropout= says so"),
+        ("", "leave it out, nothing is dropped here, as in inference"),
+    ],
     "enable_gqa": [("", "leave it out, key and value may have fewer heads than query")],
     "deterministic": [("", "leave it out, the same inputs always give the same bits")],
     "attn_weights": [("return_weights", "write return_weights=True")],

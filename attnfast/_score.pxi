@@ -68,6 +68,16 @@ cdef class Score(Visible):
             self.score.sink = <const double *>self.kept(self.reals(sink_logits, "sink_logits", ((self.p.H,),)))
         return 0
 
+    cdef int set_dropout(self, object dropout, object seed) except -1:
+        self.score.dropout = real_number(dropout, "dropout")
+        if not 0 <= self.score.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.score.dropout}")
+        number = 0 if seed is None else whole_number(seed, "dropout_seed")
+        if not 0 <= number < 1 << 64:
+            raise ValueError(f"dropout_seed must be within 0 .. 2**64 - 1, got {number}")
+        self.score.dropout_seed = number
+        return 0
+
     cdef int set_scale(self, object scale) except -1:
         if scale is None:
             self.score.scale = 1 / sqrt(<double>self.p.D) if self.p.D else 1

@@ -125,7 +125,9 @@ def additive_attention(
         ``b``; default zero.
     mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, kv_starts : optional
         As for :func:`attention`.
-    softcap, alibi_slopes, sink_logits, return_lse, return_weights, out, num_threads : optional
+    softcap, alibi_slopes, sink_logits, dropout, dropout_seed : optional
+        As for :func:`attention`.
+    return_lse, return_weights, out, num_threads : optional
         As for :func:`attention`. There is no `scale`: it is part of `score_weight`.
 
     Returns
@@ -201,7 +203,7 @@ def additive_attention_backward(
         As in the forward call.
     mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, kv_starts : optional
         As in the forward call.
-    softcap, alibi_slopes, sink_logits : optional
+    softcap, alibi_slopes, sink_logits, dropout, dropout_seed : optional
         As in the forward call.
     grad_lse : array_like, ``(..., H, Lq)``, optional
         Derivative of the loss by `lse`.

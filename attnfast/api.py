@@ -112,6 +112,13 @@ def attention(
         Adds ``-slope * abs(p - j)`` [3]_.
     sink_logits : array_like ``(H,)``, optional
         One more logit in each head's softmax denominator that carries no value.
+    dropout : float in [0, 1), optional
+        Probability with which each weight is dropped after the softmax, for training; the others
+        are divided by ``1 - dropout``. `lse` and returned weights are those before.
+    dropout_seed : int in 0 .. 2**64 - 1, optional
+        Which ones: the same seed drops the same weights, a function of the seed and of (batch row,
+        head, query, key) alone, which :mod:`attnfast.reference` writes out. Pass another in each
+        step.
     return_lse : bool
         Also return the natural logarithm of the softmax denominator.
     return_weights : bool

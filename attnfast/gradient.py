@@ -78,7 +78,7 @@ def attention_backward(
         What :func:`attention` returned for them, with ``return_lse=True``.
     mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, kv_starts : optional
         As in the forward call.
-    scale, softcap, alibi_slopes, sink_logits : optional
+    scale, softcap, alibi_slopes, sink_logits, dropout, dropout_seed : optional
         As in the forward call.
     grad_lse : array_like, ``(..., H, Lq)``, optional
         Derivative of the loss by `lse`.

@@ -100,7 +100,7 @@ def local_attention(
         side of the window, ``(left + right) / 4``.
     mask, bias, is_causal, q_offset, q_lengths, kv_lengths, kv_starts : optional
         As for :func:`attention`.
-    scale, softcap, alibi_slopes, sink_logits : optional
+    scale, softcap, alibi_slopes, sink_logits, dropout, dropout_seed : optional
         As for :func:`attention`.
     return_lse, return_weights, out, num_threads : optional
         As for :func:`attention`. `return_weights` takes ``Lq x Lk`` memory.

@@ -67,6 +67,13 @@ class Scores(TypedDict, total=False):
     sink_logits: Annotated[ArrayLike | None, None]
 
 
+class Dropout(TypedDict, total=False):
+    """Which weights are dropped."""
+
+    dropout: Annotated[float, 0.0]
+    dropout_seed: Annotated[int, 0]
+
+
 class Lse(TypedDict, total=False):
     """A flag that changes what is returned."""
 
@@ -143,15 +150,15 @@ class Attending(Pairs, Causal, Sides, Positions, Lengths, Scale, Scores, total=F
     """Who sees whom, and the scores."""
 
 
-class AttentionOptions(Attending, Out, Threads, total=False):
+class AttentionOptions(Attending, Dropout, Out, Threads, total=False):
     """Those of :func:`attnfast.attention`, without flags."""
 
 
-class AttentionKeywords(Attending, Lse, Weights, Out, Threads, total=False):
+class AttentionKeywords(Attending, Dropout, Lse, Weights, Out, Threads, total=False):
     """Those of :func:`attnfast.attention`."""
 
 
-class BackwardKeywords(Attending, LossOfLse, LossOfWeights, Wanted, Threads, total=False):
+class BackwardKeywords(Attending, Dropout, LossOfLse, LossOfWeights, Wanted, Threads, total=False):
     """Those of :func:`attnfast.attention_backward`."""
 
 
@@ -171,11 +178,11 @@ class Local(Places, Pairs, Causal, Positions, Lengths, Scale, Scores, total=Fals
     """The same within windows."""
 
 
-class LocalOptions(Local, Out, Threads, total=False):
+class LocalOptions(Local, Dropout, Out, Threads, total=False):
     """Those of :func:`attnfast.local_attention`, without flags."""
 
 
-class LocalKeywords(Local, Lse, Weights, Out, Threads, total=False):
+class LocalKeywords(Local, Dropout, Lse, Weights, Out, Threads, total=False):
     """Those of :func:`attnfast.local_attention`."""
 
 
@@ -183,11 +190,11 @@ class Bahdanau(Additive, Pairs, Causal, Sides, Positions, Lengths, Scores, total
     """The same with additive scores."""
 
 
-class AdditiveOptions(Bahdanau, Out, Threads, total=False):
+class AdditiveOptions(Bahdanau, Dropout, Out, Threads, total=False):
     """Those of :func:`attnfast.additive_attention`, without flags."""
 
 
-class AdditiveKeywords(Bahdanau, Lse, Weights, Out, Threads, total=False):
+class AdditiveKeywords(Bahdanau, Dropout, Lse, Weights, Out, Threads, total=False):
     """Those of :func:`attnfast.additive_attention`."""
 
 
@@ -195,17 +202,19 @@ class Packed(Causal, Sides, Positions, Scale, Scores, total=False):
     """The same within packed sequences."""
 
 
-class VarlenOptions(Packed, Out, Threads, total=False):
+class VarlenOptions(Packed, Dropout, Out, Threads, total=False):
     """Those of :func:`attnfast.attention_varlen`, without flags."""
 
 
-class VarlenKeywords(Packed, Lse, Out, Threads, total=False):
+class VarlenKeywords(Packed, Dropout, Lse, Out, Threads, total=False):
     """Those of :func:`attnfast.attention_varlen`."""
 
 
-class VarlenBackwardKeywords(Packed, LossOfLse, Wanted, Threads, total=False):
+class VarlenBackwardKeywords(Packed, Dropout, LossOfLse, Wanted, Threads, total=False):
     """Those of :func:`attnfast.attention_varlen_backward`."""
 
 
-class AdditiveBackwardKeywords(Bahdanau, LossOfLse, LossOfWeights, Wanted, Threads, total=False):
+class AdditiveBackwardKeywords(
+    Bahdanau, Dropout, LossOfLse, LossOfWeights, Wanted, Threads, total=False
+):
     """Those of :func:`attnfast.additive_attention_backward`."""

@@ -78,6 +78,8 @@ def attention_varlen(
         As for :func:`attention`.
     sink_logits : optional
         As for :func:`attention`.
+    dropout, dropout_seed : optional
+        As for :func:`attention`, a batch row being a sequence.
     return_lse : bool
         Also return the natural logarithm of the softmax denominators.
     out : ndarray ``(Tq, H, Dv)``, optional
@@ -140,6 +142,8 @@ def attention_varlen_backward(
     cu_q, cu_k : array_like of int, ``(sequences + 1,)``
         As for :func:`attention_varlen`.
     is_causal, window_size, q_offset, scale, softcap, alibi_slopes, sink_logits : optional
+        As in the forward call.
+    dropout, dropout_seed : optional
         As in the forward call.
     grad_lse : array_like, ``(Tq, H)``, optional
         Derivative of the loss by `lse`.

@@ -71,6 +71,8 @@ typedef struct af_score {
     int64_t alibi_b;
     const double *sink; /* [H], or NULL */
     double gaussian; /* above 0, beside centers: weights are multiplied by 2^-(gaussian (j - center))^2 after softmax */
+    double dropout;  /* in [0, 1): the output has weights times 0, so many of them, or 1 / (1 - dropout) */
+    uint64_t dropout_seed; /* which ones is a function of it and of the places of weights, see plan/dropout.h */
 } af_score;
 
 /* Where results go; those that are absent are not wanted, and if none is wanted nothing is computed. What can be wanted

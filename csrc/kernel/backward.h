@@ -83,6 +83,7 @@ static void pack_block(const af_backward *w, const backward_scratch *s, int64_t 
     rows_to_lanes(block->n, block->nv, call->Dv, rows, 1, s->grad + g * call->Dv * AF_NR);
     copy_rows(block->n, call->Dv, rows, s->grad_row + row * Dv);
     load_row_softmax(call, block, &b->softmax);
+    if (call->score.dropout > 0) find_drop_rows(call, block, &b->drop);
     for (int lane = 0; lane < AF_NR; lane++) b->delta[lane] = 0;
     for (int lane = 0; lane < block->n; lane++)
         b->delta[lane] = ((const real *)w->delta)[row_number(call, &block->vis, lane)];
@@ -156,8 +157,9 @@ static void backward_piece(const af_backward *w, const backward_scratch *s, cons
         terms.key_overflow += before;
     }
     backward_scores(call, block, s, key, query, &terms, piece);
-    if (w->scores) weight_gradient(w, block, s, value, s->grad + g * call->Dv * AF_NR, piece);
+    if (w->scores) weight_gradient(w, block, &b->drop, s, value, s->grad + g * call->Dv * AF_NR, piece);
     weights_and_gradients(b, w->scores, piece.n, s, p, ds);
+    if (call->score.dropout > 0) drop_tile(call, block, &b->drop, piece.j0, piece.n, p.at, p.ld);
     if (!b->finite || !run->finite) words_of_scores(block, piece.n, s->s, s->words);
     if (!b->finite) memcpy(s->seen + slot * w->plan.key_block + before, s->words, (size_t)piece.n * sizeof *s->seen);
     if (!w->scores) return;

@@ -4,6 +4,7 @@
 #define AF_BACKWARD_BLOCK_H
 
 #include "kernel/additive.h"
+#include "kernel/dropout.h"
 #include "kernel/forward.h"
 #include "kernel/recompute.h"
 #include "plan/backward.h"
@@ -25,6 +26,7 @@ typedef struct backward_block {
     row_softmax softmax;
     real delta[AF_NR];
     uint64_t overflow; /* of additive scores, see additive_terms */
+    drop_rows drop;
     bool packed;
     bool finite; /* all elements of its rows of Q and dO */
 } backward_block;
@@ -176,11 +178,12 @@ static void add_square(int lanes, int keys, elem *const rows[VL], int64_t j0, re
 }
 
 /* dP of a piece: V dO', and what the loss takes from the weights themselves. */
-static void weight_gradient(const af_backward *w, const query_block *block, const backward_scratch *s, matrix value,
-                            const real *grad, key_piece piece)
+static void weight_gradient(const af_backward *w, const query_block *block, const drop_rows *drop,
+                            const backward_scratch *s, matrix value, const real *grad, key_piece piece)
 {
     const int at = block->v0 * VL;
     score_product(block->v1 - block->v0, piece.n, w->call->Dv, value, grad + at, s->dp + at, NULL);
+    if (w->call->score.dropout > 0) drop_tile(w->call, block, drop, piece.j0, piece.n, s->dp, AF_NR);
     if (!w->gradients->grad_weights.data) return;
     elem *rows[AF_NR] = {0};
     find_rows(&w->gradients->grad_weights, &block->vis, rows);

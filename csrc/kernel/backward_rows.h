@@ -58,6 +58,8 @@ static void softmax_rows(const af_backward *w, query_block *block, backward_scra
     find_seeing_rows(&w->gradients->grad_output, block, s->empty, rows);
     rows_to_lanes(block->n, block->nv, call->Dv, rows, 1, s->grad);
     open_backward_keys(s, w, &block->vis);
+    drop_rows drop;
+    if (call->score.dropout > 0) find_drop_rows(call, block, &drop);
     key_piece piece;
     for (int64_t j = span.begin; j < span.end; j += piece.n) {
         real factor[AF_NR];
@@ -67,7 +69,7 @@ static void softmax_rows(const af_backward *w, query_block *block, backward_scra
         const matrix key = rows_at(&s->keys, j, piece.n);
         if (takes_exps(w)) exp_keys(&terms, piece.n, call->D, key);
         backward_scores(call, block, s, key, s->query, &terms, piece);
-        weight_gradient(w, block, s, rows_at(&s->values, j, piece.n), s->grad, piece);
+        weight_gradient(w, block, &drop, s, rows_at(&s->values, j, piece.n), s->grad, piece);
         const softmax_state state = {m + at, l + at, factor};
         if (softmax_step(nv, piece.n, s->s + at, NULL, block->v0, state))
             for (int lane = 0; lane < nv * VL; lane++) sums[at + lane] *= factor[lane];

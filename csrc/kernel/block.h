@@ -94,6 +94,11 @@ typedef struct scratch {
     real *sums, *totals; /* importance: [chunk_keys][VL] */
 } scratch;
 
+/* What dropout needs of each row, see dropout.h. */
+typedef struct drop_rows {
+    uint32_t a[AF_NR], b[AF_NR];
+} drop_rows;
+
 /* A block of rows on its way through the keys. */
 typedef struct block_run {
     query_block block;
@@ -101,6 +106,7 @@ typedef struct block_run {
     int64_t next;       /* the first key that has not been taken yet */
     bool packed, empty; /* the query is packed; nothing is in O yet */
     bool nan_safe;
+    drop_rows drop;
     edges edge;
 } block_run;
 

@@ -9,6 +9,7 @@
 
 #include "kernel/additive.h"
 #include "kernel/decode_interleaved.h"
+#include "kernel/dropout.h"
 #include "kernel/finish.h"
 #include "kernel/mask.h"
 #include "kernel/score.h"
@@ -170,6 +171,7 @@ static void decode_keys(const af_call *call, const af_plan *plan, const query_bl
         for (int r = 0; r < block->n; r++) {
             decode_softmax(plan, s, r, n, Dv, &next);
             if (call->score.gaussian > 0) gaussian_row(call, block, r, j0, n, s->s + r * plan->key_block);
+            if (call->score.dropout > 0 && Dv) drop_row(call, block, r, j0, n, s->s + r * plan->key_block);
         }
         if (nan_safe) decode_output_nan_safe(block, s, plan->key_block, n, value, Dv);
         else if (Dv) decode_output(block, s, plan->key_block, n, value, Dv);

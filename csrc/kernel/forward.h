@@ -18,6 +18,7 @@
 #define AF_FORWARD_H
 
 #include "kernel/additive.h"
+#include "kernel/dropout.h"
 #include "kernel/finish.h"
 #include "kernel/fused_softmax.h"
 #include "kernel/mask.h"
@@ -170,6 +171,7 @@ static void run_piece(const af_call *call, const af_plan *plan, block_run *run)
     const bool moved = block_weights(call, plan, run, piece, &next, factor);
     if (!call->operands.value.data) return;
     if (call->score.gaussian > 0) gaussian_tile(call, block, piece.j0, piece.n, s->s);
+    if (call->score.dropout > 0) drop_tile(call, block, &run->drop, piece.j0, piece.n, s->s, AF_NR);
     if (run->empty && (run->nan_safe || block->v1 - block->v0 < block->nv)) {
         zero_output(call, plan, s);
         run->empty = false;
@@ -218,6 +220,7 @@ static int begin_blocks(const af_call *call, const af_plan *plan, af_unit unit, 
         block_run *run = &runs[g];
         if (g) carve_block(&run->s, &runs->s, call, plan, g);
         make_block(&run->block, call, plan, block_of_unit(plan, unit, g));
+        if (call->score.dropout > 0) find_drop_rows(call, &run->block, &run->drop);
         run->block.vis.span = af_split(run->block.vis.span, unit.split, plan->split_keys);
         run->packed = false;
         begin_run(call, run, false);

@@ -146,6 +146,7 @@ af_call af_cut_call(const af_call *whole, af_part p)
     call.Lq = p.Lq;
     call.Lk = p.Lk;
     call.subset.first_b += p.row;
+    call.subset.first_h += p.h;
     call.subset.first_hk += hk;
     move(&call.operands.query, p.b, p.h, p.i, 0, size);
     move(&call.operands.key, p.b, hk, p.j, 0, size);

@@ -31,8 +31,8 @@ typedef struct af_subset {
     int64_t classes, class_step; /* 0: there are none */
     const int64_t *class_query, *class_key;
 
-    int64_t first_b,
-        first_hk; /* of a part of a call: the batch row and key/value head of the whole that are its first */
+    /* Of a part of a call: the batch row, head and key/value head of the whole that are its first. */
+    int64_t first_b, first_h, first_hk;
 } af_subset;
 
 typedef struct af_call {

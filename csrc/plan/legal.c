@@ -33,6 +33,7 @@ static bool score_is_legal(const af_call *call)
     const af_score *s = &call->score;
     if (s->additive && !s->score_weight.data) return false;
     if (s->bias.data && s->bias.j != 0 && s->bias.j != 1) return false;
+    if (!(s->dropout >= 0 && s->dropout < 1)) return false;
     return s->softcap >= 0 && (s->gaussian == 0 || (s->gaussian > 0 && call->visible.center.data));
 }
 

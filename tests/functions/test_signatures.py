@@ -54,7 +54,7 @@ def test_the_signature_of_attention_is_what_a_person_writes():
     [
         ("attn_mask", "mask=attn_mask .*mask=~attn_mask .*bias=attn_mask "),
         ("causal", "is_causal=True"),
-        ("dropout_p", "leave it out"),
+        ("dropout_p", "write dropout=dropout_p, and a dropout_seed="),
         (
             "key_padding_mask",
             r"mask=~key_padding_mask\[.*kv_lengths=.*kv_starts=",

@@ -31,6 +31,7 @@ GOOD = {
     "num_threads": 2,
 }
 
+DROPOUT = {"dropout": 0.25, "dropout_seed": 3}
 RESULTS = {"out": np.full((2, 4, 3, 6), 7, np.float32), "return_lse": True, "return_weights": True}
 LOSS = {
     "grad_output": np.ones((2, 4, 3, 6), np.float32),
@@ -79,33 +80,47 @@ def parameters_of(function):
 
 # By name; what stands behind a comma tells two forms of one function apart.
 FUNCTIONS = {
-    "attention": {**GOOD, **RESULTS},
+    "attention": {**GOOD, **DROPOUT, **RESULTS},
     "attention_weights": {**without(GOOD, "value"), "stage": "weights"},
-    "plan": {**GOOD, **RESULTS, "return_blocks": True},
-    "local_attention": {**GOOD, **RESULTS, "dilation": 2, "global_tokens": [0]},
-    "local_attention, centers": {**GOOD, **RESULTS, "centers": np.ones((2, 4, 3)), "sigma": 1.0},
+    "plan": {**GOOD, **DROPOUT, **RESULTS, "return_blocks": True},
+    "local_attention": {**GOOD, **DROPOUT, **RESULTS, "dilation": 2, "global_tokens": [0]},
+    "local_attention, centers": {
+        **GOOD,
+        **DROPOUT,
+        **RESULTS,
+        "centers": np.ones((2, 4, 3)),
+        "sigma": 1.0,
+    },
     "additive_attention": {
         **without(GOOD, "scale"),
+        **DROPOUT,
         **RESULTS,
         "score_weight": np.ones(8),
         "score_bias": np.zeros((4, 8)),
     },
     "attention_topk": {**without(GOOD, "value"), "k": 2},
     "key_importance": {**without(GOOD, "value"), "per_kv_head": True},
-    "attention_varlen": {**those_of(attnfast.attention_varlen, {**GOOD, **RESULTS}), **PACKED},
-    "attention_backward": {**GOOD, **LOSS},
+    "attention_varlen": {
+        **those_of(attnfast.attention_varlen, {**GOOD, **DROPOUT, **RESULTS}),
+        **PACKED,
+    },
+    "attention_backward": {**GOOD, **DROPOUT, **LOSS},
     "additive_attention_backward": {
         **without(GOOD, "scale"),
+        **DROPOUT,
         **LOSS,
         "score_weight": np.ones(8),
         "score_bias": np.zeros((4, 8)),
         "wanted": ("query", "score_weight", "score_bias"),
     },
     "attention_varlen_backward": {
-        **those_of(attnfast.attention_varlen_backward, {**GOOD, **PACKED_LOSS}),
+        **those_of(attnfast.attention_varlen_backward, {**GOOD, **DROPOUT, **PACKED_LOSS}),
         **without(PACKED, "out"),
     },
-    "vjp": {"function": attnfast.attention, **GOOD, **RESULTS, "wanted": ("query", "bias")},
+    "vjp": {
+        **{"function": attnfast.attention, **GOOD, **DROPOUT, **RESULTS},
+        "wanted": ("query", "bias"),
+    },
     "merge_attention": {"outputs": [Q, Q], "lses": [Q[..., 0], Q[..., 0]]},
     "merge_attention_backward": {
         **{"grad_output": Q, "outputs": [Q, Q], "lses": [Q[..., 0], Q[..., 0]]},
