@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from . import _core
 from ._keywords import refuse_unknown
-from .additive import additive_attention
+from .additive import additive_attention, additive_attention_backward
 from .api import attention, attention_weights
 from .explain import attention_topk, key_importance
 from .gradient import attention_backward
@@ -27,6 +27,7 @@ CORES: dict[Callable[..., Any], Callable[..., Any]] = {
     key_importance: _core.key_importance,
     attention_varlen: _core.attention_varlen,
     attention_backward: _core.attention_backward,
+    additive_attention_backward: _core.additive_attention_backward,
     attention_varlen_backward: _core.attention_varlen_backward,
 }
 # What a backward takes beside the operands of its forward: for a plan only by name, if at all.
@@ -73,10 +74,10 @@ def plan(*operands: Any, return_blocks: bool = False, **options: Any) -> Plan:
         A function, :func:`attention` if it is left out, and what comes first in its call. The
         functions are :func:`attention`, :func:`attention_weights`, :func:`local_attention`,
         :func:`additive_attention`, :func:`attention_varlen`, :func:`attention_topk`,
-        :func:`key_importance`, :func:`attention_backward` and :func:`attention_varlen_backward`. Of
-        query, key and value only shape, strides and dtype matter. Of a backward come the operands
-        of its forward; `grad_output`, `output` and `lse` may be left out, else they are given by
-        name.
+        :func:`key_importance`, :func:`attention_backward`, :func:`additive_attention_backward` and
+        :func:`attention_varlen_backward`. Of query, key and value only shape, strides and dtype
+        matter. Of a backward come the operands of its forward; `grad_output`, `output` and `lse`
+        may be left out, else they are given by name.
     return_blocks : bool
         Also list the rectangles of (query, key) pairs that the call visits; see
         :func:`attnfast.plot.window`.

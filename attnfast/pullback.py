@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ._keywords import refuse_unknown
+from .additive import additive_attention, additive_attention_backward
 from .api import attention
-from .gradient import AttentionGradients, attention_backward
+from .gradient import attention_backward
 from .merge import merge_attention, merge_attention_backward
 from .result import AttentionResult
 from .varlen import attention_varlen, attention_varlen_backward
@@ -17,6 +18,7 @@ from .varlen import attention_varlen, attention_varlen_backward
 # What computes the gradients of each function.
 BACKWARDS: dict[Callable[..., Any], Callable[..., Any]] = {
     attention: attention_backward,
+    additive_attention: additive_attention_backward,
     attention_varlen: attention_varlen_backward,
     merge_attention: merge_attention_backward,
 }
@@ -38,8 +40,8 @@ def vjp(
     Parameters
     ----------
     function : callable
-        A function that has a backward: :func:`attention`, :func:`attention_varlen` or
-        :func:`merge_attention`.
+        A function that has a backward: :func:`attention`, :func:`additive_attention`,
+        :func:`attention_varlen` or :func:`merge_attention`.
     *operands
         What comes first in its call.
     wanted : tuple of str, optional
@@ -145,7 +147,8 @@ def _check_wanted(
         advice = f": write wanted=({wanted!r},)" if isinstance(wanted, str) else ""
         raise TypeError(f"wanted must be a tuple of names, got {wanted!r}{advice}")
     parameters = inspect.signature(function).parameters
-    names = [name for name in AttentionGradients._fields if name in parameters]
+    fields = inspect.get_annotations(backward)["return"]._fields
+    names = [name for name in fields if name in parameters]
     for name in wanted:
         if name not in names:
             raise ValueError(f"wanted may name {', '.join(names)}, got {name!r}")

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 import attnfast
-from attnfast import attention, attention_backward, attention_varlen, merge_attention, vjp
+from attnfast import (
+    additive_attention,
+    attention,
+    attention_backward,
+    attention_varlen,
+    merge_attention,
+    vjp,
+)
 from attnfast.pullback import BACKWARDS
 from support.arrays import assert_same, qkv, same_bits
 
@@ -27,6 +34,10 @@ def attend(function: Any, *more: Any, packed: bool = False, **options: Any) -> A
 # A call of each function in BACKWARDS, and what else to want of it than by default.
 CALLS: dict[Any, tuple[Any, Any]] = {
     attention: (attend(attention, bias=numbers(30), is_causal=True), ("key", "bias")),
+    additive_attention: (
+        attend(additive_attention, numbers(8), score_bias=numbers(8), bias=numbers(30)),
+        ("query", "score_weight", "score_bias", "bias"),
+    ),
     attention_varlen: (
         attend(
             *(attention_varlen, [0, 20, 30], [0, 20, 30]),
