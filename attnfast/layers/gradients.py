@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._misread import as_array, wrong_dtype
+from ..result import AttentionResult
 from .linear import Linear
 
 Array = NDArray[Any]
@@ -59,6 +60,37 @@ def as_gradient(grad: ArrayLike, name: str, like: Array) -> Array:
     if a.shape != like.shape:
         raise ValueError(f"{name} must have shape {like.shape}, got {a.shape}")
     return a.astype(like.dtype, copy=False)
+
+
+def one_head(result: AttentionResult) -> tuple[Array, Array | None]:
+    """Output and weights, if any, without the axis of their only head."""
+    weights = None if result.weights is None else result.weights[..., 0, :, :]
+    return result.output[..., 0, :, :], weights
+
+
+def head_gradients(
+    grad_output: ArrayLike, grad_weights: ArrayLike | None, output: Array, weights: Array | None
+) -> tuple[Array, Array | None]:
+    """Derivatives by output and weights, with an axis for their only head."""
+    by_output = as_gradient(grad_output, "grad_output", output)[..., None, :, :]
+    by_weights = weights_gradient(grad_weights, weights)
+    return by_output, None if by_weights is None else by_weights[..., None, :, :]
+
+
+def weights_gradient(grad_weights: ArrayLike | None, weights: Array | None) -> Array | None:
+    """A derivative of the loss by the weights, if there is one."""
+    if grad_weights is None:
+        return None
+    if weights is None:
+        raise ValueError("grad_weights needs weights: call vjp so that it returns them")
+    return as_gradient(grad_weights, "grad_weights", weights)
+
+
+def inner(a: Array, b: Array) -> np.float64:
+    """The sum of ``a * b``, where b is not 0: elsewhere a may hold anything."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        product = a.astype(np.float64) * b.astype(np.float64)
+    return np.float64(np.where(b == 0, 0, product).sum())
 
 
 def add_to(total: dict[str, Array], name: str, grad: Array) -> None:

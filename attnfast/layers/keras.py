@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -12,18 +12,29 @@ from .._misread import as_array
 from .._signature import plain_signature
 from ..additive import additive_attention
 from ..api import attention
+from ..pullback import vjp
 from ..result import AttentionResult
+from .gradients import LayerGradients, add_to, head_gradients, inner, one_head
 from .linear import Seed, as_weights, check_array, check_batch, real_dtype, size
 from .masks import as_key_mask, real_lengths, right_padded
 
 Array = NDArray[Any]
 
 
+Pullback = Callable[[Array, Array | None], tuple[Array, Array, Array, dict[str, Any]]]
+
+
 class _TokenAttention(ABC):
-    """The call of both layers, which differ in `_attend`."""
+    """The calls of both layers, which differ in `_attend` and `_vjp`."""
 
     @abstractmethod
     def _attend(self, q: Array, k: Array, v: Array, **options: Any) -> AttentionResult: ...
+
+    @abstractmethod
+    def _vjp(
+        self, q: Array, k: Array, v: Array, **options: Any
+    ) -> tuple[AttentionResult, Pullback]:
+        """The result, and from derivatives by output and weights to q, k, v and own weights."""
 
     @overload
     def __call__(
@@ -88,20 +99,65 @@ class _TokenAttention(ABC):
             Output ``(..., Tq, Dv)``, and weights ``(..., Tq, Tv)`` if asked for. A query that sees
             no key gives zeros.
         """
-        query, key, value = _arrays(inputs)
-        query_mask, value_mask = _masks(mask, query, value)
-        options: dict[str, Any] = {"is_causal": use_causal_mask, "num_threads": num_threads}
-        options["q_offset"] = 0 if use_causal_mask else None
-        if value_mask is not None:
-            options["mask"] = value_mask[..., None, None, :]
-        if query_mask is not None and not return_attention_scores and right_padded(query_mask):
-            options["q_lengths"] = real_lengths(query_mask)
-        heads = (x[..., None, :, :] for x in (query, key, value))
-        result = self._attend(*heads, return_weights=return_attention_scores, **options)
-        output = result.output[..., 0, :, :]
+        arrays = _arrays(inputs)
+        query_mask, options = _options(mask, arrays, use_causal_mask, return_attention_scores)
+        heads = (x[..., None, :, :] for x in arrays)
+        output, weights = one_head(self._attend(*heads, num_threads=num_threads, **options))
         if query_mask is not None:
             output[~query_mask] = 0
-        return (output, result.weights[..., 0, :, :]) if return_attention_scores else output
+        return output if weights is None else (output, weights)
+
+    @plain_signature
+    def vjp(
+        self,
+        inputs: Sequence[ArrayLike],
+        mask: Sequence[ArrayLike | None] | None = None,
+        *,
+        return_attention_scores: bool = False,
+        use_causal_mask: bool = False,
+        num_threads: int | None = None,
+    ) -> tuple[Any, Callable[..., LayerGradients]]:
+        """Call the layer, and return its result with a function that computes gradients.
+
+        Parameters
+        ----------
+        inputs, mask : list
+            As for a call.
+        return_attention_scores, use_causal_mask, num_threads : optional
+            As for a call.
+
+        Returns
+        -------
+        result : ndarray or (ndarray, ndarray)
+            What the call returns.
+        pullback : callable
+            ``pullback(grad_output, grad_weights=None)``: from the derivatives of a loss by the
+            output, and by the weights if they were returned, to `LayerGradients`: ``"query"``,
+            ``"value"`` and, if it was given, ``"key"``, and the attributes that are trained.
+        """
+        arrays = _arrays(inputs)
+        query_mask, options = _options(mask, arrays, use_causal_mask, return_attention_scores)
+        heads = (x[..., None, :, :] for x in arrays)
+        result, attend_back = self._vjp(*heads, num_threads=num_threads, **options)
+        output, weights = one_head(result)
+        if query_mask is not None:
+            output = np.where(query_mask[..., None], output, 0)  # the pullback keeps the other
+
+        def pullback(
+            grad_output: ArrayLike, grad_weights: ArrayLike | None = None
+        ) -> LayerGradients:
+            """Gradients, from the derivatives of a loss by output and weights."""
+            by_output, by_weights = head_gradients(grad_output, grad_weights, output, weights)
+            if query_mask is not None:
+                by_output = np.where(query_mask[..., None, :, None], by_output, 0)
+            *grads, by_weight = attend_back(by_output, by_weights)
+            by_input: dict[str, Array] = {}
+            names = ("query", "key" if len(inputs) == 3 else "value", "value")
+            for name, grad in zip(names, grads, strict=True):
+                add_to(by_input, name, grad[..., 0, :, :])
+            return LayerGradients(by_input, by_weight)
+
+        return (output if weights is None else (output, weights)), pullback
 
 
 class Attention(_TokenAttention):
@@ -205,16 +261,59 @@ class Attention(_TokenAttention):
         return [np.array(getattr(self, name), np.float32) for name in self._names]
 
     def _attend(self, q: Array, k: Array, v: Array, **options: Any) -> AttentionResult:
-        scale = self.scale if self.use_scale else 1.0
         result: AttentionResult
         if self.score_mode == "dot":
-            result = attention(q, k, v, scale=scale, return_lse=True, **options)
+            result = attention(q, k, v, scale=self._scale, return_lse=True, **options)
             return result
-        if scale != 1:
-            q, k = q * q.dtype.type(scale), k * k.dtype.type(scale)
-        weight = np.full(q.shape[-1], self.concat_score_weight)
-        result = additive_attention(q, k, v, weight, return_lse=True, **options)
+        result = additive_attention(*self._additive(q, k, v), return_lse=True, **options)
         return result
+
+    @property
+    def _scale(self) -> float:
+        return self.scale if self.use_scale else 1.0
+
+    def _additive(self, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array, Array]:
+        """Operands and score weight of `additive_attention`."""
+        if self._scale != 1:
+            q, k = q * q.dtype.type(self._scale), k * k.dtype.type(self._scale)
+        return q, k, v, np.full(q.shape[-1], self.concat_score_weight)
+
+    def _vjp(
+        self, q: Array, k: Array, v: Array, **options: Any
+    ) -> tuple[AttentionResult, Pullback]:
+        own = self._vjp_of_dot if self.score_mode == "dot" else self._vjp_of_concat
+        return own(q, k, v, {**options, "return_lse": True})
+
+    def _vjp_of_dot(
+        self, q: Array, k: Array, v: Array, options: dict[str, Any]
+    ) -> tuple[AttentionResult, Pullback]:
+        # With a scale of 0 all scores are 0, but not their derivative by the scale.
+        scale, unit, x = self._scale, self._scale or 1.0, q if self._scale else np.zeros_like(q)
+        result, attend_back = vjp(attention, x, k, v, scale=unit, **options)
+
+        def pullback(grad: Array, grad_weights: Array | None) -> Any:
+            by_q, by_k, by_v = attend_back(grad, grad_weights=grad_weights)[:3]
+            by_weight = {"scale": inner(q, by_q) / unit} if self.use_scale else {}
+            return by_q if scale else np.zeros_like(by_q), by_k, by_v, by_weight
+
+        return result, pullback
+
+    def _vjp_of_concat(
+        self, q: Array, k: Array, v: Array, options: dict[str, Any]
+    ) -> tuple[AttentionResult, Pullback]:
+        scale = self._scale
+        options["wanted"] = ("query", "key", "value", "score_weight")
+        result, attend_back = vjp(additive_attention, *self._additive(q, k, v), **options)
+
+        def pullback(grad: Array, grad_weights: Array | None) -> Any:
+            grads = attend_back(grad, grad_weights=grad_weights)
+            by_weight = {"concat_score_weight": grads.score_weight.sum()}
+            if self.use_scale:
+                by_weight["scale"] = inner(q, grads.query) + inner(k, grads.key)
+            by_q, by_k = (x * x.dtype.type(scale) for x in (grads.query, grads.key))
+            return by_q, by_k, grads.value, by_weight
+
+        return result, pullback
 
     def __repr__(self) -> str:
         return f"Attention(use_scale={self.use_scale}, score_mode={self.score_mode!r})"
@@ -314,12 +413,30 @@ class AdditiveAttention(_TokenAttention):
         return [] if self.scale is None else [self.scale.copy()]
 
     def _attend(self, q: Array, k: Array, v: Array, **options: Any) -> AttentionResult:
-        if q.shape[-1] != self.dim:
-            raise ValueError(f"query must have width {self.dim}, got {q.shape[-1]}")
+        self._check_width(q)
         result: AttentionResult = additive_attention(
             q, k, v, self.scale, return_lse=True, **options
         )
         return result
+
+    def _vjp(
+        self, q: Array, k: Array, v: Array, **options: Any
+    ) -> tuple[AttentionResult, Pullback]:
+        self._check_width(q)
+        own = () if self.scale is None else ("score_weight",)
+        options |= {"return_lse": True, "wanted": ("query", "key", "value", *own)}
+        result, attend_back = vjp(additive_attention, q, k, v, self.scale, **options)
+
+        def pullback(grad: Array, grad_weights: Array | None) -> Any:
+            grads = attend_back(grad, grad_weights=grad_weights)
+            by_weight = {} if self.scale is None else {"scale": grads.score_weight}
+            return *grads[:3], by_weight
+
+        return result, pullback
+
+    def _check_width(self, q: Array) -> None:
+        if q.shape[-1] != self.dim:
+            raise ValueError(f"query must have width {self.dim}, got {q.shape[-1]}")
 
     def __repr__(self) -> str:
         return f"AdditiveAttention({self.dim}, use_scale={self.scale is not None})"
@@ -339,6 +456,23 @@ def _arrays(inputs: Sequence[ArrayLike]) -> tuple[Array, Array, Array]:
             raise ValueError(f"{name} must have shape (..., length, dim), got {x.shape}")
     check_batch(arrays[0], "query", arrays[1], "value")
     return arrays[0], arrays[-1] if len(arrays) == 3 else arrays[1], arrays[1]
+
+
+def _options(
+    mask: Sequence[ArrayLike | None] | None,
+    arrays: tuple[Array, Array, Array],
+    use_causal_mask: bool,
+    return_weights: bool,
+) -> tuple[Array | None, dict[str, Any]]:
+    """The mask of the query, and the options of attention."""
+    query_mask, value_mask = _masks(mask, arrays[0], arrays[2])
+    options: dict[str, Any] = {"is_causal": use_causal_mask, "return_weights": return_weights}
+    options["q_offset"] = 0 if use_causal_mask else None
+    if value_mask is not None:
+        options["mask"] = value_mask[..., None, None, :]
+    if query_mask is not None and not return_weights and right_padded(query_mask):
+        options["q_lengths"] = real_lengths(query_mask)
+    return query_mask, options
 
 
 def _masks(

@@ -20,7 +20,7 @@ from .forward import (
     shares_of,
     split_heads,
 )
-from .gradients import LayerGradients, add_to, as_gradient, linear_backward
+from .gradients import LayerGradients, add_to, as_gradient, linear_backward, weights_gradient
 from .projections import Projections
 
 Array = NDArray[Any]
@@ -56,12 +56,9 @@ def multihead_vjp(
     def pullback(grad_output: ArrayLike, grad_weights: ArrayLike | None = None) -> LayerGradients:
         """Gradients, from the derivatives of a loss by output and weights of all heads."""
         grad = as_gradient(grad_output, "grad_output", output)
-        if grad_weights is not None:
-            if result.weights is None:
-                raise ValueError("grad_weights needs weights: write return_weights=True in vjp")
-            grad_weights = as_gradient(grad_weights, "grad_weights", result.weights)
+        by_weights = weights_gradient(grad_weights, result.weights)
         by_packed, *by_output = linear_backward(w.output, packed, grad)
-        parts = attend_back(split_heads(by_packed, w.num_heads), grad_weights)
+        parts = attend_back(split_heads(by_packed, w.num_heads), by_weights)
         by_input: Parts = {name: parts[name] for name in wanted}
         by_weight: Parts = {}
         maps = (w.query, w.key, w.value)

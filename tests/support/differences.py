@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from support.arrays import assert_same
+
 STEP = 1e-6
 
 
@@ -40,3 +42,29 @@ def loss_of(result: Any) -> tuple[float, list[np.ndarray]]:
     results = result if isinstance(result, tuple) else (result,)
     grads = [numbers(7 + n, x.shape, x.dtype) for n, x in enumerate(results)]
     return sum(float((x * g).sum()) for x, g in zip(results, grads, strict=True)), grads
+
+
+def check_layer(layer: Any, inputs: dict[str, Any], weights: dict[str, Any], **options: Any) -> Any:
+    """The gradients of a call, of which every number is checked."""
+    result, pullback = layer.vjp(**inputs, **options)
+    assert_same(result, layer(**inputs, **options))
+    gradients = pullback(*loss_of(result)[1])
+    check_by_differences(
+        lambda: loss_of(layer(**inputs, **options))[0],
+        inputs | weights,
+        {**gradients.inputs, **gradients.weights},
+    )
+    return gradients
+
+
+def float32_like_float64(make: Any, inputs: dict[str, Any], **options: Any) -> None:
+    found = []
+    for dtype in (np.float64, np.float32):
+        given = {name: x.astype(dtype) for name, x in inputs.items()}
+        result, pullback = make(dtype).vjp(**given, **options)
+        found.append(pullback(*loss_of(result)[1]))
+    for exact, actual in zip(*found, strict=True):
+        for name, x in actual.items():
+            assert x.dtype == np.float32, name
+            size = np.abs(exact[name]).max() + 1
+            np.testing.assert_allclose(x, exact[name], rtol=0, atol=2e-5 * size, err_msg=name)
