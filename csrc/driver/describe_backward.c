@@ -28,7 +28,8 @@ static void end_report(const af_call *call, const af_gradients *g, af_report *re
 {
     const double size = (double)af_elem_bytes(call->dtype), D = (double)call->D, Dv = (double)call->Dv;
     const double query = g->query.data ? D : 0, key = g->key.data ? D : 0, value = g->value.data ? Dv : 0;
-    const bool scores = g->query.data || g->key.data || g->bias.data || g->alibi;
+    const bool of_additive = g->score_weight || g->score_bias;
+    const bool scores = g->query.data || g->key.data || g->bias.data || g->alibi || of_additive;
     const double queries = (double)call->B * (double)call->H * (double)call->Lq * (D + 2 * Dv + query);
     const double keys = (double)call->B * (double)call->Hk * (double)call->Lk * (D + Dv + key + value);
     report->flops = 2 * (double)report->visible_pairs * (D + (scores ? Dv : 0) + query + key + value);

@@ -352,6 +352,15 @@ class TestOfGradients:
         assert plan.bytes == 4 * 2 * 100 * (8 * queries + 4 * keys)
         assert plan.kernel == "backward"
 
+    def test_weights_of_additive_scores_need_their_gradients(self):
+        x = zeros(2, 100, 64)
+        function, weight = attnfast.additive_attention_backward, np.ones(64, np.float32)
+        plans = [
+            attnfast.plan(function, x, x, x, weight, wanted=wanted)
+            for wanted in (("score_weight",), ("value",))
+        ]
+        assert plans[0].flops == plans[1].flops == 2 * 2 * 100**2 * (64 + 64)
+
     def test_the_loss_may_be_given_by_name(self):
         q, k, v = square(100)
         loss = {"grad_output": q, "output": q, "lse": q[..., 0]}

@@ -127,6 +127,17 @@ class TestKeras:
         inputs = {"query": numbers(0, (B, LQ, 5)), "value": numbers(1, (B, LK, 5))}
         check_layer(layer, inputs, layer.weights)
 
+    @pytest.mark.parametrize("name", ["dot, scale", "concat, scale"])
+    def test_padding_may_hold_anything(self, name):
+        query, value = numbers(0, (B, LQ, 5)), numbers(1, (B, LK, 5))
+        mask = MASKS["padding"]
+        output, pullback = keras_layer(name).vjp([query, value], mask)
+        expected = pullback(output)
+        query[~mask[0]] = value[~mask[1]] = np.nan
+        poisoned = keras_layer(name).vjp([query, value], mask)[1](output)
+        for a, b in zip(expected, poisoned, strict=True):
+            assert all(same_bits(a[name], b[name]) for name in a)
+
     @pytest.mark.parametrize("name", KERAS)
     def test_float16(self, name):
         """Inputs of 16 bits, which these layers take, have gradients in their dtype."""
