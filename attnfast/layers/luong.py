@@ -11,7 +11,15 @@ from ..additive import additive_attention
 from ..api import attention
 from ..local import local_attention
 from ..result import AttentionResult
+from .gradients import (
+    LayerGradients,
+    as_gradient,
+    head_gradients,
+    linear_backward,
+    one_head,
+)
 from .linear import Linear, Seed, as_input, as_named, check_batch, size
+from .luong_vjp import add_center_gradients, attend, score_gradients
 from .masks import as_key_mask, as_lengths, real_lengths
 from .windows import additive_window
 
@@ -283,6 +291,124 @@ class LuongAttention:
         ndarray or (ndarray, ndarray)
             Contexts ``(..., Lq, source_dim)``, and weights ``(..., Lq, Lk)`` if asked for.
         """
+        options: dict[str, Any] = {"num_threads": num_threads, "return_weights": return_weights}
+        call = self._prepare(hidden, source, keys, key_mask, kv_lengths, options)
+        function, operands, options = self._align(*call, q_offset, options)
+        result = function(*operands, return_lse=True, **options)
+        context = result.output[..., 0, :, :]
+        return (context, result.weights[..., 0, :, :]) if return_weights else context
+
+    @plain_signature
+    def vjp(
+        self,
+        hidden: ArrayLike,
+        source: ArrayLike,
+        *,
+        keys: ArrayLike | None = None,
+        q_offset: ArrayLike = 0,
+        key_mask: ArrayLike | None = None,
+        kv_lengths: ArrayLike | None = None,
+        return_weights: bool = False,
+        num_threads: int | None = None,
+    ) -> tuple[Any, Callable[..., LayerGradients]]:
+        """Call the layer, and return its result with a function that computes gradients.
+
+        Parameters
+        ----------
+        hidden, source, keys : array_like
+            As for a call. The `keys` count as made of the `source`: they have no gradient of their
+            own, but those of the source and of ``w_a`` are complete.
+        q_offset, key_mask, kv_lengths, return_weights, num_threads : optional
+            As for a call.
+
+        Returns
+        -------
+        result : ndarray or (ndarray, ndarray)
+            What the call returns.
+        pullback : callable
+            ``pullback(grad_output, grad_weights=None)``: from the derivatives of a loss by the
+            contexts, and by the weights if they were returned, to `LayerGradients` of all weights
+            but ``w_c``, which :meth:`attentional_vjp` has. Moving edges of a window around a
+            predicted position have no gradient.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from attnfast.layers import LuongAttention
+        >>> layer = LuongAttention(32, score="general", seed=0)
+        >>> hidden, source = np.ones((5, 32), np.float32), np.ones((9, 32), np.float32)
+        >>> context, pullback = layer.vjp(hidden, source)
+        >>> pullback(context).weights["w_a"].shape
+        (32, 32)
+        """
+        options: dict[str, Any] = {"num_threads": num_threads, "return_weights": return_weights}
+        h_t, h_s, k, lengths = self._prepare(hidden, source, keys, key_mask, kv_lengths, options)
+        function, operands, options = self._align(h_t, h_s, k, lengths, q_offset, options)
+        result, attend_back = attend(function, operands, options)
+        output, weights = one_head(result)
+
+        def pullback(
+            grad_output: ArrayLike, grad_weights: ArrayLike | None = None
+        ) -> LayerGradients:
+            """Gradients, from the derivatives of a loss by contexts and weights."""
+            by_output, by_weights = head_gradients(grad_output, grad_weights, output, weights)
+            grads = attend_back(by_output, grad_weights=by_weights)
+            gradients = score_gradients(self.score, self.weights, h_t, h_s, grads)
+            if self.alignment == "local-p":
+                by_centers = grads.centers[..., 0, :] * lengths[..., None]
+                add_center_gradients(self.weights, h_t, by_centers, gradients)
+            return gradients
+
+        return (output if weights is None else (output, weights)), pullback
+
+    @plain_signature
+    def attentional_vjp(
+        self, context: ArrayLike, hidden: ArrayLike
+    ) -> tuple[Array, Callable[..., LayerGradients]]:
+        """Attentional vectors, and a function that computes gradients.
+
+        Parameters
+        ----------
+        context, hidden : array_like
+            As for :meth:`attentional`.
+
+        Returns
+        -------
+        vectors : ndarray, ``(..., Lq, dim)``
+            What :meth:`attentional` returns.
+        pullback : callable
+            ``pullback(grad_output)``: from the derivative of a loss by the vectors to
+            `LayerGradients` of ``context``, ``hidden`` and ``w_c``.
+        """
+        c = self._input(context, "context", self.source_dim)
+        h_t = self._input(hidden, "hidden", self.dim)
+        both, w_c = np.concatenate([c, h_t], axis=-1), Linear(self.weights["w_c"])
+        vectors = np.tanh(w_c(both))
+
+        def pullback(grad_output: ArrayLike) -> LayerGradients:
+            """Gradients, from the derivative of a loss by the attentional vectors."""
+            grad = as_gradient(grad_output, "grad_output", vectors) * (1 - vectors**2)
+            by_both, by_w_c, _ = linear_backward(w_c, both, grad)
+            by_input = {
+                "context": by_both[..., : self.source_dim],
+                "hidden": by_both[..., self.source_dim :],
+            }
+            return LayerGradients(by_input, {"w_c": by_w_c})
+
+        return vectors, pullback
+
+    # ---- parts of a call ----
+
+    def _prepare(
+        self,
+        hidden: Any,
+        source: Any,
+        keys: Any,
+        key_mask: Any,
+        kv_lengths: Any,
+        options: dict[str, Any],
+    ) -> tuple[Array, Array, Array, Array]:
+        """Target and source states, keys and numbers of source states; padding joins `options`."""
         h_t = self._input(hidden, "hidden", self.dim)
         h_s = self._input(source, "source", self.source_dim)
         check_batch(h_t, "hidden", h_s, "source", shared=False)
@@ -290,7 +416,6 @@ class LuongAttention:
             raise ValueError(
                 f"source must have the batch axes of hidden: source {h_s.shape}, hidden {h_t.shape}"
             )
-        options: dict[str, Any] = {"num_threads": num_threads, "return_weights": return_weights}
         lengths = np.full(h_s.shape[:-2], h_s.shape[-2])
         if kv_lengths is not None:
             lengths = as_lengths(kv_lengths, lengths.shape, h_s.shape[-2])
@@ -300,14 +425,18 @@ class LuongAttention:
             options["mask"] = real[..., None, None, :]
             lengths = np.minimum(lengths, real_lengths(real))
         k = self.project_keys(h_s) if keys is None else self._keys(keys, h_s)
-        result = self._align(h_t, k, h_s, lengths, q_offset, options)
-        context = result.output[..., 0, :, :]
-        return (context, result.weights[..., 0, :, :]) if return_weights else context
+        return h_t, h_s, k, lengths
 
     def _align(
-        self, h_t: Array, k: Array, h_s: Array, lengths: Array, q_offset: Any, options: Any
-    ) -> AttentionResult:
-        """Attention with one head, by score and alignment."""
+        self,
+        h_t: Array,
+        h_s: Array,
+        k: Array,
+        lengths: Array,
+        q_offset: Any,
+        options: dict[str, Any],
+    ) -> tuple[Callable[..., AttentionResult], tuple[Array, Array, Array], dict[str, Any]]:
+        """The function that attends with one head, by score and alignment, and its arguments."""
         concat = self.score == "concat"
         w_a = self.weights.get("w_a")
         q = h_t if w_a is None else Linear(w_a[: self.dim])(h_t)
@@ -324,7 +453,7 @@ class LuongAttention:
             options["centers"] = self.centers(h_t, lengths)[..., None, :]
             options["sigma"] = self.window / 2
             function = additive_window if concat else local_attention
-        return function(q, k, v, return_lse=True, **options)
+        return function, (q, k, v), options
 
     def _input(self, x: ArrayLike, name: str, width: int) -> Array:
         return as_input(x, name, width, self.weights["w_c"].dtype)

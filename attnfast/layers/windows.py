@@ -1,11 +1,13 @@
 """Additive attention within a window around a real center, for which there is no kernel."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..additive import additive_attention
+from ..pullback import vjp
 from ..result import AttentionResult
 
 Array = NDArray[Any]
@@ -32,37 +34,138 @@ def additive_window(
     to ``Lq * window_size``. One head: q ``(..., 1, Lq, D)``, k ``(..., 1, Lk, D)``, centers
     ``(..., 1, Lq)``, mask ``(..., 1, 1, Lk)``.
     """
-    batch, Lq, Lk, Dv = q.shape[:-3], q.shape[-2], k.shape[-2], v.shape[-1]
-    c = centers.astype(np.float64).reshape(-1, Lq, 1)
-    B, width = len(c), min(2 * window_size + 1, Lk)
-    j = np.maximum(np.ceil(c - window_size), 0).astype(np.int64) + np.arange(width)
-    visible = (j <= c + window_size) & (j < Lk)
-    if kv_lengths is not None:
-        visible &= j < np.reshape(kv_lengths, (B, 1, 1))
-    at = np.arange(B)[:, None, None], np.minimum(j, Lk - 1)
-    if mask is not None:
-        visible &= mask.reshape(B, Lk)[at]
-    near_k, near_v = (x.reshape(B, Lk, x.shape[-1])[at] for x in (k, v))
-    near_v[~visible] = 0
-    # B * Lq batch rows of one query each. Their values are summed here, after the factor.
+    near = _Near(q, k, v, window_size, centers, sigma, mask, kv_lengths)
     _, lse, weights = additive_attention(
-        q.reshape(B, Lq, 1, 1, q.shape[-1]),
-        near_k[:, :, None],
-        near_v[:, :, None, :, :0],
+        *near.operands(q),
         score_weight,
-        mask=visible[:, :, None, None],
         return_lse=return_lse,
         return_weights=True,
-        num_threads=num_threads,
+        **near.options(num_threads),
     )
-    near_weights = weights[:, :, 0]
-    factor = np.exp(-(((j - c) / sigma) ** 2) / 2)
-    near_weights *= factor.astype(q.dtype)[:, :, None]
-    output = (near_weights @ near_v).reshape(*batch, 1, Lq, Dv)
-    lse = lse.reshape(*batch, 1, Lq) if return_lse else None
-    if not return_weights:
-        return AttentionResult(output, lse)
-    dense = np.zeros((B, Lq, Lk), q.dtype)
-    b, i, t = np.nonzero(visible)
-    dense[b, i, j[b, i, t]] = near_weights[b, i, 0, t]
-    return AttentionResult(output, lse, dense.reshape(*batch, 1, Lq, Lk))
+    return near.result(lse, weights, return_weights=return_weights)
+
+
+class WindowGradients(NamedTuple):
+    """Gradients by the names of the arguments."""
+
+    query: Array
+    key: Array
+    value: Array
+    centers: Array
+    score_weight: Array | None
+
+
+def window_pullback(
+    function: Callable[..., Any],
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    window_size: int,
+    centers: Array,
+    sigma: float,
+    mask: Array | None = None,
+    kv_lengths: Any = None,
+    num_threads: int | None = None,
+    **score: Any,
+) -> Callable[..., WindowGradients]:
+    """Gradients, by those of output and weights, of windows with the score of a function.
+
+    The function is `attention` or `additive_attention`, `score` their ``scale`` or
+    ``score_weight``; work and memory are as for `additive_window`.
+    """
+    near = _Near(q, k, v, window_size, centers, sigma, mask, kv_lengths)
+    own = [name for name in ("score_weight",) if name in score]
+    (_, _, weights), attend_back = vjp(
+        function,
+        *near.operands(q),
+        wanted=("query", "key", *own),
+        return_weights=True,
+        **score,
+        **near.options(num_threads),
+    )
+
+    def pullback(grad: Array, grad_weights: Array | None = None) -> WindowGradients:
+        by_near = near.gradient_of_weights(grad, grad_weights)
+        kept = weights[:, :, 0, 0] * near.factor
+        nothing = np.zeros((*near.j.shape[:2], 1, 1, 0), q.dtype)
+        by_weights = (by_near * near.factor)[:, :, None, None]
+        grads = attend_back(nothing, grad_weights=by_weights)
+        distance = near.j - near.c
+        by_centers = (by_near * kept * distance).sum(axis=-1) / sigma**2
+        by_value = kept[..., None] * grad.reshape(*near.j.shape[:2], 1, -1)
+        return WindowGradients(
+            grads.query.reshape(q.shape),
+            near.add_up(grads.key[:, :, 0], k.shape),
+            near.add_up(by_value, v.shape),
+            by_centers.reshape(centers.shape),
+            getattr(grads, "score_weight", None),
+        )
+
+    return pullback
+
+
+class _Near:
+    """The keys and values of the window of each query, as keys of its own."""
+
+    def __init__(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        window_size: int,
+        centers: Array,
+        sigma: float,
+        mask: Array | None,
+        kv_lengths: Any,
+    ) -> None:
+        self.batch, Lq, Lk = q.shape[:-3], q.shape[-2], k.shape[-2]
+        c = centers.astype(np.float64).reshape(-1, Lq, 1)
+        B, width = len(c), min(2 * window_size + 1, Lk)
+        j = np.maximum(np.ceil(c - window_size), 0).astype(np.int64) + np.arange(width)
+        visible = (j <= c + window_size) & (j < Lk)
+        if kv_lengths is not None:
+            visible &= j < np.reshape(kv_lengths, (B, 1, 1))
+        self.at = np.arange(B)[:, None, None], np.minimum(j, Lk - 1)
+        if mask is not None:
+            visible &= mask.reshape(B, Lk)[self.at]
+        self.key, self.value = (x.reshape(B, Lk, x.shape[-1])[self.at] for x in (k, v))
+        self.value[~visible] = 0
+        self.j, self.c, self.visible, self.Lk = j, c, visible, Lk
+        self.factor = np.exp(-(((j - c) / sigma) ** 2) / 2).astype(q.dtype)
+
+    def operands(self, q: Array) -> tuple[Array, Array, Array]:
+        """B * Lq batch rows of one query each. Their values are summed after the factor."""
+        query = q.reshape(*self.j.shape[:2], 1, 1, q.shape[-1])
+        return query, self.key[:, :, None], self.value[:, :, None, :, :0]
+
+    def options(self, num_threads: int | None) -> dict[str, Any]:
+        return {"mask": self.visible[:, :, None, None], "num_threads": num_threads}
+
+    def result(self, lse: Any, weights: Array, *, return_weights: bool) -> AttentionResult:
+        """From the softmax weights of each window."""
+        B, Lq = self.j.shape[:2]
+        near_weights = weights[:, :, 0] * self.factor[:, :, None]
+        output = (near_weights @ self.value).reshape(*self.batch, 1, Lq, self.value.shape[-1])
+        lse = None if lse is None else lse.reshape(*self.batch, 1, Lq)
+        if not return_weights:
+            return AttentionResult(output, lse)
+        dense = np.zeros((B, Lq, self.Lk), output.dtype)
+        b, i, t = np.nonzero(self.visible)
+        dense[b, i, self.j[b, i, t]] = near_weights[b, i, 0, t]
+        return AttentionResult(output, lse, dense.reshape(*self.batch, 1, Lq, self.Lk))
+
+    def gradient_of_weights(self, grad: Array, grad_weights: Array | None) -> Array:
+        """By the weights of each window after the factor, from those by output and weights."""
+        B, Lq = self.j.shape[:2]
+        by_near = (self.value @ grad.reshape(B, Lq, -1, 1))[..., 0]
+        if grad_weights is not None:
+            dense = grad_weights.reshape(B, Lq, self.Lk)
+            by_near = by_near + np.take_along_axis(dense, self.at[1], axis=-1)
+        return by_near
+
+    def add_up(self, near: Array, shape: tuple[int, ...]) -> Array:
+        """What the windows of all queries add to each key or value."""
+        total = np.zeros((len(self.j), *shape[-2:]), near.dtype)
+        np.add.at(total, self.at, near)
+        return total.reshape(shape)
