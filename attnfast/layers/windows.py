@@ -158,7 +158,7 @@ class _Near:
     def gradient_of_weights(self, grad: Array, grad_weights: Array | None) -> Array:
         """By the weights of each window after the factor, from those by output and weights."""
         B, Lq = self.j.shape[:2]
-        by_near = (self.value @ grad.reshape(B, Lq, -1, 1))[..., 0]
+        by_near: Array = (self.value @ grad.reshape(B, Lq, -1, 1))[..., 0]
         if grad_weights is not None:
             dense = grad_weights.reshape(B, Lq, self.Lk)
             by_near = by_near + np.take_along_axis(dense, self.at[1], axis=-1)
