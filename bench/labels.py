@@ -45,6 +45,8 @@ WORDS = {
     "shape_float64_causal": "causal, float64",
     "tiny": "full",
     "train": "full",
+    "train_additive": "additive",
+    "train_backward_additive": "additive, backward alone",
     "train_backward_window256": "window of 256 either side, backward alone",
     "train_bias": "dense bias, with its gradient",
     "train_causal": "causal",

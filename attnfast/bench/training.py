@@ -12,6 +12,7 @@ WINDOW = (256, 256)
 def training_cases() -> tuple[Case, ...]:
     """All cases, small ones first, then what hides keys or bends scores."""
     window = _case("train_window256", "1x8x4096x64", window=WINDOW)
+    additive = _case("train_additive", "16x1x100x128", "additive_training")
     return (
         _case("train", "8x12x128x64"),
         _case("train", "1x12x512x64"),
@@ -24,6 +25,8 @@ def training_cases() -> tuple[Case, ...]:
         _case("train_softcap", "1x12x512x64", softcap=30.0),
         window,
         _backward(window),
+        additive,
+        _backward(additive),
     )
 
 

@@ -56,6 +56,7 @@ STEPS = {
     ("tensors",): [
         Case("softcap", 2, 4, 2, 20, 20, 8, 6, softcap=2.0, causal=True, **TRAINING),
         Case("softcap_and_bias", 2, 2, 2, 9, 9, 8, 6, softcap=2.0, mask="bias", **TRAINING),
+        Case("additive", 2, 3, 3, 5, 9, 8, 6, function="additive_training"),
     ],
 }
 STEPS = [(case, ways) for ways, several in STEPS.items() for case in several]

@@ -37,6 +37,7 @@ STEPS = [
     small("softcap", softcap=2.0, causal=True),
     small("softcap_and_bias", softcap=2.0, mask="bias"),
     small("float64", dtype="float64"),
+    small("additive", q_len=7, function="additive_training"),
 ]
 SMALL = [*STEPS, *(replace(case, name=f"{case.name}_{BACKWARD}", kind=BACKWARD) for case in STEPS)]
 each_step = pytest.mark.parametrize("case", STEPS, ids=lambda case: case.name)
@@ -56,10 +57,16 @@ def reference_of(case, inputs):
     """The reference on the whole case, as a contestant would return it; and the visible pairs."""
     arrays = inputs.query, inputs.keys[0], inputs.values[0]
     options, wanted = call_options(case, inputs), wanted_of(inputs)
-    output, _, weights = reference.attention(*arrays, return_weights=True, **options)
-    gradients = reference.attention_backward(
-        inputs.extra[GRADIENT], *arrays, None, None, wanted=wanted, **options
-    )
+    attend, differentiate = reference.attention, reference.attention_backward
+    if case.function == "additive_training":
+        attend, differentiate = (
+            reference.additive_attention,
+            reference.additive_attention_backward,
+        )
+        options["score_weight"] = inputs.extra["score_weight"]
+    output, _, weights = attend(*arrays, return_weights=True, **options)
+    gradient = inputs.extra[GRADIENT]
+    gradients = differentiate(gradient, *arrays, None, None, wanted=wanted, **options)
     results = {"output": output, **{name: getattr(gradients, name) for name in wanted}}
     names = results_of(case, inputs)
     return tuple(results[name].astype(case.dtype) for name in names), weights > 0
@@ -72,6 +79,9 @@ def test_work_counts_the_products_of_visible_pairs(case):
     _, seen = reference_of(case, inputs)
     pairs = function.visible_pairs(case, inputs)
     assert pairs * case.heads == np.count_nonzero(seen)
+    if case.function == "additive_training":
+        assert function.work(case, pairs) == np.count_nonzero(seen) * 8  # tangents
+        return
     scores, values = 8, 6  # S = Q K', P V; S again, dV = P' dO, dP = dO V', dQ = dS K, dK = dS' Q
     backward = scores + values + values + scores + scores
     forward = 0 if case.kind == BACKWARD else scores + values
@@ -138,6 +148,7 @@ WRONG = {
         STEPS[0],
         changed("key", lambda a: a.astype(np.float16).astype(np.float32)),
     ),
+    "weights of one row": (STEPS[10], changed("score_weight", lambda a: a / 2)),
     "no output": (STEPS[0], lambda case, inputs, results: results[1:]),
 }
 
