@@ -196,7 +196,8 @@ def result_beside(name, **seconds):
 
 
 def test_targets_are_times_another_contestant_of_the_same_run():
-    known = {case.name: case for case in (*GROUPS["family"], *GROUPS["half"])}
+    groups = [GROUPS[name] for name in ("family", "half", "train")]
+    known = {case.name: case for group in groups for case in group}
     for name, (_, than) in values.TIMES.items():
         assert than in ("numpy", *function_of(known[name]).yardsticks(known[name]))
     target = values.target_of(TOP, "avx512")
@@ -207,6 +208,8 @@ def test_targets_are_times_another_contestant_of_the_same_run():
     target = values.target_of(ADDITIVE, "avx512")
     assert target.missing(result_beside(ADDITIVE, attnfast=1.0, numpy=15.0)) == 5
     assert target.missing(result_beside(ADDITIVE, attnfast=1.0, numpy=25.0)) == 0
+    target = values.target_of("train_backward_additive_16x1x100x128", "avx512")
+    assert str(target) == "0.25 x forward"
     assert str(values.target_of(HALF, "avx2")) == "0.97 x float32"
     assert (
         str(values.target_of("half_bfloat16_decode_b1_32kv8_4096x128", "avx512")) == "1.9 x float32"
