@@ -126,6 +126,13 @@ class Found:
         than = NAMES.get(target.than, f"`{target.than}`")
         return f"{target.value:g} {target.unit} {than if target.than else ''}".rstrip()
 
+    def reached(self, threads: int) -> str:
+        """What attnfast has reached, in the unit of the target."""
+        target = target_of(self.case.name, self.isa)
+        if target is not None and target.than:
+            return times(self.row(threads, target.than))
+        return figure(self.row(threads), 1)
+
 
 def found(data: Data) -> list[Found]:
     """All cases of some figures, in their order."""
@@ -186,8 +193,8 @@ def against_targets(data: Data) -> Rows:
     """Each case on each number of threads, and its target."""
     rows = [[*LABEL, "target", *threads_heads(data)]]
     for case in found(data):
-        shares = [figure(case.row(threads), 1) for threads in data["threads"]]
-        rows.append([*label(case.case), case.target(), *shares])
+        cells = [case.reached(threads) for threads in data["threads"]]
+        rows.append([*label(case.case), case.target(), *cells])
     return rows
 
 
