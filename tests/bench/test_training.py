@@ -209,6 +209,5 @@ def test_a_run_measures_both_calls_and_the_forward_one(training_run):
     training = next(r for r in report.results if r.case.function == "training")
     tiny = next(r for r in report.results if r.case.function == "attention")
     assert all(entry.rounds and not entry.wrong for entry in training.entries.values())
-    assert training.times_faster("forward") < 1 < training.times_faster("numpy")
     assert not tiny.entries["forward"].rounds and not tiny.entries["forward"].note
     assert "x forward" in text and "WRONG" not in text
