@@ -148,7 +148,7 @@ def copy_tree(target: Path) -> None:
 def build(work: Path, root: Path, site: Path, compiler: str, jobs: int) -> None:
     """Builds a wheel as for any platform and unpacks it into `site`."""
     venv, wheels = make_venv(work), work / f"wheel-{compiler}"
-    toolchain = TREE / "tools" / "aarch64.cmake"
+    toolchain = TREE / "tools" / "prove" / "aarch64.cmake"
     defines = {
         "CMAKE_TOOLCHAIN_FILE": toolchain,
         "AARCH64_ROOT": root,
