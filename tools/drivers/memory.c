@@ -199,8 +199,75 @@ static void ask(const char *name, const call *c, const results *r)
     if (asked) complain("settings", 1, "they allocate");
 }
 
+enum { Q = 60, K = 70, W = 8 };
+
+/* Gradients of a call with two heads for one key/value head. */
+typedef struct sums {
+    float query[2][Q][W], key[K][W], value[K][W];
+    double slopes[2], score_weight[2 * W]; /* of both heads */
+} sums;
+
+static af_tensor rows_of(void *data) { return (af_tensor){.data = data, .h = (int64_t)Q * W, .i = W, .j = 1}; }
+
+/* Nothing may be added to gradients where memory runs out. */
+static void try_backward(const char *name, bool additive)
+{
+    static const sums none;
+    call c;
+    results forward;
+    sums right = none;
+    bool failed = true;
+    make_call(&c, &(wish){.kind = ATTEND,
+                          .B = 1,
+                          .H = 2,
+                          .Hk = 1,
+                          .Lq = Q,
+                          .Lk = K,
+                          .D = W,
+                          .Dv = W,
+                          .lse = true,
+                          .alibi = true,
+                          .additive = additive,
+                          .scale = 0.5,
+                          .amplitude = 1,
+                          .density = 1,
+                          .seed = 1});
+    new_results(&forward, &c, 0);
+    run_armed(&c, &forward, -1);
+    const af_problem problem = problem_of(&c, &forward);
+    const af_run run = {.threads = 1};
+    for (int n = 0; failed && n < MOST_ALLOCATIONS; n++) { /* the first time nothing fails */
+        sums own = none;
+        const af_gradients gradients = {.size = sizeof gradients,
+                                        .output = forward.part.output,
+                                        .lse = forward.part.lse,
+                                        .grad_output = forward.part.output,
+                                        .query = rows_of(own.query),
+                                        .key = rows_of(own.key),
+                                        .value = rows_of(own.value),
+                                        .alibi = own.slopes,
+                                        .score_weight = additive ? own.score_weight : NULL};
+        asked = live = 0;
+        fails_at = n;
+        armed = true;
+        const af_status status = af_attention_backward(&problem, &gradients, &run);
+        armed = false;
+        if (n == 0) right = own;
+        else failed = asked >= n;
+        if (live) complain(name, n, "memory was not given back");
+        if (status != (n > 0 && failed ? AF_NO_MEMORY : AF_OK)) complain(name, n, "wrong status");
+        if (memcmp(&own, n > 0 && failed ? &none : &right, sizeof own) != 0) complain(name, n, "wrong gradients");
+        if (n == 1 && !failed) complain(name, n, "no allocation");
+    }
+    if (memcmp(&right, &none, sizeof none) == 0) complain(name, 0, "no gradients");
+    free_results(&forward);
+    free_call(&c);
+}
+
 int main(void)
 {
+    try_backward("backward", false);
+    try_backward("additive backward", true);
     for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
         call c;
         results right;
