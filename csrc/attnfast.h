@@ -99,8 +99,8 @@ typedef struct af_results {
 } af_results;
 
 /* A loss by what a call returned, and where its gradients go. All but the first five are added to, and wanted unless
- * absent: callers begin with zeros. What repeats its elements in the call (stride 0, or equal offsets in `batch`) may
- * do so here, and receives the sum. */
+ * absent: callers begin with zeros. Of the last five there are only those of what the call has. What repeats its
+ * elements in the call (stride 0, or equal offsets in `batch`) may do so here, and receives the sum. */
 typedef struct af_gradients {
     size_t size;
     af_tensor output, lse;             /* what the call returned; as in af_results */

@@ -252,7 +252,7 @@ af_status af_attention_backward(const af_problem *problem, const af_gradients *g
     run = af_or_default_run(run);
     af_watch watch = af_start_watch(run);
     af_call call = af_open_backward(problem, gradients);
-    assert(af_is_legal(&call));
+    assert(af_is_legal(&call) && (!has_rows(&call) || af_are_legal_gradients(&call, gradients)));
     return has_rows(&call) ? run_backward(&call, gradients, run, &watch) : AF_OK;
 }
 
@@ -265,6 +265,7 @@ af_status af_attention_packed_backward(const af_problem *problem, const af_packi
     const af_call whole = af_open_backward(problem, gradients);
     assert(af_is_legal_packed(&whole, packing));
     if (!has_rows(&whole)) return AF_OK;
+    assert(af_are_legal_gradients(&whole, gradients));
     for (int64_t s = 0; s < packing->sequences && status == AF_OK; s++) {
         const af_part part = af_packed_part(&whole, packing, s);
         af_call call = af_cut_call(&whole, part);

@@ -1,4 +1,4 @@
-"""The C library does what csrc/attnfast.h says of parts, results and legal calls."""
+"""The C library does what csrc/attnfast.h says of parts, results, gradients and legal calls."""
 
 import shutil
 import subprocess

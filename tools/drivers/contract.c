@@ -106,6 +106,111 @@ static void try_parts(void)
     expect(af_describe(&c.problem, NULL, &report, NULL, 0) == AF_OK && report.visible_pairs == L * L, "describe");
 }
 
+/* What try_backward gives to af_attention_backward, and where gradients go. */
+typedef struct gradient_case {
+    float grad_output[L * D], grad_lse[L], query[L * D], key[L * D], value[L * D];
+    double sink[1];
+    af_gradients gradients;
+} gradient_case;
+
+/* After a call: gradients of a loss sum(output * grad_output) + sum(lse * grad_lse). */
+static void make_gradients(case_ *c, gradient_case *g)
+{
+    make(c);
+    expect(af_attention(&c->problem, NULL) == AF_OK, "the call before gradients");
+    *g = (gradient_case){.grad_output = {1, -1, 0.5F, 2, -2, 0}, .grad_lse = {0.5F, -1, 2}};
+    g->gradients = (af_gradients){.size = sizeof g->gradients, .output = c->results.output, .lse = c->results.lse};
+    g->gradients.grad_output = rows_of(g->grad_output, D);
+    g->gradients.query = rows_of(g->query, D);
+    g->gradients.key = rows_of(g->key, D);
+    g->gradients.value = rows_of(g->value, D);
+}
+
+static double loss(case_ *c, const gradient_case *g)
+{
+    double sum = 0;
+    expect(af_attention(&c->problem, NULL) == AF_OK, "a call beside gradients");
+    for (int n = 0; n < L * D; n++) sum += (double)c->output[n] * (double)g->grad_output[n];
+    for (int i = 0; i < L; i++) sum += g->gradients.grad_lse.data ? (double)c->lse[i] * (double)g->grad_lse[i] : 0;
+    return sum;
+}
+
+/* Of an operand, by differences; `begun` is what its gradient held before. */
+static void compare(case_ *c, const gradient_case *g, float *operand, const float *gradient, float begun,
+                    const char *what)
+{
+    const float step = 0x1p-6F;
+    for (int n = 0; n < L * D; n++) {
+        const float x = operand[n];
+        operand[n] = x + step;
+        const double above = loss(c, g);
+        operand[n] = x - step;
+        const double below = loss(c, g), slope = (above - below) / (2 * (double)step);
+        operand[n] = x;
+        expect(fabs((double)(gradient[n] - begun) - slope) < 4e-3, what);
+    }
+}
+
+static void try_backward(void)
+{
+    case_ c;
+    gradient_case g;
+    make_gradients(&c, &g);
+    expect(af_attention_backward(&c.problem, &g.gradients, NULL) == AF_OK, "backward with no run");
+    compare(&c, &g, c.query, g.query, 0, "the gradient of query");
+    compare(&c, &g, c.key, g.key, 0, "the gradient of key");
+    compare(&c, &g, c.value, g.value, 0, "the gradient of value");
+    make_gradients(&c, &g);
+    for (int n = 0; n < L * D; n++) g.key[n] = 3;
+    g.gradients.grad_lse = (af_tensor){.data = g.grad_lse, .i = 1};
+    g.gradients.query.data = g.gradients.value.data = NULL;
+    c.problem.visible = NULL;
+    c.problem.results = NULL;
+    c.score.size = 0;
+    expect(af_attention_backward(&c.problem, &g.gradients, NULL) == AF_OK, "backward without parts and results");
+    expect(g.query[0] == 0 && g.value[0] == 0, "gradients that are not wanted");
+    make(&c);
+    compare(&c, &g, c.key, g.key, 3, "a gradient that is added to, with grad_lse");
+    make_gradients(&c, &g);
+    c.problem.Lq = 0;
+    c.problem.operands = &c.operands;
+    expect(af_attention_backward(&c.problem, &g.gradients, NULL) == AF_OK && g.key[0] == 0, "backward of no rows");
+}
+
+#define REFUSE_GRADIENTS(what, ...)                                                                                    \
+    do {                                                                                                               \
+        make_gradients(&c, &g);                                                                                        \
+        __VA_ARGS__;                                                                                                   \
+        af_open_call(&call, &c.problem);                                                                               \
+        expect(!af_are_legal_gradients(&call, &g.gradients), what);                                                    \
+    } while (0)
+
+static void try_illegal_gradients(void)
+{
+    case_ c;
+    gradient_case g;
+    af_call call;
+    make_gradients(&c, &g);
+    af_open_call(&call, &c.problem);
+    expect(af_are_legal_gradients(&call, &g.gradients), "legal gradients");
+    REFUSE_GRADIENTS("gradients in 16 bits", c.problem.dtype = AF_F16);
+    REFUSE_GRADIENTS("gradients without output", g.gradients.output.data = NULL);
+    REFUSE_GRADIENTS("gradients without lse", g.gradients.lse.data = NULL);
+    REFUSE_GRADIENTS("gradients without grad_output", g.gradients.grad_output.data = NULL);
+    REFUSE_GRADIENTS("a gradient of query in steps", g.gradients.query.j = 2);
+    REFUSE_GRADIENTS("a gradient of key in steps", g.gradients.key.j = 2);
+    REFUSE_GRADIENTS("a gradient of value in steps", g.gradients.value.j = 0);
+    REFUSE_GRADIENTS("grad_weights in steps", g.gradients.grad_weights = rows_of(c.weights, L);
+                     g.gradients.grad_weights.j = 2);
+    REFUSE_GRADIENTS("a gradient of no bias", g.gradients.bias = rows_of(c.weights, L));
+    REFUSE_GRADIENTS("a gradient of a bias in steps", g.gradients.bias = c.score.bias = rows_of(c.weights, L);
+                     g.gradients.bias.j = 2);
+    REFUSE_GRADIENTS("a gradient of no slope", g.gradients.alibi = g.sink);
+    REFUSE_GRADIENTS("a gradient of no sink", g.gradients.sink = g.sink);
+    REFUSE_GRADIENTS("a gradient of no weights of scores", g.gradients.score_weight = g.sink);
+    REFUSE_GRADIENTS("a gradient of no bias of scores", g.gradients.score_bias = g.sink);
+}
+
 static void refuse(const case_ *c, const char *what)
 {
     af_call call;
@@ -162,5 +267,7 @@ int main(void)
 {
     try_parts();
     try_illegal();
+    try_backward();
+    try_illegal_gradients();
     return problems != 0;
 }
