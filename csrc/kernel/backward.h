@@ -12,6 +12,7 @@
 #define AF_BACKWARD_H
 
 #include "kernel/backward_additive.h"
+#include "kernel/backward_keys.h"
 #include "plan/visible_queries.h"
 
 /* Keys of a unit: a block of them, as rows of reals. */
@@ -20,13 +21,6 @@ typedef struct key_run {
     matrix key, value;
     bool finite;
 } key_run;
-
-/* Successive blocks of a panel that see some of a block of keys, and which of these keys. */
-typedef struct row_group {
-    int64_t first;
-    int count;
-    af_interval keys;
-} row_group;
 
 static bool all_finite(matrix a, int64_t n, int64_t width)
 {
@@ -42,12 +36,14 @@ static bool all_finite(matrix a, int64_t n, int64_t width)
     return vm_word(vm_ne(poison, v_zero())) == 0;
 }
 
-/* Rows of elements one after the other, padded with zeros. */
-static void copy_rows(int n, int64_t width, elem *const *rows, real *to)
+/* scale * rows of elements, one after the other, padded with zeros. */
+static void copy_rows(int n, int64_t width, elem *const *rows, real scale, real *to)
 {
     for (int i = 0; i < n; i++, to += padded(width))
-        for (int64_t d = 0; d < width; d += VL)
-            v_store(to + d, width - d < VL ? e_load_n(rows[i] + d, (int)(width - d)) : e_load(rows[i] + d));
+        for (int64_t d = 0; d < width; d += VL) {
+            const v x = width - d < VL ? e_load_n(rows[i] + d, (int)(width - d)) : e_load(rows[i] + d);
+            v_store(to + d, v_mul(x, v_set1(scale)));
+        }
 }
 
 /* Of block g of a panel: what it sees. */
@@ -78,10 +74,10 @@ static void pack_block(const af_backward *w, const backward_scratch *s, int64_t 
     find_seeing_rows(&call->operands.query, block, s->empty, rows);
     const additive_terms terms = terms_of_block(call, s, g);
     pack_backward_query(w, block, rows, s->query + g * call->D * AF_NR, &terms);
-    copy_rows(block->n, call->D, rows, s->query_row + row * D);
+    copy_rows(block->n, call->D, rows, (real)w->plan.query_scale, s->query_row + row * D);
     find_seeing_rows(&w->gradients->grad_output, block, s->empty, rows);
     rows_to_lanes(block->n, block->nv, call->Dv, rows, 1, s->grad + g * call->Dv * AF_NR);
-    copy_rows(block->n, call->Dv, rows, s->grad_row + row * Dv);
+    copy_rows(block->n, call->Dv, rows, 1, s->grad_row + row * Dv);
     load_row_softmax(call, block, &b->softmax);
     if (call->score.dropout > 0) find_drop_rows(call, block, &b->drop);
     for (int lane = 0; lane < AF_NR; lane++) b->delta[lane] = 0;
@@ -211,77 +207,6 @@ static af_interval backward_block_keys(const af_backward *w, const backward_scra
     return seen;
 }
 
-/* C[n][width] += A[n][rows] B[rows][width], width whole vectors. */
-static void key_product(int64_t n, int64_t rows, int64_t width, const real *a, const real *b, real *c)
-{
-    const matrix from = {a, GROUP_ROWS};
-    for (int64_t d = 0; d < width;) {
-        const int64_t left = (width - d) / VL;
-        const matrix lanes = {b + d, width};
-        const tile_result to = {c + d, width};
-        const int nv = left == 4 ? 2 : (int)af_min(left, AF_NV);
-        if (nv == 1) product((tile_kind){AF_MR, 1, true, true}, n, rows, from, lanes, to, NULL);
-        else if (nv == 2) product((tile_kind){AF_MR, 2, true, true}, n, rows, from, lanes, to, NULL);
-        else product((tile_kind){AF_MR, AF_NV, true, true}, n, rows, from, lanes, to, NULL);
-        d += nv * VL;
-    }
-}
-
-/* The same where rows of B hold NaN or inf: of the pairs that are seen only. */
-static void nan_safe_keys(const af_backward *w, const backward_scratch *s, row_group group, int64_t width,
-                          const real *a, const real *b, real *c)
-{
-    for (int64_t j = group.keys.begin; j < group.keys.end; j++)
-        for (int64_t d = 0; d < width; d += VL) {
-            v sum = v_zero();
-            for (int slot = 0; slot < group.count; slot++) {
-                const backward_block *block = &s->blocks[group.first + slot];
-                const uint64_t seen = block->finite ? ~(uint64_t)0 : s->seen[slot * w->plan.key_block + j];
-                for (int lane = 0; lane < block->block.n; lane++) {
-                    const int64_t row = slot * AF_NR + lane;
-                    if (!(seen >> lane & 1)) continue;
-                    sum = v_fma(v_set1(a[j * GROUP_ROWS + row]), v_load(b + row * width + d), sum);
-                }
-            }
-            v_store(c + j * width + d, v_add(v_load(c + j * width + d), sum));
-        }
-}
-
-/* dV += P dO and dK += dS Q of a group, whose keys are counted from the first of the block. */
-static void backward_group(const af_backward *w, const backward_scratch *s, row_group group)
-{
-    if (group.count == 0) return;
-    const af_gradients *g = w->gradients;
-    const int64_t D = padded(w->call->D), Dv = padded(w->call->Dv), first = group.first * w->plan.block_rows;
-    const int64_t j = group.keys.begin, n = group.keys.end - j;
-    const real *query = s->query_row + first * D, *grad = s->grad_row + first * Dv;
-    int64_t rows = 0;
-    bool finite = true;
-    for (int slot = 0; slot < group.count; slot++) {
-        rows += s->blocks[group.first + slot].block.n;
-        finite = finite && s->blocks[group.first + slot].finite;
-    }
-    if (g->value.data && finite) key_product(n, rows, Dv, s->p + j * GROUP_ROWS, grad, s->dv + j * Dv);
-    else if (g->value.data) nan_safe_keys(w, s, group, Dv, s->p, grad, s->dv);
-    if (w->call->score.additive) return;
-    if (g->key.data && finite) key_product(n, rows, D, s->ds + j * GROUP_ROWS, query, s->dk + j * D);
-    else if (g->key.data) nan_safe_keys(w, s, group, D, s->ds, query, s->dk);
-}
-
-/* Adds the sums of a block of keys to their gradient. */
-static void add_key_sums(const af_tensor *t, const af_visibility *vis, af_interval keys, int64_t width, real scale,
-                         const real *sums)
-{
-    if (!t->data) return;
-    for (int64_t j = keys.begin; j < keys.end; j++, sums += padded(width)) {
-        real *to = (real *)t->data + af_offset(t, vis->b, vis->hk, j);
-        for (int64_t d = 0; d < width; d += VL) {
-            const int here = width - d < VL ? (int)(width - d) : VL;
-            v_store_n(to + d, v_fma(v_load(sums + d), v_set1(scale), v_load_n(to + d, here)), here);
-        }
-    }
-}
-
 /* The blocks of a panel that can see some keys, as far as positions and lengths decide it. */
 static af_interval seeing_blocks(const af_backward *w, af_unit unit, af_interval keys)
 {
@@ -297,14 +222,14 @@ static af_interval seeing_blocks(const af_backward *w, af_unit unit, af_interval
 static void backward_keys(const af_backward *w, const backward_scratch *s, const key_run *run, af_interval blocks,
                           char *part)
 {
-    const int64_t n = run->keys.end - run->keys.begin, D = padded(w->call->D), Dv = padded(w->call->Dv);
+    const int64_t n = run->keys.end - run->keys.begin, D = w->call->D, Dv = w->call->Dv;
+    memset(s->dk, 0, (size_t)(n * padded(D)) * sizeof(real));
+    memset(s->dv, 0, (size_t)(n * padded(Dv)) * sizeof(real));
     bool any = false;
     row_group group = {.count = 0};
-    memset(s->dk, 0, (size_t)(n * D) * sizeof(real));
-    memset(s->dv, 0, (size_t)(n * Dv) * sizeof(real));
-    for (int64_t g = blocks.begin; g < blocks.end; g++) {
-        if (group.count == 0) group = (row_group){.first = g};
-        af_interval seen = backward_block_keys(w, s, run, g, group.count, part);
+    for (int64_t i = blocks.begin; i < blocks.end; i++) {
+        if (group.count == 0) group = (row_group){.first = i};
+        af_interval seen = backward_block_keys(w, s, run, i, group.count, part);
         if (seen.begin < seen.end) {
             any = true;
             group.count++;
@@ -312,14 +237,14 @@ static void backward_keys(const af_backward *w, const backward_scratch *s, const
             group.keys = af_hull(group.keys, seen);
             if (group.count < GROUP_BLOCKS) continue;
         }
-        backward_group(w, s, group);
+        backward_group(w, s, group, run->keys.begin);
         group.count = 0;
     }
-    backward_group(w, s, group);
+    backward_group(w, s, group, run->keys.begin);
     if (!any) return;
     const af_visibility *vis = &s->blocks[blocks.begin].block.vis;
-    add_key_sums(&w->gradients->key, vis, run->keys, w->call->D, (real)w->plan.query_scale, s->dk);
-    add_key_sums(&w->gradients->value, vis, run->keys, w->call->Dv, 1, s->dv);
+    add_key_sums(&w->gradients->key, vis, run->keys, D, s->dk);
+    add_key_sums(&w->gradients->value, vis, run->keys, Dv, s->dv);
 }
 
 static void backward(const af_backward *w, af_unit unit, void *part, void *memory)
