@@ -107,8 +107,8 @@ def attention_backward(
     -----
     A hidden key gets a gradient of exactly 0 and has no influence on others, even if it holds NaN;
     so does a query that sees no key. The same inputs give the same bits for any number of threads.
-    Working memory is some 5 MB a thread at ``D = 64``, and some numbers for each query. Arrays
-    of 16-bit types are copied as float32.
+    Working memory is at most some 5 MB a thread at ``D = 64``. Arrays of 16-bit types are copied
+    as float32.
 
     Examples
     --------

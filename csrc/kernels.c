@@ -10,7 +10,7 @@
 #if !AF_HALF
 #include "kernel/backward.h"
 #include "kernel/backward_finish.h"
-#include "kernel/backward_rows.h"
+#include "kernel/backward_open.h"
 #endif
 
 #define AF_STRING_(x) #x
@@ -33,7 +33,8 @@ const af_kernels AF_TABLE(AF_TYPE, AF_ISA) = {
     .importance = importance,
 #if !AF_HALF
     .backward_bytes = backward_bytes,
-    .backward_rows = backward_rows,
+    .panel_bytes = panel_bytes,
+    .backward_open = backward_open,
     .backward = backward,
     .backward_finish = backward_finish,
 #endif

@@ -34,8 +34,9 @@ struct af_kernels {
     /* The passes of gradients, of reals only, see plan/backward.h. The unit of the first and the last is one block of
      * rows; that of the second all rows of a panel against the range of keys that is the unit's split. */
     size_t (*backward_bytes)(const af_backward *);
-    void (*backward_rows)(const af_backward *, af_unit, void *scratch);
-    void (*backward)(const af_backward *, af_unit, void *parts, void *scratch);
+    size_t (*panel_bytes)(const af_backward *);
+    void (*backward_open)(const af_backward *, af_unit, void *panel, void *scratch);
+    void (*backward)(const af_backward *, af_unit, void *panel, void *part, void *scratch);
     void (*backward_finish)(const af_backward *, af_unit, void *parts);
     /* n elements as reals, and reals rounded to elements. */
     void (*widen)(const void *elems, void *reals, int64_t n);

@@ -12,17 +12,15 @@
 #include "plan/legal.h"
 #include "runtime/dispatch.h"
 
-/* Heads of a round have about so many units for each thread, and parts of dQ of at most so many bytes for each.
- * Half and double of both: within 1 % on one thread (Zen 4, 4 x 2048 x 64). */
-enum { UNITS_PER_THREAD = 8, PART_BYTES = 4 << 20 };
-
-enum { CACHE_LINE = 64 };
+/* Heads of a round have about so many units for each thread, and panels and parts of dQ of at most so many bytes for
+ * each. Half and double of both: within 1 % on one thread (Zen 4, 4 x 2048 x 64). */
+enum { UNITS_PER_THREAD = 8, HEAD_BYTES = 4 << 20 };
 
 /* One round: `heads` heads from number `head` on, a head being a batch row and a group of query heads; one panel. */
 typedef struct backward_round {
     const af_backward *backward;
     int64_t head, heads, row, rows;
-    char *parts; /* [heads of a round][ranges] */
+    char *panels, *parts; /* [heads of a round] and [heads of a round][ranges] */
 } backward_round;
 
 typedef struct backward_run {
@@ -38,32 +36,62 @@ static af_unit unit_of_head(const backward_round *r, int64_t head)
     return (af_unit){.b = head / groups, .hg = head % groups, .row = r->row, .rows = (int)r->rows};
 }
 
-static void rows_unit(void *context, int64_t index, void *scratch)
+static int64_t blocks_of_round(const backward_round *r)
 {
-    const af_backward *w = context;
-    w->plan.kernels->backward_rows(w, af_plan_unit(&w->plan, index, 1, 1), scratch);
+    return (r->rows + r->backward->plan.block_rows - 1) / r->backward->plan.block_rows;
+}
+
+static af_unit unit_of_block(const backward_round *r, int64_t head, int64_t block)
+{
+    af_unit unit = unit_of_head(r, r->head + head);
+    const int64_t rows = r->backward->plan.block_rows, before = block * rows;
+    unit.rows = (int)af_min(rows, r->rows - before);
+    unit.row += before;
+    return unit;
+}
+
+static void open_unit(void *context, int64_t index, void *scratch)
+{
+    const backward_round *r = context;
+    const af_backward *w = r->backward;
+    const int64_t blocks = blocks_of_round(r), head = index / blocks;
+    const af_unit unit = unit_of_block(r, head, index % blocks);
+    w->plan.kernels->backward_open(w, unit, r->panels + (size_t)head * w->panel_bytes, scratch);
 }
 
 static void range_unit(void *context, int64_t index, void *scratch)
 {
     const backward_round *r = context;
     const af_backward *w = r->backward;
-    af_unit unit = unit_of_head(r, r->head + index / w->ranges);
+    const int64_t head = index / w->ranges;
+    af_unit unit = unit_of_head(r, r->head + head);
     unit.split = index % w->ranges;
-    w->plan.kernels->backward(w, unit, r->parts + (size_t)index * w->part_bytes, scratch);
+    char *panel = r->panels + (size_t)head * w->panel_bytes, *part = r->parts + (size_t)index * w->part_bytes;
+    w->plan.kernels->backward(w, unit, panel, part, scratch);
 }
 
 static void finish_unit(void *context, int64_t index, void *scratch)
 {
     const backward_round *r = context;
     const af_backward *w = r->backward;
-    const int64_t blocks = (r->rows + w->plan.block_rows - 1) / w->plan.block_rows, head = index / blocks;
-    af_unit unit = unit_of_head(r, r->head + head);
-    const int64_t before = index % blocks * w->plan.block_rows;
-    unit.rows = (int)af_min(w->plan.block_rows, r->rows - before);
-    unit.row += before;
+    const int64_t blocks = blocks_of_round(r), head = index / blocks;
+    const af_unit unit = unit_of_block(r, head, index % blocks);
     (void)scratch;
     w->plan.kernels->backward_finish(w, unit, r->parts + (size_t)(head * w->ranges) * w->part_bytes);
+}
+
+/* Everything of a head with at most one range; the panel and the part are at the end of its scratch memory. */
+static void head_unit(void *context, int64_t head, void *scratch)
+{
+    const backward_round *r = context;
+    const af_backward *w = r->backward;
+    const af_kernels *kernels = w->plan.kernels;
+    char *panel = (char *)scratch + kernels->backward_bytes(w), *part = panel + w->panel_bytes;
+    const int64_t blocks = blocks_of_round(r);
+    for (int64_t g = 0; g < blocks; g++) kernels->backward_open(w, unit_of_block(r, head, g), panel, scratch);
+    if (w->ranges == 0) return;
+    kernels->backward(w, unit_of_head(r, r->head + head), panel, part, scratch);
+    for (int64_t g = 0; g < blocks; g++) kernels->backward_finish(w, unit_of_block(r, head, g), part);
 }
 
 static bool repeats(const af_tensor *t, int64_t batch) { return t->data && batch > 1 && (t->batch || t->b == 0); }
@@ -87,6 +115,19 @@ static af_status run_units(const backward_run *run, void (*unit)(void *, int64_t
     return af_run_work(&work, run->watch, (int)af_min(run->schedule->threads, af_max(1, count)));
 }
 
+/* A panel of the heads of a round. */
+static af_status run_panel(backward_run *run)
+{
+    backward_round *r = &run->round;
+    const af_backward *w = r->backward;
+    if (w->ranges <= 1) return run_units(run, head_unit, r, r->heads, 1);
+    const int64_t blocks = r->heads * blocks_of_round(r);
+    af_status status = run_units(run, open_unit, r, blocks, 4);
+    if (status == AF_OK) status = run_units(run, range_unit, r, r->heads * w->ranges, 1);
+    if (status == AF_OK) status = run_units(run, finish_unit, r, blocks, 8);
+    return status;
+}
+
 static af_status run_rounds(backward_run *run)
 {
     backward_round *r = &run->round;
@@ -98,9 +139,7 @@ static af_status run_rounds(backward_run *run)
         r->heads = af_min(run->schedule->most_heads, end - r->head);
         for (r->row = 0; r->row < w->plan.rows && status == AF_OK; r->row += w->panel_rows) {
             r->rows = af_min(w->panel_rows, w->plan.rows - r->row);
-            const int64_t blocks = (r->rows + w->plan.block_rows - 1) / w->plan.block_rows;
-            status = run_units(run, range_unit, r, r->heads * w->ranges, 1);
-            if (status == AF_OK) status = run_units(run, finish_unit, r, r->heads * blocks, 8);
+            status = run_panel(run);
         }
         if (status != AF_OK) return status;
     }
@@ -164,35 +203,47 @@ void af_schedule_backward(af_backward_schedule *s, const af_call *call, const af
     s->blocks = call->B * w->plan.head_groups * w->plan.blocks;
     s->panels = (w->plan.rows + w->panel_rows - 1) / w->panel_rows;
     s->threads = af_threads_for(run->threads, s->blocks, af_worth_threads(flops));
-    s->scratch_bytes = (w->plan.kernels->backward_bytes(w) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+    s->scratch_bytes = w->plan.kernels->backward_bytes(w);
     s->row_sums = g->alibi || (g->bias.data && g->bias.j == 0);
-    const int64_t units = af_max(1, w->ranges), wanted = (UNITS_PER_THREAD * s->threads + units - 1) / units;
-    const int64_t fit = (int64_t)((size_t)PART_BYTES * (size_t)s->threads / ((size_t)units * w->part_bytes));
-    s->most_heads = af_max(1, af_min(af_min(wanted, fit), heads_apart(w)));
+    s->most_heads = heads_apart(w);
+    if (w->ranges <= 1) {
+        s->scratch_bytes += w->panel_bytes + w->part_bytes;
+        return;
+    }
+    const size_t head_bytes = w->panel_bytes + (size_t)w->ranges * w->part_bytes;
+    const int64_t wanted = (UNITS_PER_THREAD * s->threads + w->ranges - 1) / w->ranges;
+    const int64_t fit = (int64_t)((size_t)HEAD_BYTES * (size_t)s->threads / head_bytes);
+    s->most_heads = af_max(1, af_min(af_min(wanted, fit), s->most_heads));
 }
+
+/* Heads of a round whose panels and parts are not in the scratch memory. */
+static int64_t heads_in_flight(const af_backward_schedule *s) { return s->backward.ranges > 1 ? s->most_heads : 0; }
 
 double af_backward_memory(const af_backward_schedule *s)
 {
-    const af_call *call = s->backward.call;
+    const af_backward *w = &s->backward;
+    const af_call *call = w->call;
     const double rows = (double)call->B * (double)call->H * (double)call->Lq;
-    const size_t row_bytes = 3 * (size_t)af_real_bytes(call->dtype) + (s->row_sums ? AF_ROW_SUMS * sizeof(double) : 0);
-    const double blocks = (double)(call->B * call->H * s->backward.plan.blocks);
-    const double vectors = s->backward.by_weight ? AF_VECTOR_SUMS * blocks * (double)call->D * sizeof(double) : 0;
+    const size_t row_bytes = (w->gradients->sink ? (size_t)af_real_bytes(call->dtype) : 0) +
+                             (s->row_sums ? AF_ROW_SUMS * sizeof(double) : 0);
+    const double blocks = (double)(call->B * call->H * w->plan.blocks);
+    const double vectors = w->by_weight ? AF_VECTOR_SUMS * blocks * (double)call->D * sizeof(double) : 0;
+    const double head = (double)w->panel_bytes + (double)w->ranges * (double)w->part_bytes;
     return vectors + rows * (double)row_bytes + (double)s->threads * (double)s->scratch_bytes +
-           (double)(s->most_heads * s->backward.ranges) * (double)s->backward.part_bytes;
+           (double)heads_in_flight(s) * head;
 }
 
-/* Memory for what the passes hand on: a few numbers for each row, and parts of dQ. */
-static bool take_memory(const af_backward_schedule *s, af_backward *w, af_call *call, backward_run *run,
-                        af_arena *arena)
+/* Memory for what the passes hand on. */
+static bool take_memory(const af_backward_schedule *s, af_backward *w, backward_run *run, af_arena *arena)
 {
-    const int64_t rows = call->B * call->H * call->Lq;
-    const size_t real = (size_t)af_real_bytes(call->dtype);
+    const af_call *call = w->call;
+    const int64_t rows = call->B * call->H * call->Lq, heads = heads_in_flight(s);
     /* Arrays may repeat their elements, so nothing else bounds the number of rows. */
     if ((double)call->B * (double)call->H * (double)call->Lq > 0x1p56) return false;
-    call->subset.row_max = af_take(arena, rows, real);
-    call->subset.row_inverse = af_take(arena, rows, real);
-    w->delta = af_take(arena, rows, real);
+    if (w->gradients->sink) {
+        w->delta = af_take(arena, rows, (size_t)af_real_bytes(call->dtype));
+        if (!w->delta) return false;
+    }
     if (s->row_sums) {
         w->row_sums = af_take(arena, AF_ROW_SUMS * rows, sizeof(double));
         if (!w->row_sums) return false;
@@ -204,13 +255,14 @@ static bool take_memory(const af_backward_schedule *s, af_backward *w, af_call *
         if (!w->vector_sums) return false;
         memset(w->vector_sums, 0, (size_t)(sums * call->D) * sizeof(double));
     }
-    run->round.parts = af_take(arena, s->most_heads * w->ranges, w->part_bytes);
+    run->round.panels = af_take(arena, heads, w->panel_bytes);
+    run->round.parts = af_take(arena, heads * w->ranges, w->part_bytes);
     run->scratch = af_take(arena, s->threads, s->scratch_bytes);
-    return call->subset.row_max && call->subset.row_inverse && w->delta && run->round.parts && run->scratch;
+    return run->round.panels && run->round.parts && run->scratch;
 }
 
 /* Of a plain call of reals. */
-static af_status run_backward(af_call *call, const af_gradients *g, const af_run *run, af_watch *watch)
+static af_status run_backward(const af_call *call, const af_gradients *g, const af_run *run, af_watch *watch)
 {
     af_backward_schedule s;
     af_backward *w = &s.backward;
@@ -218,13 +270,11 @@ static af_status run_backward(af_call *call, const af_gradients *g, const af_run
     af_schedule_backward(&s, call, g, run);
     backward_run passes = {.round = {.backward = w}, .schedule = &s, .watch = watch};
     af_status status = AF_NO_MEMORY;
-    if (take_memory(&s, w, call, &passes, &arena)) {
-        status = run_units(&passes, rows_unit, w, s.blocks,
-                           af_share_of((double)(s.blocks * w->plan.block_rows * call->Dv), s.blocks));
-        if (status == AF_OK) status = run_rounds(&passes);
+    if (take_memory(&s, w, &passes, &arena)) {
+        status = run_rounds(&passes);
         for (int64_t b = 0; b < call->B && status == AF_OK; b++)
             for (int64_t h = 0; h < call->H; h++) {
-                sum_rows(w, b, h);
+                if (g->sink || s.row_sums) sum_rows(w, b, h);
                 if (w->vector_sums) sum_blocks(w, b, h);
             }
     }
@@ -251,7 +301,7 @@ af_status af_attention_backward(const af_problem *problem, const af_gradients *g
 {
     run = af_or_default_run(run);
     af_watch watch = af_start_watch(run);
-    af_call call = af_open_backward(problem, gradients);
+    const af_call call = af_open_backward(problem, gradients);
     assert(af_is_legal(&call) && (!has_rows(&call) || af_are_legal_gradients(&call, gradients)));
     return has_rows(&call) ? run_backward(&call, gradients, run, &watch) : AF_OK;
 }
@@ -268,7 +318,7 @@ af_status af_attention_packed_backward(const af_problem *problem, const af_packi
     assert(af_are_legal_gradients(&whole, gradients));
     for (int64_t s = 0; s < packing->sequences && status == AF_OK; s++) {
         const af_part part = af_packed_part(&whole, packing, s);
-        af_call call = af_cut_call(&whole, part);
+        const af_call call = af_cut_call(&whole, part);
         const af_gradients own = af_cut_gradients(gradients, &whole, part);
         status = has_rows(&call) ? run_backward(&call, &own, run, &watch) : af_check_signals(&watch);
     }

@@ -15,7 +15,8 @@ static af_status describe_one(const af_call *call, const af_gradients *g, const 
     af_schedule_backward(&s, call, g, run);
     const af_plan *plan = &s.backward.plan;
     if (af_describe_pieces(call, plan, watch, report, rectangles, room) != AF_OK) return AF_INTERRUPTED;
-    report->tasks += 2 * s.blocks + call->B * plan->head_groups * s.panels * s.backward.ranges;
+    const int64_t panels = call->B * plan->head_groups * s.panels, ranges = s.backward.ranges;
+    report->tasks += ranges > 1 ? 2 * s.blocks + panels * ranges : panels;
     const double memory = af_backward_memory(&s);
     if (s.threads > report->threads) report->threads = s.threads;
     if (memory > report->memory) report->memory = memory;

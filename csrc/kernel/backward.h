@@ -13,6 +13,7 @@
 
 #include "kernel/backward_additive.h"
 #include "kernel/backward_keys.h"
+#include "kernel/backward_open.h"
 #include "plan/visible_queries.h"
 
 /* Keys of a unit: a block of them, as rows of reals. */
@@ -21,72 +22,6 @@ typedef struct key_run {
     matrix key, value;
     bool finite;
 } key_run;
-
-static bool all_finite(matrix a, int64_t n, int64_t width)
-{
-    v poison = v_zero(); /* x - x is 0, or NaN where x is not finite */
-    for (int64_t i = 0; i < n; i++) {
-        const real *row = a.at + i * a.ld;
-        int64_t d = 0;
-        for (; d + VL <= width; d += VL) poison = v_add(poison, v_sub(v_load(row + d), v_load(row + d)));
-        if (d == width) continue;
-        const v rest = v_load_n(row + d, (int)(width - d));
-        poison = v_add(poison, v_sub(rest, rest));
-    }
-    return vm_word(vm_ne(poison, v_zero())) == 0;
-}
-
-/* scale * rows of elements, one after the other, padded with zeros. */
-static void copy_rows(int n, int64_t width, elem *const *rows, real scale, real *to)
-{
-    for (int i = 0; i < n; i++, to += padded(width))
-        for (int64_t d = 0; d < width; d += VL) {
-            const v x = width - d < VL ? e_load_n(rows[i] + d, (int)(width - d)) : e_load(rows[i] + d);
-            v_store(to + d, v_mul(x, v_set1(scale)));
-        }
-}
-
-/* Of block g of a panel: what it sees. */
-static void open_block(const af_backward *w, af_unit unit, backward_block *b)
-{
-    make_block(&b->block, w->call, &w->plan, unit);
-    b->packed = false;
-}
-
-/* Block g against the keys of the run. */
-static additive_terms terms_of_block(const af_call *call, const backward_scratch *s, int64_t g)
-{
-    additive_terms terms = s->additive;
-    if (!call->score.additive) return terms;
-    terms.query_exp += g * call->D * AF_NR;
-    terms.overflow = &s->blocks[g].overflow;
-    return terms;
-}
-
-/* The rows of a block, when the first of its keys is met. */
-static void pack_block(const af_backward *w, const backward_scratch *s, int64_t g)
-{
-    const af_call *call = w->call;
-    backward_block *b = &s->blocks[g];
-    const query_block *block = &b->block;
-    const int64_t row = g * w->plan.block_rows, D = padded(call->D), Dv = padded(call->Dv);
-    elem *rows[AF_NR];
-    find_seeing_rows(&call->operands.query, block, s->empty, rows);
-    const additive_terms terms = terms_of_block(call, s, g);
-    pack_backward_query(w, block, rows, s->query + g * call->D * AF_NR, &terms);
-    copy_rows(block->n, call->D, rows, (real)w->plan.query_scale, s->query_row + row * D);
-    find_seeing_rows(&w->gradients->grad_output, block, s->empty, rows);
-    rows_to_lanes(block->n, block->nv, call->Dv, rows, 1, s->grad + g * call->Dv * AF_NR);
-    copy_rows(block->n, call->Dv, rows, 1, s->grad_row + row * Dv);
-    load_row_softmax(call, block, &b->softmax);
-    if (call->score.dropout > 0) find_drop_rows(call, block, &b->drop);
-    for (int lane = 0; lane < AF_NR; lane++) b->delta[lane] = 0;
-    for (int lane = 0; lane < block->n; lane++)
-        b->delta[lane] = ((const real *)w->delta)[row_number(call, &block->vis, lane)];
-    b->finite = all_finite((matrix){s->query_row + row * D, D}, block->n, D) &&
-                all_finite((matrix){s->grad_row + row * Dv, Dv}, block->n, Dv);
-    b->packed = true;
-}
 
 /* P from S, and dS from dP where gradients of scores are wanted. */
 static void weights_and_gradients(const backward_block *b, bool scores, int n, const backward_scratch *s, lane_tile p,
@@ -146,14 +81,14 @@ static void backward_piece(const af_backward *w, const backward_scratch *s, cons
     clear_lanes(p, piece.n, block->v1, block->nv);
     clear_lanes(ds, piece.n, 0, block->v0);
     clear_lanes(ds, piece.n, block->v1, block->nv);
-    const real *query = s->query + g * call->D * AF_NR;
+    const real *query = s->panel.query + g * call->D * AF_NR;
     additive_terms terms = terms_of_block(call, s, g);
     if (call->score.additive) {
         terms.key_exp += before * call->D;
         terms.key_overflow += before;
     }
     backward_scores(call, block, s, key, query, &terms, piece);
-    if (w->scores) weight_gradient(w, block, &b->drop, s, value, s->grad + g * call->Dv * AF_NR, piece);
+    if (w->scores) weight_gradient(w, block, &b->drop, s, value, s->panel.grad + g * call->Dv * AF_NR, piece);
     weights_and_gradients(b, w->scores, piece.n, s, p, ds);
     if (call->score.dropout > 0) drop_tile(call, block, &b->drop, piece.j0, piece.n, p.at, p.ld);
     if (!b->finite || !run->finite) words_of_scores(block, piece.n, s->s, s->words);
@@ -195,7 +130,6 @@ static af_interval backward_block_keys(const af_backward *w, const backward_scra
     for (int64_t j = span.begin; j < span.end; j += piece.n) {
         piece = next_piece(w, &b->block, s, span, j);
         if (piece.seen == SEES_NOTHING) continue;
-        if (!b->packed) pack_block(w, s, g);
         if (!*touched) memset(sums, 0, (size_t)w->block_part * sizeof *sums);
         *touched = true;
         seen = af_hull(seen, (af_interval){j, j + piece.n});
@@ -247,7 +181,7 @@ static void backward_keys(const af_backward *w, const backward_scratch *s, const
     add_key_sums(&w->gradients->value, vis, run->keys, Dv, s->dv);
 }
 
-static void backward(const af_backward *w, af_unit unit, void *part, void *memory)
+static void backward(const af_backward *w, af_unit unit, void *panel, void *part, void *memory)
 {
     const af_call *call = w->call;
     const af_interval range = af_split((af_interval){0, call->Lk}, unit.split, w->range_keys);
@@ -255,9 +189,9 @@ static void backward(const af_backward *w, af_unit unit, void *part, void *memor
     memset((char *)part + w->part_bytes - w->panel_blocks, 0, (size_t)w->panel_blocks);
     const af_interval blocks = seeing_blocks(w, unit, range);
     if (blocks.begin == blocks.end) return;
-    open_backward(&s, w, memory);
-    for (int64_t g = blocks.begin; g < blocks.end; g++)
-        open_block(w, block_of_unit(&w->plan, unit, (int)g), &s.blocks[g]);
+    open_backward(&s, w, panel, memory);
+    memcpy(s.blocks + blocks.begin, s.panel.blocks + blocks.begin,
+           (size_t)(blocks.end - blocks.begin) * sizeof *s.blocks);
     open_backward_keys(&s, w, &s.blocks[blocks.begin].block.vis);
     key_run run;
     for (int64_t j = range.begin; j < range.end; j = run.keys.end) {

@@ -27,14 +27,20 @@ typedef struct backward_block {
     real delta[AF_NR];
     uint64_t overflow; /* of additive scores, see additive_terms */
     drop_rows drop;
-    bool packed;
-    bool finite; /* all elements of its rows of Q and dO */
+    bool finite; /* all elements of its rows of scale * Q and dO */
 } backward_block;
 
-typedef struct backward_scratch {
+/* A panel of query rows, as all ranges of keys take it. */
+typedef struct backward_panel {
     backward_block *blocks;     /* [panel_blocks] */
     real *query, *grad;         /* [panel_blocks][D or Dv][NR]: scale * Q and dO, rows in the lanes */
-    real *query_row, *grad_row; /* [panel_rows][D or Dv, padded]: Q and dO */
+    real *query_row, *grad_row; /* [panel_rows][D or Dv, padded]: the same by rows */
+    real *query_exp, *start; /* of additive scores: [panel_blocks][D][NR] and [panel_blocks][D], see additive_terms */
+} backward_panel;
+
+typedef struct backward_scratch {
+    backward_panel panel;
+    backward_block *blocks;     /* [panel_blocks]: those of the panel that the unit takes */
     real *s, *dp, *slope;       /* [key_block][NR]: S, dP, and the derivative of the softcap */
     real *p, *ds;               /* [key_block][GROUP_ROWS] */
     real *dk, *dv;              /* [key_block][D or Dv, padded]: sums over the panel */
@@ -43,7 +49,7 @@ typedef struct backward_scratch {
     real *lane_sums;            /* [TURN_KEYS][VL][VL], for additive scores */
     real *few_query, *few_sums; /* of few rows: q + b, [FEW_ROWS][D], and sums, [2][D, padded] */
     real *few_s;                /* [FEW_ROWS][key_block] */
-    additive_terms additive;    /* the same: query_exp of all blocks of the panel, key_exp of a block of keys */
+    additive_terms additive;    /* the same: of a block of keys */
     elem *empty;                /* [D or Dv] zeros: the row of a query that sees nothing */
     af_rows keys, values;
 } backward_scratch;
@@ -51,22 +57,40 @@ typedef struct backward_scratch {
 /* Elements of a row that is whole vectors. */
 AF_INLINE int64_t padded(int64_t width) { return (width + VL - 1) / VL * VL; }
 
+#define TAKE(field, count)                                                                                             \
+    do {                                                                                                               \
+        s->field = base ? (void *)(base + size) : NULL;                                                                \
+        size += ((size_t)(count) * sizeof *s->field + 63) & ~(size_t)63;                                               \
+    } while (0)
+
+/* Lays out a panel from `base`, unless that is NULL; returns its size. */
+static size_t carve_panel(backward_panel *s, const af_backward *w, char *base)
+{
+    const int64_t blocks = w->panel_blocks, D = w->call->D, Dv = w->call->Dv, exps = w->call->score.additive ? D : 0;
+    size_t size = 0;
+    TAKE(blocks, blocks);
+    TAKE(query, blocks * D * AF_NR);
+    TAKE(grad, blocks * Dv * AF_NR);
+    TAKE(query_row, w->panel_rows * padded(D));
+    TAKE(grad_row, w->panel_rows * padded(Dv));
+    TAKE(query_exp, blocks * exps * AF_NR);
+    TAKE(start, blocks * exps);
+    return size;
+}
+
+static size_t panel_bytes(const af_backward *w)
+{
+    backward_panel panel;
+    return carve_panel(&panel, w, NULL);
+}
+
 /* Lays out the scratch memory from `base`, unless that is NULL; returns its size. */
 static size_t carve_backward(backward_scratch *s, const af_backward *w, char *base)
 {
     const af_call *call = w->call;
     const int64_t keys = w->plan.key_block, blocks = w->panel_blocks, D = call->D, Dv = call->Dv;
     size_t size = 0;
-#define TAKE(field, count)                                                                                             \
-    do {                                                                                                               \
-        s->field = base ? (void *)(base + size) : NULL;                                                                \
-        size += ((size_t)(count) * sizeof *s->field + 63) & ~(size_t)63;                                               \
-    } while (0)
     TAKE(blocks, blocks);
-    TAKE(query, blocks * D * AF_NR);
-    TAKE(grad, blocks * Dv * AF_NR);
-    TAKE(query_row, w->panel_rows * padded(D));
-    TAKE(grad_row, w->panel_rows * padded(Dv));
     TAKE(s, keys * AF_NR);
     TAKE(dp, keys * AF_NR);
     TAKE(slope, call->score.softcap != 0 ? keys * AF_NR : 0);
@@ -81,14 +105,13 @@ static size_t carve_backward(backward_scratch *s, const af_backward *w, char *ba
     TAKE(few_query, FEW_ROWS * exps);
     TAKE(few_sums, 2 * padded(exps));
     TAKE(few_s, exps ? FEW_ROWS * keys : 0);
-    TAKE(additive.query_exp, blocks * exps * AF_NR);
-    TAKE(additive.start, exps);
     TAKE(additive.key_exp, keys * exps);
     TAKE(additive.key_overflow, exps ? keys : 0);
     TAKE(empty, af_max(D, Dv));
-#undef TAKE
     return size;
 }
+
+#undef TAKE
 
 static size_t backward_bytes(const af_backward *w)
 {
@@ -96,9 +119,10 @@ static size_t backward_bytes(const af_backward *w)
     return carve_backward(&s, w, NULL);
 }
 
-/* The memory of a unit with nothing in it yet. */
-static void open_backward(backward_scratch *s, const af_backward *w, void *memory)
+/* The memory of a unit with nothing in it yet, and its panel. */
+static void open_backward(backward_scratch *s, const af_backward *w, void *panel, void *memory)
 {
+    carve_panel(&s->panel, w, panel);
     carve_backward(s, w, memory);
     memset(s->empty, 0, (size_t)af_max(w->call->D, w->call->Dv) * sizeof(elem));
 }
@@ -118,16 +142,19 @@ static void find_seeing_rows(const af_tensor *t, const query_block *block, elem 
         if (block->vis.visible[lane].begin == block->vis.visible[lane].end) rows[lane] = empty;
 }
 
+/* Block g of a panel against keys of the scratch memory. */
+static additive_terms terms_of_block(const af_call *call, const backward_scratch *s, int64_t g)
+{
+    if (!call->score.additive) return (additive_terms){0};
+    return (additive_terms){.query_exp = s->panel.query_exp + g * call->D * AF_NR,
+                            .start = s->panel.start + g * call->D,
+                            .key_exp = s->additive.key_exp,
+                            .overflow = &s->panel.blocks[g].overflow,
+                            .key_overflow = s->additive.key_overflow};
+}
+
 /* Whether any block needs exponentials of keys. */
 AF_INLINE bool takes_exps(const af_backward *w) { return w->call->score.additive && w->plan.block_rows > FEW_ROWS; }
-
-/* Rows of queries as lanes; `terms` is for additive scores. */
-static void pack_backward_query(const af_backward *w, const query_block *block, elem *const rows[AF_NR], real *query,
-                                const additive_terms *terms)
-{
-    if (w->call->score.additive) pack_additive_query(w->call, block, rows, query, terms);
-    else rows_to_lanes(block->n, block->nv, w->call->D, rows, (real)w->plan.query_scale, query);
-}
 
 /* The elements of row `lane` of [D][NR]. */
 static void lane_to_row(const real *lanes, int lane, int64_t D, real *row)

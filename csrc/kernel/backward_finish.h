@@ -28,11 +28,12 @@ static void add_query_rows(const query_block *block, int64_t width, const real *
             v x[VL];
             UNROLL(r, VL) x[r] = r < here ? v_load(lanes + (d + r) * AF_NR + c * VL) : v_zero();
             v_transpose(x);
-            UNROLL(r, VL)
-                if (c * VL + r < block->n) {
-                    real *to = rows[c * VL + r] + d;
-                    v_store_n(to, v_fma(x[r], v_set1(scale), v_load_n(to, here)), here);
-                }
+            UNROLL(r, VL) {
+                if (c * VL + r >= block->n) break;
+                real *to = rows[c * VL + r] + d;
+                if (here == VL) v_store(to, v_fma(x[r], v_set1(scale), v_load(to)));
+                else v_store_n(to, v_fma(x[r], v_set1(scale), v_load_n(to, here)), here);
+            }
         }
 }
 

@@ -93,7 +93,7 @@ static void backward_group(const af_backward *w, const backward_scratch *s, row_
     if (group.count == 0) return;
     const bool of_value = w->gradients->value.data, of_key = w->gradients->key.data && !w->call->score.additive;
     const int64_t D = padded(w->call->D), Dv = padded(w->call->Dv), first = group.first * w->plan.block_rows;
-    const real *query = s->query_row + first * D, *grad = s->grad_row + first * Dv;
+    const real *query = s->panel.query_row + first * D, *grad = s->panel.grad_row + first * Dv;
     bool finite = true;
     for (int slot = 0; slot < group.count; slot++) finite = finite && s->blocks[group.first + slot].finite;
     if (!finite) {

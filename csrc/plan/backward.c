@@ -31,4 +31,5 @@ void af_plan_backward(af_backward *w, const af_call *call, const af_gradients *g
     w->part_bytes = (w->part_bytes + (size_t)w->panel_blocks + 63) & ~(size_t)63;
     w->scores =
         gradients->query.data || gradients->key.data || gradients->bias.data || gradients->alibi || w->by_weight;
+    w->panel_bytes = kernels->panel_bytes(w);
 }

@@ -2,10 +2,12 @@
  *
  *   for each round of heads (a batch row and a group of query heads that share keys)
  *     for each panel of query rows, in order
+ *       units (head, block of rows): rows of Q and dO laid out for the products, and what the softmax was
  *       units (head, key range): adds to dK and dV of its keys; dQ of the panel over its keys is a part of its own
  *       units (head, block of rows): parts added up in the order of the ranges, and added to dQ
  *
- * The shape alone fixes ranges and panels, so bits do not depend on how many heads a round has. */
+ * With one range the three are one unit, for the caches. The shape alone fixes ranges and panels, so bits do not depend
+ * on how many heads a round has. */
 #ifndef AF_BACKWARD_PLAN_H
 #define AF_BACKWARD_PLAN_H
 
@@ -19,14 +21,15 @@ enum { AF_ALIBI_SUM, AF_BIAS_SUM, AF_ROW_SUMS };
 enum { AF_WEIGHT_SUM, AF_QUERY_SUM, AF_VECTOR_SUMS };
 
 typedef struct af_backward {
-    const af_call *call; /* with row_max and row_inverse of each row: P = exp(S - max) * inverse */
+    const af_call *call;
     const af_gradients *gradients;
     af_plan plan;
     int64_t range_keys, ranges;
     int64_t panel_rows, panel_blocks;
     int64_t block_part;  /* reals of a block of rows in a part of dQ */
     size_t part_bytes;   /* of a part: all blocks of a panel, then a byte for each, whether there is anything in it */
-    void *delta;         /* real [B][H][Lq]: sum of P dP over the keys, less grad_lse */
+    size_t panel_bytes;  /* of a panel that is laid out */
+    void *delta;         /* real [B][H][Lq]: sum of P dP over the keys, less grad_lse; NULL where nobody asks */
     double *row_sums;    /* [AF_ROW_SUMS][B][H][Lq], or NULL where none is wanted */
     double *vector_sums; /* [AF_VECTOR_SUMS][B][H][blocks][D]: of each block of rows, or NULL */
     bool by_weight;      /* parts have sums for the weights of additive scores */
