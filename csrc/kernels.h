@@ -32,11 +32,12 @@ struct af_kernels {
     /* Adds up the weights of one chunk of keys, which is the unit's split, over some queries of one head. */
     void (*importance)(const af_call *, const af_plan *, af_unit, void *scratch);
     /* The passes of gradients, of reals only, see plan/backward.h. The unit of the first and the last is one block of
-     * rows; that of the second all rows of a panel against the range of keys that is the unit's split. */
+     * rows; that of the second all rows of a panel against the range of keys that is the unit's split. `next` is the
+     * unit that this thread will probably take next, without rows if there is none. */
     size_t (*backward_bytes)(const af_backward *);
     size_t (*panel_bytes)(const af_backward *);
     void (*backward_open)(const af_backward *, af_unit, void *panel, void *scratch);
-    void (*backward)(const af_backward *, af_unit, void *panel, void *part, void *scratch);
+    void (*backward)(const af_backward *, af_unit, af_unit next, void *panel, void *part, void *scratch);
     void (*backward_finish)(const af_backward *, af_unit, void *parts);
     /* n elements as reals, and reals rounded to elements. */
     void (*widen)(const void *elems, void *reals, int64_t n);

@@ -20,6 +20,7 @@ enum { UNITS_PER_THREAD = 8, HEAD_BYTES = 4 << 20 };
 typedef struct backward_round {
     const af_backward *backward;
     int64_t head, heads, row, rows;
+    int threads;
     char *panels, *parts; /* [heads of a round] and [heads of a round][ranges] */
 } backward_round;
 
@@ -67,7 +68,7 @@ static void range_unit(void *context, int64_t index, void *scratch)
     af_unit unit = unit_of_head(r, r->head + head);
     unit.split = index % w->ranges;
     char *panel = r->panels + (size_t)head * w->panel_bytes, *part = r->parts + (size_t)index * w->part_bytes;
-    w->plan.kernels->backward(w, unit, panel, part, scratch);
+    w->plan.kernels->backward(w, unit, (af_unit){0}, panel, part, scratch);
 }
 
 static void finish_unit(void *context, int64_t index, void *scratch)
@@ -90,7 +91,9 @@ static void head_unit(void *context, int64_t head, void *scratch)
     const int64_t blocks = blocks_of_round(r);
     for (int64_t g = 0; g < blocks; g++) kernels->backward_open(w, unit_of_block(r, head, g), panel, scratch);
     if (w->ranges == 0) return;
-    kernels->backward(w, unit_of_head(r, r->head + head), panel, part, scratch);
+    const bool more = head + r->threads < r->heads;
+    const af_unit next = more ? unit_of_head(r, r->head + head + r->threads) : (af_unit){0};
+    kernels->backward(w, unit_of_head(r, r->head + head), next, panel, part, scratch);
     for (int64_t g = 0; g < blocks; g++) kernels->backward_finish(w, unit_of_block(r, head, g), part);
 }
 
@@ -268,7 +271,7 @@ static af_status run_backward(const af_call *call, const af_gradients *g, const 
     af_backward *w = &s.backward;
     af_arena arena = {0};
     af_schedule_backward(&s, call, g, run);
-    backward_run passes = {.round = {.backward = w}, .schedule = &s, .watch = watch};
+    backward_run passes = {.round = {.backward = w, .threads = s.threads}, .schedule = &s, .watch = watch};
     af_status status = AF_NO_MEMORY;
     if (take_memory(&s, w, &passes, &arena)) {
         status = run_rounds(&passes);

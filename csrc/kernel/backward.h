@@ -12,6 +12,7 @@
 #define AF_BACKWARD_H
 
 #include "kernel/backward_additive.h"
+#include "kernel/backward_ahead.h"
 #include "kernel/backward_keys.h"
 #include "kernel/backward_open.h"
 #include "plan/visible_queries.h"
@@ -181,7 +182,7 @@ static void backward_keys(const af_backward *w, const backward_scratch *s, const
     add_key_sums(&w->gradients->value, vis, run->keys, Dv, s->dv);
 }
 
-static void backward(const af_backward *w, af_unit unit, void *panel, void *part, void *memory)
+static void backward(const af_backward *w, af_unit unit, af_unit next, void *panel, void *part, void *memory)
 {
     const af_call *call = w->call;
     const af_interval range = af_split((af_interval){0, call->Lk}, unit.split, w->range_keys);
@@ -193,12 +194,15 @@ static void backward(const af_backward *w, af_unit unit, void *panel, void *part
     memcpy(s.blocks + blocks.begin, s.panel.blocks + blocks.begin,
            (size_t)(blocks.end - blocks.begin) * sizeof *s.blocks);
     open_backward_keys(&s, w, &s.blocks[blocks.begin].block.vis);
+    edges edge = {0};
+    if (w->ranges == 1) s.ahead = (prefetch){.edge = &edge, .D = call->D, .Dv = call->Dv};
     key_run run;
     for (int64_t j = range.begin; j < range.end; j = run.keys.end) {
         run.keys = (af_interval){j, af_min(range.end, j + w->plan.key_block)};
         const int64_t n = run.keys.end - j;
         const af_interval seeing = seeing_blocks(w, unit, run.keys);
         if (seeing.begin == seeing.end) continue;
+        if (s.ahead.edge) prefetch_with_keys(w, &s, unit, next, run.keys, seeing);
         run.key = rows_at(&s.keys, j, n);
         run.value = rows_at(&s.values, j, n);
         run.finite = all_finite(run.key, n, call->D);

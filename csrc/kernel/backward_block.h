@@ -52,6 +52,7 @@ typedef struct backward_scratch {
     additive_terms additive;    /* the same: of a block of keys */
     elem *empty;                /* [D or Dv] zeros: the row of a query that sees nothing */
     af_rows keys, values;
+    prefetch ahead; /* with tiles of scores; without an edge, none */
 } backward_scratch;
 
 /* Elements of a row that is whole vectors. */
@@ -122,6 +123,7 @@ static size_t backward_bytes(const af_backward *w)
 /* The memory of a unit with nothing in it yet, and its panel. */
 static void open_backward(backward_scratch *s, const af_backward *w, void *panel, void *memory)
 {
+    s->ahead = (prefetch){0};
     carve_panel(&s->panel, w, panel);
     carve_backward(s, w, memory);
     memset(s->empty, 0, (size_t)af_max(w->call->D, w->call->Dv) * sizeof(elem));
@@ -132,6 +134,8 @@ static void open_backward_keys(backward_scratch *s, const af_backward *w, const 
     s->keys = open_rows(&w->call->operands.key, vis, w->call->D, NULL, 0);
     s->values = open_rows(&w->call->operands.value, vis, w->call->Dv, NULL, 0);
 }
+
+AF_INLINE const prefetch *tiles_prefetch(const backward_scratch *s) { return s->ahead.edge ? &s->ahead : NULL; }
 
 /* The rows of a block in a tensor; those of queries that see nothing are zeros, whatever is stored there. */
 static void find_seeing_rows(const af_tensor *t, const query_block *block, elem *empty, elem *rows[AF_NR])
@@ -180,7 +184,7 @@ static void backward_scores(const af_call *call, const query_block *block, const
     const int at = block->v0 * VL;
     if (call->score.additive && block->n <= FEW_ROWS) few_scores(call, block, s, key, query, piece.n);
     else if (call->score.additive) additive_product(call, block, query, terms, piece.n, key, s->s);
-    else score_product(block->v1 - block->v0, piece.n, call->D, key, query + at, s->s + at, NULL);
+    else score_product(block->v1 - block->v0, piece.n, call->D, key, query + at, s->s + at, tiles_prefetch(s));
     if (call->score.softcap != 0) {
         const v inverse = v_set1((real)(1 / call->score.softcap)), one = v_set1(1);
         softcap_tile(call, block, piece.n, s->s);
@@ -209,7 +213,7 @@ static void weight_gradient(const af_backward *w, const query_block *block, cons
                             const backward_scratch *s, matrix value, const real *grad, key_piece piece)
 {
     const int at = block->v0 * VL;
-    score_product(block->v1 - block->v0, piece.n, w->call->Dv, value, grad + at, s->dp + at, NULL);
+    score_product(block->v1 - block->v0, piece.n, w->call->Dv, value, grad + at, s->dp + at, tiles_prefetch(s));
     if (w->call->score.dropout > 0) drop_tile(w->call, block, drop, piece.j0, piece.n, s->dp, AF_NR);
     if (!w->gradients->grad_weights.data) return;
     elem *rows[AF_NR] = {0};

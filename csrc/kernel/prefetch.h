@@ -13,12 +13,22 @@
 
 #include "kernel/types.h"
 
-/* What a unit writes at its end and what the next unit reads at its beginning: the rows that are still to be
- * prefetched, an equal number of them with every tile. */
+/* Rows that are still to be prefetched. */
+typedef struct row_queue {
+    const elem *row;
+    int64_t rows, stride, width;
+    bool write;
+} row_queue;
+
+enum { MOST_QUEUES = 8 };
+
+/* What a unit writes at its end and what the next unit reads at its beginning: an equal number of rows with every
+ * tile. */
 typedef struct edges {
     elem *output_row[AF_NR], *query_row[AF_NR];
-    const elem *key, *value;
-    int64_t outputs, queries, keys, values;
+    int64_t outputs, queries;
+    row_queue queue[MOST_QUEUES];
+    int queues;
     int64_t rows_a_tile;
     bool far; /* the unit before has not read these keys and values, or they are too many to stay in the cache */
 } edges;
@@ -65,9 +75,11 @@ AF_INLINE void prefetch_edges(edges *e, const prefetch *a)
     int64_t rows = e->rows_a_tile;
     for (; rows > 0 && e->outputs > 0; rows--) prefetch_row(e->output_row[--e->outputs], a->Dv, 1, a->apart);
     for (; rows > 0 && e->queries > 0; rows--) prefetch_row(e->query_row[--e->queries], a->D, 0, a->apart);
-    for (; rows > 0 && e->keys > 0; rows--, e->keys--, e->key += a->key_stride) prefetch_row(e->key, a->D, 0, a->apart);
-    for (; rows > 0 && e->values > 0; rows--, e->values--, e->value += a->value_stride)
-        prefetch_row(e->value, a->Dv, 0, a->apart);
+    for (row_queue *q = e->queue; q < e->queue + e->queues; q++)
+        for (; rows > 0 && q->rows > 0; rows--, q->rows--, q->row += q->stride) {
+            if (q->write) prefetch_row(q->row, q->width, 1, q->stride != q->width);
+            else prefetch_row(q->row, q->width, 0, q->stride != q->width);
+        }
     if (rows > 0) e->rows_a_tile = 0; /* all are prefetched */
 }
 
@@ -82,6 +94,19 @@ static __attribute__((noinline)) void prefetch_with_tile(const prefetch *a, int6
         if (a->bias) prefetch_bytes(a->bias[r] + a->bias_begin, (a->bias_end - a->bias_begin) * (int)sizeof(real));
         if (a->mask) prefetch_bytes(a->mask[r] + a->mask_begin, a->mask_end - a->mask_begin);
     }
+}
+
+AF_INLINE void queue_rows(edges *e, row_queue rows)
+{
+    if (rows.rows > 0) e->queue[e->queues++] = rows;
+}
+
+/* With every one of so many tiles. */
+static void spread_edges(edges *e, int64_t tiles)
+{
+    int64_t rows = e->outputs + e->queries;
+    for (int k = 0; k < e->queues; k++) rows += e->queue[k].rows;
+    e->rows_a_tile = (rows + tiles - 1) / tiles;
 }
 
 /* Before the tile at `row`. Most tiles have nothing to prefetch here. */

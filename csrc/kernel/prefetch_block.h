@@ -24,13 +24,12 @@ static void find_next_keys(edges *e, const af_call *call, const af_plan *plan, a
     find_only_rows(&vis, call, plan, next);
     af_interval seen = af_visible_keys(call, next.b, 0, vis.query[0]);
     if (same) seen.end = af_min(seen.end, begin);
-    e->keys = af_max(0, af_min(plan->key_block, seen.end - seen.begin));
+    const int64_t n = af_min(plan->key_block, seen.end - seen.begin);
     const af_rows keys = open_rows(&call->operands.key, &vis, call->D, NULL, 0);
-    e->key = row_address(&keys, seen.begin);
+    queue_rows(e, (row_queue){row_address(&keys, seen.begin), n, keys.stride, call->D, false});
     if (!same || !call->operands.value.data) return;
     const af_rows values = open_rows(&call->operands.value, &vis, call->Dv, NULL, 0);
-    e->values = e->keys;
-    e->value = row_address(&values, seen.begin);
+    queue_rows(e, (row_queue){row_address(&values, seen.begin), n, values.stride, call->Dv, false});
 }
 
 /* The edges of block g, the first key of whose unit is `begin`. */
@@ -46,7 +45,7 @@ static void find_edges(block_run *run, const af_call *call, const af_plan *plan,
     e->outputs = call->operands.value.data && plan->splits == 1 ? block->n : 0;
     if (e->outputs) find_rows(&call->results.output, &block->vis, e->output_row);
     e->far = !in_turn || (leads && (unit.row + unit.rows == plan->rows || bytes > NEAR_BYTES));
-    e->queries = e->keys = e->values = 0;
+    e->queries = e->queues = 0;
     af_unit next = unit;
     if (in_turn && af_next_unit(plan, call, &next)) {
         const af_unit after = block_of_unit(plan, next, g);
@@ -58,8 +57,7 @@ static void find_edges(block_run *run, const af_call *call, const af_plan *plan,
         }
         if (leads) find_next_keys(e, call, plan, next, unit.b == next.b && unit.hg == next.hg, begin);
     }
-    const int64_t tiles = af_max(1, keys / AF_MR);
-    e->rows_a_tile = (e->outputs + e->queries + e->keys + e->values + tiles - 1) / tiles;
+    spread_edges(e, af_max(1, keys / AF_MR));
 }
 
 /* This block's values, needed after its scores, and the next block's keys. */
