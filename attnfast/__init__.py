@@ -13,8 +13,8 @@ Attention:
 - `additive_attention`: the additive scores of Bahdanau et al.
 - `attention_varlen`: sequences of different length, packed without padding
 - `merge_attention`: joins results over parts of the keys
-- `attention_backward`, `additive_attention_backward`, `attention_varlen_backward`,
-  `merge_attention_backward`: gradients
+- `attention_backward`, `local_attention_backward`, `additive_attention_backward`,
+  `attention_varlen_backward`, `merge_attention_backward`: gradients
 - `vjp`: a call and its gradients in one: returns the result and a function for its gradients
 - `BlockMask`: a block-sparse pattern for ``mask=``
 
@@ -51,7 +51,7 @@ from .block_mask import BlockMask
 from .config import available_isas, get_num_threads, num_threads, set_num_threads, show_config
 from .explain import attention_topk, key_importance
 from .gradient import AttentionGradients, attention_backward
-from .local import local_attention
+from .local import LocalGradients, local_attention, local_attention_backward
 from .merge import MergeGradients, merge_attention, merge_attention_backward
 from .planning import plan
 from .pullback import vjp
@@ -71,6 +71,7 @@ __all__ = [
     "AttentionResult",
     "AttentionTopK",
     "BlockMask",
+    "LocalGradients",
     "MergeGradients",
     "Plan",
     "__version__",
@@ -86,6 +87,7 @@ __all__ = [
     "get_num_threads",
     "key_importance",
     "local_attention",
+    "local_attention_backward",
     "merge_attention",
     "merge_attention_backward",
     "num_threads",

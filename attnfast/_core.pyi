@@ -8,6 +8,7 @@ from .result import AttentionResult, AttentionTopK
 DTYPES: tuple[str, ...]
 DIFFERENTIABLE: tuple[str, ...]
 OF_ADDITIVE: tuple[str, ...]
+OF_LOCAL: tuple[str, ...]
 QKV: tuple[str, ...]
 STAGES: tuple[str, ...]
 
@@ -45,6 +46,16 @@ def attention_backward(
     value: ArrayLike,
     output: ArrayLike,
     lse: ArrayLike,
+    options: Mapping[str, object],
+) -> tuple[Array | None, ...]: ...
+def local_attention_backward(
+    grad_output: ArrayLike,
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    output: ArrayLike,
+    lse: ArrayLike,
+    window_size: Window,
     options: Mapping[str, object],
 ) -> tuple[Array | None, ...]: ...
 def additive_attention_backward(

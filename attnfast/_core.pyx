@@ -81,6 +81,7 @@ cdef extern from "attnfast.h" nogil:
         double *sink
         double *score_weight
         double *score_bias
+        af_tensor center
     ctypedef struct af_problem:
         size_t size
         af_dtype dtype
@@ -178,6 +179,14 @@ def attention_varlen(query, key, value, cu_q, cu_k, dict options):
 def attention_backward(grad_output, query, key, value, output, lse, dict options):
     """The gradients of an AttentionGradients, in its order."""
     cdef Backward backward = new_backward(options)
+    backward.call.set_operands(query, key, value, True)
+    return backward.differentiate(grad_output, output, lse)
+
+
+def local_attention_backward(grad_output, query, key, value, output, lse, window_size, dict options):
+    """The gradients of a LocalGradients, in its order."""
+    cdef Backward backward = new_backward({**options, "window_size": window_size})
+    backward.call.local = True
     backward.call.set_operands(query, key, value, True)
     return backward.differentiate(grad_output, output, lse)
 

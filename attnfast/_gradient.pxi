@@ -4,6 +4,7 @@
 QKV = ("query", "key", "value")
 DIFFERENTIABLE = (*QKV, "bias", "sink_logits", "alibi_slopes")
 OF_ADDITIVE = (*DIFFERENTIABLE, "score_weight", "score_bias")
+OF_LOCAL = (*DIFFERENTIABLE, "centers")
 
 
 @cython.final
@@ -17,6 +18,8 @@ cdef class Backward:
 
     cdef tuple names(self):
         """What there may be gradients of."""
+        if self.call.local:
+            return OF_LOCAL
         return OF_ADDITIVE if self.call.score.additive else DIFFERENTIABLE
 
     cdef int set_wanted(self, object wanted) except -1:
@@ -30,6 +33,9 @@ cdef class Backward:
             if name not in QKV and self.call.option(name) is None:
                 raise ValueError(f"wanted names {name}, which the call does not have: "
                                  f"pass {name}= as in the forward call")
+            if name == "centers" and self.call.score.gaussian == 0:
+                raise ValueError("wanted names centers, but integer centers have no gradient: "
+                                 "pass real ones with sigma, or leave it out of wanted")
         return 0
 
     cdef cnp.ndarray of_queries(self, cnp.ndarray a, str name, tuple last):
@@ -120,6 +126,8 @@ cdef class Backward:
             self.g.sink = <double *>cnp.PyArray_DATA(total)
         elif name == "score_weight":
             self.g.score_weight = <double *>cnp.PyArray_DATA(total)
+        elif name == "centers":
+            self.call.set_strides(&self.g.center, total[..., None])
         else:
             self.g.score_bias = <double *>cnp.PyArray_DATA(total)
         return 0

@@ -1,13 +1,54 @@
 """Local attention: windows, dilated windows, global tokens, windows around predicted positions."""
 
-from typing import Literal, Never, Unpack, overload
+from typing import Any, Literal, NamedTuple, Never, Unpack, overload
 
 from numpy.typing import ArrayLike
 
 from . import _core
 from ._signature import check_arguments, takes
-from .options import Array, LocalKeywords, LocalOptions, Window
+from .options import Array, LocalBackwardKeywords, LocalKeywords, LocalOptions, Window
 from .result import AttentionResult
+
+
+class LocalGradients(NamedTuple):
+    """Gradients of what a call was given, each in the shape and dtype of its operand.
+
+    Attributes
+    ----------
+    query : ndarray or None
+        That of the query, None where not wanted; so are the others.
+    key : ndarray or None
+        That of the key.
+    value : ndarray or None
+        That of the value.
+    bias : ndarray or None
+        That of the bias.
+    sink_logits : ndarray or None
+        That of the sinks.
+    alibi_slopes : ndarray or None
+        That of the slopes.
+    centers : ndarray or None
+        That of the centers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast import local_attention, local_attention_backward
+    >>> x, luong = np.ones((4, 8)), {"centers": np.full(4, 1.5), "sigma": 1.0}
+    >>> output, lse, _ = local_attention(x, x, x, 2, **luong, return_lse=True)
+    >>> wanted = ("centers",)
+    >>> gradients = local_attention_backward(x, x, x, x, output, lse, 2, **luong, wanted=wanted)
+    >>> gradients.query is None, gradients.centers.shape
+    (True, (4,))
+    """
+
+    query: Any = None
+    key: Any = None
+    value: Any = None
+    bias: Any = None
+    sink_logits: Any = None
+    alibi_slopes: Any = None
+    centers: Any = None
 
 
 @overload
@@ -147,3 +188,81 @@ def local_attention(
     if extra or options:
         check_arguments(local_attention, extra, options)
     return _core.local_attention(query, key, value, window_size, options)
+
+
+@takes(LocalBackwardKeywords)
+def local_attention_backward(
+    grad_output: ArrayLike,
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    output: ArrayLike,
+    lse: ArrayLike,
+    window_size: Window,
+    *extra: Never,
+    **options: Unpack[LocalBackwardKeywords],
+) -> LocalGradients:
+    r"""Compute the gradients of a loss that depends on the result of :func:`local_attention`.
+
+    As :func:`attention_backward`, within windows; work is ``O(Lq * window)``. With `sigma`, a
+    weight is ``f P``, f the Gaussian factor, and a center has the gradient
+
+    .. math::
+        dc_i = \frac{1}{\sigma^2} \sum_j f_{ij} P_{ij} (dO_i \cdot v_j + dW_{ij}) (j - c_i).
+
+    That of the edges of its window, where keys come in or go, is 0.
+
+    Parameters
+    ----------
+    grad_output : array_like, ``(..., H, Lq, Dv)``
+        Derivative of the loss by the output, in the dtype of `query`.
+    query, key, value : array_like
+        As for :func:`local_attention`.
+    output, lse : array_like, ``(..., H, Lq, Dv)``, ``(..., H, Lq)``
+        What :func:`local_attention` returned for them, with ``return_lse=True``.
+    window_size, global_tokens, dilation, centers, sigma : optional
+        As in the forward call.
+    mask, bias, is_causal, q_offset, q_lengths, kv_lengths, kv_starts : optional
+        As in the forward call.
+    scale, softcap, alibi_slopes, sink_logits, dropout, dropout_seed : optional
+        As in the forward call.
+    grad_lse : array_like, ``(..., H, Lq)``, optional
+        Derivative of the loss by `lse`.
+    grad_weights : array_like, ``(..., H, Lq, Lk)``, optional
+        Derivative of the loss by the weights that the forward call returned, in the dtype of
+        `query`.
+    wanted : tuple of str
+        Which gradients to compute: fields of `LocalGradients`. Only real `centers` have one.
+    num_threads : int, optional
+        Threads for this call, default :func:`attnfast.get_num_threads`.
+
+    Returns
+    -------
+    LocalGradients
+        As :func:`attention_backward` has it, with `centers` besides.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As for :func:`local_attention` and :func:`attention_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnfast import local_attention, local_attention_backward
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 2, 50, 16))
+    >>> window = {"window_size": 4, "global_tokens": [0], "dilation": [1, 3]}
+    >>> output, lse, _ = local_attention(q, k, v, **window, return_lse=True)
+    >>> loss = (output**2).sum() / 2
+    >>> gradients = local_attention_backward(output, q, k, v, output, lse, **window)
+    >>> moved = v + 1e-6 * gradients.value
+    >>> growth = (local_attention(q, k, moved, **window) ** 2).sum() / 2 - loss
+    >>> bool(np.isclose(growth, 1e-6 * (gradients.value**2).sum(), rtol=1e-4))
+    True
+    """
+    check_arguments(local_attention_backward, extra, options)
+    return LocalGradients(
+        *_core.local_attention_backward(
+            grad_output, query, key, value, output, lse, window_size, options
+        )
+    )

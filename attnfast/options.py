@@ -186,6 +186,10 @@ class LocalKeywords(Local, Dropout, Lse, Weights, Out, Threads, total=False):
     """Those of :func:`attnfast.local_attention`."""
 
 
+class LocalBackwardKeywords(Local, Dropout, LossOfLse, LossOfWeights, Wanted, Threads, total=False):
+    """Those of :func:`attnfast.local_attention_backward`."""
+
+
 class Bahdanau(Additive, Pairs, Causal, Sides, Positions, Lengths, Scores, total=False):
     """The same with additive scores."""
 

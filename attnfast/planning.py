@@ -12,7 +12,7 @@ from .additive import additive_attention, additive_attention_backward
 from .api import attention, attention_weights
 from .explain import attention_topk, key_importance
 from .gradient import attention_backward
-from .local import local_attention
+from .local import local_attention, local_attention_backward
 from .options import AttentionKeywords
 from .result import Plan
 from .varlen import attention_varlen, attention_varlen_backward
@@ -27,6 +27,7 @@ CORES: dict[Callable[..., Any], Callable[..., Any]] = {
     key_importance: _core.key_importance,
     attention_varlen: _core.attention_varlen,
     attention_backward: _core.attention_backward,
+    local_attention_backward: _core.local_attention_backward,
     additive_attention_backward: _core.additive_attention_backward,
     attention_varlen_backward: _core.attention_varlen_backward,
 }
@@ -74,10 +75,10 @@ def plan(*operands: Any, return_blocks: bool = False, **options: Any) -> Plan:
         A function, :func:`attention` if it is left out, and what comes first in its call. The
         functions are :func:`attention`, :func:`attention_weights`, :func:`local_attention`,
         :func:`additive_attention`, :func:`attention_varlen`, :func:`attention_topk`,
-        :func:`key_importance`, :func:`attention_backward`, :func:`additive_attention_backward` and
-        :func:`attention_varlen_backward`. Of query, key and value only shape, strides and dtype
-        matter. Of a backward come the operands of its forward; `grad_output`, `output` and `lse`
-        may be left out, else they are given by name.
+        :func:`key_importance`, :func:`attention_backward`, :func:`local_attention_backward`,
+        :func:`additive_attention_backward` and :func:`attention_varlen_backward`. Of query, key and
+        value only shape, strides and dtype matter. Of a backward come the operands of its forward;
+        `grad_output`, `output` and `lse` may be left out, else they are given by name.
     return_blocks : bool
         Also list the rectangles of (query, key) pairs that the call visits; see
         :func:`attnfast.plot.window`.

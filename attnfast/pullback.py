@@ -11,6 +11,7 @@ from ._keywords import refuse_unknown
 from .additive import additive_attention, additive_attention_backward
 from .api import attention
 from .gradient import attention_backward
+from .local import local_attention, local_attention_backward
 from .merge import merge_attention, merge_attention_backward
 from .result import AttentionResult
 from .varlen import attention_varlen, attention_varlen_backward
@@ -18,6 +19,7 @@ from .varlen import attention_varlen, attention_varlen_backward
 # What computes the gradients of each function.
 BACKWARDS: dict[Callable[..., Any], Callable[..., Any]] = {
     attention: attention_backward,
+    local_attention: local_attention_backward,
     additive_attention: additive_attention_backward,
     attention_varlen: attention_varlen_backward,
     merge_attention: merge_attention_backward,
@@ -40,8 +42,8 @@ def vjp(
     Parameters
     ----------
     function : callable
-        A function that has a backward: :func:`attention`, :func:`additive_attention`,
-        :func:`attention_varlen` or :func:`merge_attention`.
+        A function that has a backward: :func:`attention`, :func:`local_attention`,
+        :func:`additive_attention`, :func:`attention_varlen` or :func:`merge_attention`.
     *operands
         What comes first in its call.
     wanted : tuple of str, optional

@@ -99,7 +99,7 @@ typedef struct af_results {
 } af_results;
 
 /* A loss by what a call returned, and where its gradients go. All but the first five are added to, and wanted unless
- * absent: callers begin with zeros. Of the last five there are only those of what the call has. What repeats its
+ * absent: callers begin with zeros. Of the last six there are only those of what the call has. What repeats its
  * elements in the call (stride 0, or equal offsets in `batch`) may do so here, and receives the sum. */
 typedef struct af_gradients {
     size_t size;
@@ -111,6 +111,7 @@ typedef struct af_gradients {
     double *alibi;                     /* [b * alibi_b + h] */
     double *sink;                      /* [H] */
     double *score_weight, *score_bias; /* of additive scores, with the h of the call's */
+    af_tensor center;                  /* double, no j; 0 without a gaussian */
 } af_gradients;
 
 typedef struct af_problem {
@@ -167,9 +168,9 @@ af_status af_attention(const af_problem *problem, const af_run *run);
  * may be there when it returns AF_NO_MEMORY. */
 af_status af_attention_packed(const af_problem *whole, const af_packing *packing, const af_run *run);
 
-/* Gradients of a call of AF_F32 or AF_F64 with plain windows, additive or not; its results need not be given. Callers
- * widen 16-bit operands, and round their gradients once. If it returns AF_NO_MEMORY, nothing was written, and if
- * AF_INTERRUPTED, some sums are incomplete. */
+/* Gradients of a call of AF_F32 or AF_F64; its results need not be given. Callers widen 16-bit operands, and round
+ * their gradients once. If it returns AF_NO_MEMORY, nothing was written, or with dilations or global tokens some of it;
+ * if AF_INTERRUPTED, some sums are incomplete. */
 af_status af_attention_backward(const af_problem *problem, const af_gradients *gradients, const af_run *run);
 
 /* The same for packed sequences; what is wanted has its rows, or columns, as in the call. Gradients of some sequences

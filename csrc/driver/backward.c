@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "driver/attention.h"
+#include "driver/local.h"
 #include "driver/passes.h"
 #include "kernels.h"
 #include "plan/intervals.h"
@@ -90,7 +90,7 @@ static void head_unit(void *context, int64_t head, void *scratch)
     char *panel = (char *)scratch + kernels->backward_bytes(w), *part = panel + w->panel_bytes;
     const int64_t blocks = blocks_of_round(r);
     for (int64_t g = 0; g < blocks; g++) kernels->backward_open(w, unit_of_block(r, head, g), panel, scratch);
-    if (w->ranges == 0) return;
+    if (w->ranges == 0 || w->call->subset.collects) return;
     const bool more = head + r->threads < r->heads;
     const af_unit next = more ? unit_of_head(r, r->head + head + r->threads) : (af_unit){0};
     kernels->backward(w, unit_of_head(r, r->head + head), next, panel, part, scratch);
@@ -99,7 +99,8 @@ static void head_unit(void *context, int64_t head, void *scratch)
 
 static bool repeats(const af_tensor *t, int64_t batch) { return t->data && batch > 1 && (t->batch || t->b == 0); }
 
-/* How many heads may be in a round: those of different batch rows, or of one, may add to the same gradient. */
+/* How many heads may be in a round: those of different batch rows, or of one, may add to the same gradient; those of
+ * the residue classes of one do not. */
 static int64_t heads_apart(const af_backward *w)
 {
     const af_call *call = w->call;
@@ -108,7 +109,7 @@ static int64_t heads_apart(const af_backward *w)
     if (w->plan.group != call->H / call->Hk) return 1; /* heads that share keys */
     const bool shared = repeats(&g->query, call->B) || repeats(&g->key, call->B) || repeats(&g->value, call->B) ||
                         repeats(&g->bias, call->B);
-    return shared ? w->plan.head_groups : call->B * w->plan.head_groups;
+    return w->plan.head_groups * (shared ? af_max(1, call->subset.classes) : call->B);
 }
 
 static af_status run_units(const backward_run *run, void (*unit)(void *, int64_t, void *), void *context, int64_t count,
@@ -126,6 +127,7 @@ static af_status run_panel(backward_run *run)
     if (w->ranges <= 1) return run_units(run, head_unit, r, r->heads, 1);
     const int64_t blocks = r->heads * blocks_of_round(r);
     af_status status = run_units(run, open_unit, r, blocks, 4);
+    if (w->call->subset.collects) return status;
     if (status == AF_OK) status = run_units(run, range_unit, r, r->heads * w->ranges, 1);
     if (status == AF_OK) status = run_units(run, finish_unit, r, blocks, 8);
     return status;
@@ -168,10 +170,14 @@ static void sum_rows(const af_backward *w, int64_t b, int64_t h)
     const int64_t first = (b * call->H + h) * call->Lq, all = call->B * call->H * call->Lq;
     const double *slope = w->row_sums ? w->row_sums + AF_ALIBI_SUM * all + first : NULL;
     const double *bias = w->row_sums ? w->row_sums + AF_BIAS_SUM * all + first : NULL;
+    const double *center = w->row_sums ? w->row_sums + AF_CENTER_SUM * all + first : NULL;
+    /* The derivative of log 2^-(gaussian (j - c))^2 is this, times j - c. */
+    const double by_distance = 2 * 0.69314718055994531 * call->score.gaussian * call->score.gaussian;
     double by_slope = 0, by_sink = 0, by_bias = 0;
     for (int64_t i = 0; i < call->Lq; i++) {
         const double lse = real_at(call, g->lse.data, af_offset(&g->lse, b, h, i));
         if (g->alibi) by_slope += slope[i];
+        if (g->center.data) ((double *)g->center.data)[af_offset(&g->center, b, h, i)] += by_distance * center[i];
         if (g->sink && lse > -INFINITY) by_sink -= exp(call->score.sink[h] - lse) * real_at(call, w->delta, first + i);
         if (!g->bias.data || g->bias.j != 0) continue;
         if (g->bias.i == 0) by_bias += bias[i];
@@ -196,18 +202,19 @@ static void sum_blocks(const af_backward *w, int64_t b, int64_t h)
             for (int64_t d = 0; d < call->D; d++) to[k][d] += w->vector_sums[(k * all + first + block) * call->D + d];
 }
 
-void af_schedule_backward(af_backward_schedule *s, const af_call *call, const af_gradients *g, const af_run *run)
+void af_schedule_backward(af_backward_schedule *s, const af_call *call, const af_run *run)
 {
     af_backward *w = &s->backward;
+    const af_gradients *g = &call->gradients;
     *s = (af_backward_schedule){0};
-    af_plan_backward(w, call, g, af_kernels_for(call->dtype));
+    af_plan_backward(w, call, af_kernels_for(call->dtype));
     const double width = (double)af_max(call->D, call->Dv) * (call->score.additive ? AF_TANH_WORK : 1);
     const double flops = 14 * w->plan.pairs * width;
     s->blocks = call->B * w->plan.head_groups * w->plan.blocks;
     s->panels = (w->plan.rows + w->panel_rows - 1) / w->panel_rows;
     s->threads = af_threads_for(run->threads, s->blocks, af_worth_threads(flops));
     s->scratch_bytes = w->plan.kernels->backward_bytes(w);
-    s->row_sums = g->alibi || (g->bias.data && g->bias.j == 0);
+    s->row_sums = g->alibi || g->center.data || (g->bias.data && g->bias.j == 0);
     s->most_heads = heads_apart(w);
     if (w->ranges <= 1) {
         s->scratch_bytes += w->panel_bytes + w->part_bytes;
@@ -264,20 +271,22 @@ static bool take_memory(const af_backward_schedule *s, af_backward *w, backward_
     return run->round.panels && run->round.parts && run->scratch;
 }
 
-/* Of a plain call of reals. */
-static af_status run_backward(const af_call *call, const af_gradients *g, const af_run *run, af_watch *watch)
+static bool has_rows(const af_call *call) { return call->B > 0 && call->H > 0 && call->Lq > 0; }
+
+af_status af_run_backward(const af_call *call, const af_run *run, af_watch *watch)
 {
+    if (!has_rows(call)) return AF_OK;
     af_backward_schedule s;
     af_backward *w = &s.backward;
     af_arena arena = {0};
-    af_schedule_backward(&s, call, g, run);
+    af_schedule_backward(&s, call, run);
     backward_run passes = {.round = {.backward = w, .threads = s.threads}, .schedule = &s, .watch = watch};
     af_status status = AF_NO_MEMORY;
     if (take_memory(&s, w, &passes, &arena)) {
         status = run_rounds(&passes);
         for (int64_t b = 0; b < call->B && status == AF_OK; b++)
             for (int64_t h = 0; h < call->H; h++) {
-                if (g->sink || s.row_sums) sum_rows(w, b, h);
+                if (!call->subset.collects && (call->gradients.sink || s.row_sums)) sum_rows(w, b, h);
                 if (w->vector_sums) sum_blocks(w, b, h);
             }
     }
@@ -285,28 +294,14 @@ static af_status run_backward(const af_call *call, const af_gradients *g, const 
     return status;
 }
 
-af_call af_open_backward(const af_problem *problem, const af_gradients *gradients)
-{
-    af_problem known = *problem;
-    af_results results = {.size = sizeof results, .output = gradients->output, .stage = AF_WEIGHTS};
-    af_call call;
-    known.results = &results;
-    af_open_call(&call, &known);
-    assert(af_is_plain(&call) && call.dtype <= AF_F64);
-    af_causality_as_window(&call.visible);
-    call.subset.natural = call.subset.tiles = true;
-    return call;
-}
-
-static bool has_rows(const af_call *call) { return call->B > 0 && call->H > 0 && call->Lq > 0; }
-
 af_status af_attention_backward(const af_problem *problem, const af_gradients *gradients, const af_run *run)
 {
     run = af_or_default_run(run);
     af_watch watch = af_start_watch(run);
-    const af_call call = af_open_backward(problem, gradients);
-    assert(af_is_legal(&call) && (!has_rows(&call) || af_are_legal_gradients(&call, gradients)));
-    return has_rows(&call) ? run_backward(&call, gradients, run, &watch) : AF_OK;
+    af_call call;
+    af_open_gradients(&call, problem, gradients);
+    assert(af_is_legal(&call) && (!has_rows(&call) || af_are_legal_gradients(&call)));
+    return af_run_local_backward(&call, run, &watch);
 }
 
 af_status af_attention_packed_backward(const af_problem *problem, const af_packing *packing,
@@ -315,15 +310,14 @@ af_status af_attention_packed_backward(const af_problem *problem, const af_packi
     run = af_or_default_run(run);
     af_watch watch = af_start_watch(run);
     af_status status = AF_OK;
-    const af_call whole = af_open_backward(problem, gradients);
-    assert(af_is_legal_packed(&whole, packing));
+    af_call whole;
+    af_open_gradients(&whole, problem, gradients);
+    assert(af_is_legal_packed(&whole, packing) && (!has_rows(&whole) || af_are_legal_gradients(&whole)));
     if (!has_rows(&whole)) return AF_OK;
-    assert(af_are_legal_gradients(&whole, gradients));
     for (int64_t s = 0; s < packing->sequences && status == AF_OK; s++) {
-        const af_part part = af_packed_part(&whole, packing, s);
-        const af_call call = af_cut_call(&whole, part);
-        const af_gradients own = af_cut_gradients(gradients, &whole, part);
-        status = has_rows(&call) ? run_backward(&call, &own, run, &watch) : af_check_signals(&watch);
+        af_call call = af_cut_call(&whole, af_packed_part(&whole, packing, s));
+        status = af_check_signals(&watch);
+        if (status == AF_OK) status = af_run_local_backward(&call, run, &watch);
     }
     return status;
 }

@@ -15,14 +15,13 @@ typedef struct af_backward_schedule {
     bool row_sums;        /* wanted of each row, for gradients of a bias without keys or of slopes */
 } af_backward_schedule;
 
-/* The call whose result was gradients->output, as the passes take it. */
-af_call af_open_backward(const af_problem *problem, const af_gradients *gradients);
-
-/* Pure: what would be run. `call` and `gradients` must outlive the schedule. */
-void af_schedule_backward(af_backward_schedule *schedule, const af_call *call, const af_gradients *gradients,
-                          const af_run *run);
+/* Pure: what would be run. `call` must outlive the schedule. */
+void af_schedule_backward(af_backward_schedule *schedule, const af_call *call, const af_run *run);
 
 /* Bytes of memory that a schedule takes. */
 double af_backward_memory(const af_backward_schedule *schedule);
+
+/* Gradients of a call that is one: plain, with windows about centers, or one of several. */
+af_status af_run_backward(const af_call *call, const af_run *run, af_watch *watch);
 
 #endif

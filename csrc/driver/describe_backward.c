@@ -3,18 +3,28 @@
 
 #include "driver/backward.h"
 #include "driver/describe.h"
+#include "driver/local.h"
+#include "driver/passes.h"
 #include "kernels.h"
 #include "plan/intervals.h"
 #include "plan/legal.h"
 
-static af_status describe_one(const af_call *call, const af_gradients *g, const af_run *run, af_watch *watch,
-                              af_report *report, af_rectangle *rectangles, int64_t room)
+typedef struct describer {
+    af_sink sink;
+    af_report *report;
+    af_rectangle *rectangles;
+    int64_t room;
+} describer;
+
+static af_status describe_one(af_sink *sink, const af_call *call)
 {
+    const describer *d = (const describer *)sink;
+    af_report *report = d->report;
     af_backward_schedule s;
-    if (call->B == 0 || call->H == 0 || call->Lq == 0) return af_check_signals(watch);
-    af_schedule_backward(&s, call, g, run);
+    if (call->B == 0 || call->H == 0 || call->Lq == 0) return af_check_signals(sink->watch);
+    af_schedule_backward(&s, call, sink->run);
     const af_plan *plan = &s.backward.plan;
-    if (af_describe_pieces(call, plan, watch, report, rectangles, room) != AF_OK) return AF_INTERRUPTED;
+    if (af_describe_pieces(call, plan, sink->watch, report, d->rectangles, d->room) != AF_OK) return AF_INTERRUPTED;
     const int64_t panels = call->B * plan->head_groups * s.panels, ranges = s.backward.ranges;
     report->tasks += ranges > 1 ? 2 * s.blocks + panels * ranges : panels;
     const double memory = af_backward_memory(&s);
@@ -24,13 +34,31 @@ static af_status describe_one(const af_call *call, const af_gradients *g, const 
     return AF_OK;
 }
 
-/* Totals: elements of a query and of a key that are read or written, and of the products for each pair. */
-static void end_report(const af_call *call, const af_gradients *g, af_report *report)
+static af_status go_on(af_sink *sink)
 {
+    (void)sink;
+    return AF_OK;
+}
+
+/* What a call of any kind would do. */
+static af_status describe_any(af_call *call, describer *d)
+{
+    af_arena arena = {0};
+    bool causal, several;
+    af_status status = af_prepare_local(call, &causal, &several, d->sink.watch, &arena);
+    if (status == AF_OK) status = several ? af_call_pairs(call, causal, &d->sink) : describe_one(&d->sink, call);
+    af_give_back(&arena);
+    return status;
+}
+
+/* Totals: elements of a query and of a key that are read or written, and of the products for each pair. */
+static void end_report(const af_call *call, af_report *report)
+{
+    const af_gradients *g = &call->gradients;
     const double size = (double)af_elem_bytes(call->dtype), D = (double)call->D, Dv = (double)call->Dv;
     const double query = g->query.data ? D : 0, key = g->key.data ? D : 0, value = g->value.data ? Dv : 0;
     const bool of_additive = g->score_weight || g->score_bias;
-    const bool scores = g->query.data || g->key.data || g->bias.data || g->alibi || of_additive;
+    const bool scores = g->query.data || g->key.data || g->bias.data || g->alibi || g->center.data || of_additive;
     const double queries = (double)call->B * (double)call->H * (double)call->Lq * (D + 2 * Dv + query);
     const double keys = (double)call->B * (double)call->Hk * (double)call->Lk * (D + Dv + key + value);
     report->flops = 2 * (double)report->visible_pairs * (D + (scores ? Dv : 0) + query + key + value);
@@ -42,11 +70,13 @@ af_status af_describe_backward(const af_problem *problem, const af_gradients *gr
 {
     run = af_or_default_run(run);
     af_watch watch = af_start_watch(run);
-    const af_call call = af_open_backward(problem, gradients);
+    af_call call;
+    af_open_gradients(&call, problem, gradients);
     assert(af_is_legal(&call));
+    describer d = {{describe_one, go_on, run, &watch, af_memory_for(run), true}, report, rectangles, room};
     af_begin_report(&call, report);
-    const af_status status = describe_one(&call, gradients, run, &watch, report, rectangles, room);
-    end_report(&call, gradients, report);
+    const af_status status = describe_any(&call, &d);
+    end_report(&call, report);
     return status;
 }
 
@@ -57,16 +87,18 @@ af_status af_describe_packed_backward(const af_problem *problem, const af_packin
     run = af_or_default_run(run);
     af_watch watch = af_start_watch(run);
     af_status status = AF_OK;
-    const af_call whole = af_open_backward(problem, gradients);
+    af_call whole;
+    af_open_gradients(&whole, problem, gradients);
     assert(af_is_legal_packed(&whole, packing));
+    describer d = {{describe_one, go_on, run, &watch, af_memory_for(run), true}, report, rectangles, room};
     af_begin_report(&whole, report);
     for (int64_t s = 0; s < packing->sequences && status == AF_OK; s++) {
         const af_part part = af_packed_part(&whole, packing, s);
-        const af_call call = af_cut_call(&whole, part);
+        af_call call = af_cut_call(&whole, part);
         const int64_t before = af_min(report->rectangles, room);
-        status = describe_one(&call, gradients, run, &watch, report, rectangles, room);
+        status = describe_any(&call, &d);
         af_move_rectangles(rectangles, before, af_min(report->rectangles, room), part);
     }
-    end_report(&whole, gradients, report);
+    end_report(&whole, report);
     return status;
 }

@@ -1,6 +1,7 @@
 /* One batch row after the other. Rows at the position of a global token see every key and come first, in an order of
  * their own, so that few blocks hold them all. The others see the tokens only, whose keys and values are gathered,
- * unless a mask or bias goes by the keys' positions; then the pieces of keys jump from one token to the next. */
+ * unless a mask or bias goes by the keys' positions; then the pieces of keys jump from one token to the next. Gradients
+ * of gathered rows are added to those of the tokens. */
 #include "driver/global_tokens.h"
 
 #include <string.h>
@@ -72,6 +73,29 @@ static af_status gather(tokens *t, af_tensor *tensor, int64_t Hk, int64_t width,
     return AF_OK;
 }
 
+/* Rows of zeros in place of those that gradients are wanted of. */
+static af_status take_zeros(tokens *t, af_tensor *gradient, int64_t Hk, int64_t width, int64_t n, int64_t size)
+{
+    if (!gradient->data) return AF_OK;
+    char *rows = take(t, Hk * n * width, (size_t)size);
+    if (!rows) return AF_NO_MEMORY;
+    memset(rows, 0, (size_t)(Hk * n * width * size));
+    *gradient = (af_tensor){.data = rows, .h = n * width, .i = width, .j = 1};
+    return AF_OK;
+}
+
+/* Adds gradients of gathered rows to those of the tokens. */
+static void scatter(const af_tensor *from, const af_tensor *to, const af_call *call, int64_t width, const int64_t *keys)
+{
+    for (int64_t h = 0; to->data && h < call->Hk; h++)
+        for (int64_t k = 0; k < call->Lk; k++) {
+            const int64_t own = af_offset(from, 0, h, k), at = af_offset(to, 0, h, keys[k]);
+            for (int64_t d = 0; d < width; d++)
+                if (call->dtype == AF_F64) ((double *)to->data)[at + d] += ((const double *)from->data)[own + d];
+                else ((float *)to->data)[at + d] += ((const float *)from->data)[own + d];
+        }
+}
+
 /* Batch row b as a call of the pairs that its windows leave out: a global token and any other query or key. */
 static af_call cut_row(const af_call *whole, int64_t b, bool causal)
 {
@@ -79,7 +103,7 @@ static af_call cut_row(const af_call *whole, int64_t b, bool causal)
     part.row = part.b = b;
     part.B = 1;
     af_call call = af_cut_call(whole, part);
-    call.score.sink = NULL; /* it enters once, with the windows */
+    call.score.sink = call.gradients.sink = NULL; /* they enter once, with the windows */
     call.subset.excluded_left = whole->visible.left;
     call.subset.excluded_right = whole->visible.right;
     call.subset.accumulate = whole->results.output.data || whole->results.lse.data;
@@ -93,16 +117,23 @@ static af_call cut_row(const af_call *whole, int64_t b, bool causal)
 static af_status call_gathered(tokens *t, af_call call, const int64_t *keys, int64_t n, int64_t size)
 {
     if (!call.Lq) return AF_OK;
+    const af_tensor key = call.gradients.key, value = call.gradients.value;
     int64_t *length = take_numbers(t, 1);
     af_status status = length ? gather(t, &call.operands.key, call.Hk, call.D, keys, n, size) : AF_NO_MEMORY;
     if (status == AF_OK) status = gather(t, &call.operands.value, call.Hk, call.Dv, keys, n, size);
+    if (status == AF_OK) status = take_zeros(t, &call.gradients.key, call.Hk, call.D, n, size);
+    if (status == AF_OK) status = take_zeros(t, &call.gradients.value, call.Hk, call.Dv, n, size);
     if (status != AF_OK) return status;
     *length = call.visible.kv_length ? *call.visible.kv_length : call.Lk;
     call.visible.kv_length = length;
     call.subset.global = NULL;
     call.subset.key_position = keys;
     call.Lk = n;
-    return t->sink->call(t->sink, &call);
+    status = t->sink->call(t->sink, &call);
+    if (status != AF_OK || t->sink->dry) return status;
+    scatter(&call.gradients.key, &key, &call, call.D, keys);
+    scatter(&call.gradients.value, &value, &call, call.Dv, keys);
+    return AF_OK;
 }
 
 static af_status call_row(tokens *t, const af_call *whole, int64_t b, bool causal)
@@ -121,7 +152,8 @@ static af_status call_row(tokens *t, const af_call *whole, int64_t b, bool causa
     call.subset.global_keys = keys;
     call.subset.global_starts = starts;
     call.subset.query_order = (af_tensor){.data = order, .i = 1};
-    if (call.visible.mask.data || call.score.bias.data || call.visible.blocks.data || call.score.alibi)
+    if (call.visible.mask.data || call.score.bias.data || call.visible.blocks.data || call.score.alibi ||
+        call.gradients.grad_weights.data)
         return t->sink->call(t->sink, &call);
     call.Lq = seeing;
     const af_status status = seeing ? t->sink->call(t->sink, &call) : AF_OK;

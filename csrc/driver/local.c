@@ -30,8 +30,7 @@ static bool has_global_tokens(const af_call *call)
     return false;
 }
 
-/* The calls that compute output and lse. */
-static af_status call_pairs(const af_call *call, bool causal, af_sink *sink)
+af_status af_call_pairs(const af_call *call, bool causal, af_sink *sink)
 {
     const af_status status = af_call_windows(call, sink);
     return status == AF_OK && call->visible.global ? af_call_global_tokens(call, causal, sink) : status;
@@ -44,7 +43,7 @@ static af_status call_weights(const af_call *call, bool causal, af_sink *sink)
     weights.results = (af_results){.weights = call->results.weights, .stage = AF_WEIGHTS};
     weights.subset.row_lse = call->results.lse;
     weights.subset.visible_weights = true;
-    return call_pairs(&weights, causal, sink);
+    return af_call_pairs(&weights, causal, sink);
 }
 
 /* 16-bit calls with global tokens: in float32, so that what joins windows and tokens is not rounded. */
@@ -56,7 +55,7 @@ typedef struct wide_pairs {
 static af_status call_wide_pairs(void *context, const af_call *wide)
 {
     const wide_pairs *w = context;
-    return call_pairs(wide, w->causal, w->sink);
+    return af_call_pairs(wide, w->causal, w->sink);
 }
 
 /* The lse, which joins windows and global tokens and gives weights, whether a caller wants it or not. */
@@ -81,7 +80,7 @@ static af_status run_weights(const af_call *call, bool causal, af_sink *sink, af
     if (status == AF_OK && rough) {
         rows.operands.value = rows.results.output = rows.results.weights = rows.results.lse = (af_tensor){0};
         rows.subset.natural = rows.subset.tiles = true;
-        status = take_lse(&rows, arena) ? call_pairs(&rows, causal, sink) : AF_NO_MEMORY;
+        status = take_lse(&rows, arena) ? af_call_pairs(&rows, causal, sink) : AF_NO_MEMORY;
         if (status == AF_OK) status = af_copy_fine_lse(call, &rows, sink->watch);
         rows.results.weights = call->results.weights;
     }
@@ -98,13 +97,11 @@ static af_status run_several(af_call *call, bool causal, af_sink *sink, af_arena
     pairs.results.weights = (af_tensor){0};
     if (call->dtype > AF_F64 && call->visible.global)
         status = af_run_wide(&pairs, sink->run, sink->watch, call_wide_pairs, &(wide_pairs){sink, causal});
-    else status = call_pairs(&pairs, causal, sink);
+    else status = af_call_pairs(&pairs, causal, sink);
     return status == AF_OK && call->results.weights.data ? run_weights(call, causal, sink, arena) : status;
 }
 
-/* Prepares a call: causality as a window, an order for its centers, no global tokens where there are none. `several`:
- * whether it is several calls, or one. */
-static af_status prepare(af_call *call, bool *causal, bool *several, af_watch *watch, af_arena *arena)
+af_status af_prepare_local(af_call *call, bool *causal, bool *several, af_watch *watch, af_arena *arena)
 {
     *causal = call->visible.causal;
     *several = false;
@@ -133,10 +130,10 @@ af_status af_run_local(af_call *call, const af_run *run, af_watch *watch)
     if (!af_has_results(call)) return AF_OK;
     af_arena arena = {0};
     bool causal, several;
-    af_status status = prepare(call, &causal, &several, watch, &arena);
+    af_status status = af_prepare_local(call, &causal, &several, watch, &arena);
     if (status == AF_OK && !several) status = af_run_call(call, run, watch);
     if (status == AF_OK && several) {
-        runner r = {.sink = {run_later, run_now, run, watch}};
+        runner r = {.sink = {run_later, run_now, run, watch, af_memory_for(run), false}};
         af_open_queue(&r.queue, run, watch, &arena);
         status = run_several(call, causal, &r.sink, &arena);
     }
@@ -168,10 +165,10 @@ af_status af_describe_local(const af_call *wanted, const af_run *run, af_watch *
 {
     af_call call = *wanted;
     af_arena arena = {0};
-    describer d = {{describe_one, go_on, run, watch}, report, rectangles, room};
+    describer d = {{describe_one, go_on, run, watch, af_memory_for(run), true}, report, rectangles, room};
     bool causal, several;
-    af_status status = prepare(&call, &causal, &several, watch, &arena);
-    if (status == AF_OK) status = several ? call_pairs(&call, causal, &d.sink) : describe_one(&d.sink, &call);
+    af_status status = af_prepare_local(&call, &causal, &several, watch, &arena);
+    if (status == AF_OK) status = several ? af_call_pairs(&call, causal, &d.sink) : describe_one(&d.sink, &call);
     af_give_back(&arena);
     return status;
 }

@@ -12,6 +12,8 @@ typedef struct af_sink {
     af_status (*barrier)(struct af_sink *sink);
     const af_run *run; /* how the algorithm runs loops of its own */
     af_watch *watch;
+    int64_t memory; /* bytes of copies that the algorithm may hold at a time */
+    bool dry;       /* calls are described: no result is read or written */
 } af_sink;
 
 #endif

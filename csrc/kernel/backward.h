@@ -91,11 +91,15 @@ static void backward_piece(const af_backward *w, const backward_scratch *s, cons
     backward_scores(call, block, s, key, query, &terms, piece);
     if (w->scores) weight_gradient(w, block, &b->drop, s, value, s->panel.grad + g * call->Dv * AF_NR, piece);
     weights_and_gradients(b, w->scores, piece.n, s, p, ds);
+    real *sums = part + call->D * AF_NR;
+    if (w->gradients->center.data && call->score.gaussian > 0)
+        add_center_sums(call, block, s, piece, p, sums + AF_CENTER_SUM * AF_NR);
     if (call->score.dropout > 0) drop_tile(call, block, &b->drop, piece.j0, piece.n, p.at, p.ld);
+    if (call->score.gaussian > 0) gaussian_tile(call, block, piece.j0, piece.n, p.at, p.ld);
     if (!b->finite || !run->finite) words_of_scores(block, piece.n, s->s, s->words);
     if (!b->finite) memcpy(s->seen + slot * w->plan.key_block + before, s->words, (size_t)piece.n * sizeof *s->seen);
     if (!w->scores) return;
-    score_derivatives(w, block, s, piece, ds, part + call->D * AF_NR);
+    score_derivatives(w, block, s, piece, ds, sums);
     if (call->score.additive) {
         const additive_piece own = {
             piece.n, query, terms, ds, s->dk + before * padded(call->D), head_row(&call->score.score_weight, block)};
@@ -145,8 +149,10 @@ static af_interval backward_block_keys(const af_backward *w, const backward_scra
 /* The blocks of a panel that can see some keys, as far as positions and lengths decide it. */
 static af_interval seeing_blocks(const af_backward *w, af_unit unit, af_interval keys)
 {
-    const int64_t group = w->plan.group, rows = w->plan.block_rows;
-    af_interval queries = af_visible_queries(w->call, unit.b, unit.hg * group, keys);
+    const int64_t group = w->plan.group, rows = w->plan.block_rows, heads = w->call->visible.center.h ? group : 1;
+    af_interval queries = {0, 0};
+    for (int64_t g = 0; g < heads; g++)
+        queries = af_hull(queries, af_visible_queries(w->call, unit.b, unit.hg * group + g, keys));
     const af_interval panel = {unit.row, unit.row + unit.rows};
     const af_interval seen = af_intersect((af_interval){queries.begin * group, queries.end * group}, panel);
     if (seen.begin == seen.end) return seen;
@@ -185,7 +191,9 @@ static void backward_keys(const af_backward *w, const backward_scratch *s, const
 static void backward(const af_backward *w, af_unit unit, af_unit next, void *panel, void *part, void *memory)
 {
     const af_call *call = w->call;
-    const af_interval range = af_split((af_interval){0, call->Lk}, unit.split, w->range_keys);
+    /* Beyond its real keys a batch row that is a residue class may have no memory. */
+    const af_interval real = {0, af_real_keys(call, unit.b).end};
+    const af_interval range = af_split(real, unit.split, w->range_keys);
     backward_scratch s;
     memset((char *)part + w->part_bytes - w->panel_blocks, 0, (size_t)w->panel_blocks);
     const af_interval blocks = seeing_blocks(w, unit, range);
@@ -202,7 +210,7 @@ static void backward(const af_backward *w, af_unit unit, af_unit next, void *pan
         const int64_t n = run.keys.end - j;
         const af_interval seeing = seeing_blocks(w, unit, run.keys);
         if (seeing.begin == seeing.end) continue;
-        if (s.ahead.edge) prefetch_with_keys(w, &s, unit, next, run.keys, seeing);
+        if (s.ahead.edge) prefetch_with_keys(w, &s, unit, next, run.keys, seeing, run.keys.end == range.end);
         run.key = rows_at(&s.keys, j, n);
         run.value = rows_at(&s.values, j, n);
         run.finite = all_finite(run.key, n, call->D);

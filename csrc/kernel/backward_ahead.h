@@ -25,7 +25,7 @@ static void queue_keys(edges *e, const af_backward *w, const af_tensor *t, af_un
 /* With the tiles of some keys and blocks of rows. A unit that has all keys also prefetches what it writes at its end
  * and what `next` begins with; that comes with its last keys, as the second-level cache does not hold it for long. */
 static void prefetch_with_keys(const af_backward *w, const backward_scratch *s, af_unit unit, af_unit next,
-                               af_interval keys, af_interval blocks)
+                               af_interval keys, af_interval blocks, bool last)
 {
     const af_call *call = w->call;
     const af_gradients *g = w->gradients;
@@ -33,7 +33,7 @@ static void prefetch_with_keys(const af_backward *w, const backward_scratch *s, 
     e->queues = 0;
     queue_keys(e, w, &g->key, unit, keys, call->D, true);
     queue_keys(e, w, &g->value, unit, keys, call->Dv, true);
-    if (keys.end == call->Lk) {
+    if (last) {
         const af_interval first = {0, af_min(call->Lk, w->plan.key_block)};
         queue_queries(e, w, &g->query, unit, call->D, true);
         queue_queries(e, w, &call->operands.query, next, call->D, false);

@@ -208,20 +208,25 @@ static void add_square(int lanes, int keys, elem *const rows[VL], int64_t j0, re
         if (r < keys) v_store(tile + r * AF_NR, v_add(v_load(tile + r * AF_NR), x[r]));
 }
 
-/* dP of a piece: V dO', and what the loss takes from the weights themselves. */
-static void weight_gradient(const af_backward *w, const query_block *block, const drop_rows *drop,
-                            const backward_scratch *s, matrix value, const real *grad, key_piece piece)
+static void add_grad_weights(const af_backward *w, const query_block *block, const backward_scratch *s, key_piece piece)
 {
-    const int at = block->v0 * VL;
-    score_product(block->v1 - block->v0, piece.n, w->call->Dv, value, grad + at, s->dp + at, tiles_prefetch(s));
-    if (w->call->score.dropout > 0) drop_tile(w->call, block, drop, piece.j0, piece.n, s->dp, AF_NR);
-    if (!w->gradients->grad_weights.data) return;
     elem *rows[AF_NR] = {0};
     find_rows(&w->gradients->grad_weights, &block->vis, rows);
     for (int c = block->v0; c < block->v1; c++)
         for (int j = 0; j < piece.n; j += VL)
             add_square(block->n - c * VL < VL ? block->n - c * VL : VL, piece.n - j < VL ? piece.n - j : VL,
                        rows + c * VL, piece.j0 + j, s->dp + j * AF_NR + c * VL);
+}
+
+/* dP of a piece: V dO', what the loss takes from the weights themselves, and how these fade around centers. */
+static void weight_gradient(const af_backward *w, const query_block *block, const drop_rows *drop,
+                            const backward_scratch *s, matrix value, const real *grad, key_piece piece)
+{
+    const int at = block->v0 * VL;
+    score_product(block->v1 - block->v0, piece.n, w->call->Dv, value, grad + at, s->dp + at, tiles_prefetch(s));
+    if (w->call->score.dropout > 0) drop_tile(w->call, block, drop, piece.j0, piece.n, s->dp, AF_NR);
+    if (w->gradients->grad_weights.data) add_grad_weights(w, block, s, piece);
+    if (w->call->score.gaussian > 0) gaussian_tile(w->call, block, piece.j0, piece.n, s->dp, AF_NR);
 }
 
 /* The next piece of some keys from j on, and how much of it is visible: with nothing, no tile is wanted. */

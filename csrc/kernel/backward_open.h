@@ -10,9 +10,6 @@
 
 #include "kernel/backward_block.h"
 
-/* exp(S - lse) is off by |lse| eps / 2. */
-#define AF_LARGE_LSE ((real)64)
-
 static bool all_finite(matrix a, int64_t n, int64_t width)
 {
     v poison = v_zero(); /* x - x is 0, or NaN where x is not finite */
@@ -96,13 +93,49 @@ static void softmax_rows(const af_backward *w, backward_scratch *s, int64_t g, r
     }
 }
 
+/* Adds the softmax of a row over some keys to that over others. */
+static void merge_softmax(real *row, real m, real l, real sum)
+{
+    if (l == 0) return;
+    const real most = row[AF_ROW_MAX] > m ? row[AF_ROW_MAX] : m;
+    const real old = (real)exp((double)row[AF_ROW_MAX] - (double)most), own = (real)exp((double)m - (double)most);
+    row[AF_ROW_MAX] = most;
+    row[AF_ROW_EXP] = old * row[AF_ROW_EXP] + own * l;
+    row[AF_ROW_PRODUCT] = old * row[AF_ROW_PRODUCT] + own * sum;
+}
+
+/* The numbers of a row; they are `own` unless several calls collect them. */
+static real *row_of_softmax(const af_call *call, const af_visibility *vis, int lane, real *own)
+{
+    const af_tensor *t = &call->subset.collected;
+    if (t->data) return (real *)t->data + af_offset(t, vis->b, vis->head[lane], vis->query[lane]);
+    own[AF_ROW_MAX] = -AF_INFINITY;
+    own[AF_ROW_EXP] = own[AF_ROW_PRODUCT] = 0;
+    return own;
+}
+
+/* Finds the numbers of rough rows of block g of a panel, or those that the keys of this call add to them. */
+static void find_softmax(const af_backward *w, backward_scratch *s, int64_t g, uint64_t rough, real *rows[AF_NR])
+{
+    const af_call *call = w->call;
+    const af_visibility *vis = &s->panel.blocks[g].block.vis;
+    real m[AF_NR], l[AF_NR], sums[AF_NR];
+    softmax_rows(w, s, g, m, l, sums);
+    for (int lane = 0; lane < vis->n; lane++) {
+        if (!(rough >> lane & 1)) continue;
+        merge_softmax(rows[lane], m[lane], l[lane], sums[lane]);
+        if (call->score.sink) merge_softmax(rows[lane], (real)call->score.sink[vis->head[lane]], 1, 0);
+    }
+}
+
 /* The rows whose lse does not tell their weights; of `some`, all. */
 static uint64_t find_rough_rows(const af_backward *w, const query_block *block, bool all)
 {
     uint64_t rough = 0;
     for (int lane = 0; lane < block->n; lane++) {
         const real lse = real_of_row(&w->gradients->lse, &block->vis, lane);
-        if (all || lse > AF_LARGE_LSE || -lse > AF_LARGE_LSE) rough |= (uint64_t)(lse != -AF_INFINITY) << lane;
+        if (all || lse > (real)AF_LARGE_LSE || -lse > (real)AF_LARGE_LSE)
+            rough |= (uint64_t)(lse != -AF_INFINITY) << lane;
     }
     return rough;
 }
@@ -134,28 +167,31 @@ static void backward_open(const af_backward *w, af_unit unit, void *panel, void 
     const af_gradients *g = w->gradients;
     const int64_t index = unit.row % w->panel_rows / w->plan.block_rows;
     backward_scratch s;
-    elem *query[AF_NR], *grad[AF_NR], *output[AF_NR] = {0};
-    real m[AF_NR], l[AF_NR], sums[AF_NR];
+    elem *query[AF_NR], *seeing_grad[AF_NR], *grad[AF_NR] = {0}, *output[AF_NR] = {0};
+    real own[AF_NR][AF_COLLECTED], *rows[AF_NR];
     open_backward(&s, w, panel, memory);
     backward_block *b = &s.panel.blocks[index];
     query_block *block = &b->block;
     make_block(block, call, &w->plan, unit);
     find_seeing_rows(&call->operands.query, block, s.empty, query);
-    find_seeing_rows(&g->grad_output, block, s.empty, grad);
+    find_seeing_rows(&g->grad_output, block, s.empty, seeing_grad);
+    find_rows(&g->grad_output, &block->vis, grad);
     find_rows(&g->output, &block->vis, output);
     if (call->score.dropout > 0) find_drop_rows(call, block, &b->drop);
-    if (block->vis.span.begin < block->vis.span.end) pack_block(w, &s, index, query, grad);
+    if (block->vis.span.begin < block->vis.span.end) pack_block(w, &s, index, query, seeing_grad);
     const uint64_t rough = find_rough_rows(w, block, g->grad_weights.data != NULL);
-    if (rough) softmax_rows(w, &s, index, m, l, sums);
+    for (int lane = 0; lane < block->n; lane++) rows[lane] = row_of_softmax(call, &block->vis, lane, own[lane]);
+    if (rough && (call->subset.collects || !call->subset.collected.data)) find_softmax(w, &s, index, rough, rows);
+    if (call->subset.collects) return;
     for (int lane = 0; lane < AF_NR; lane++) b->softmax.shift[lane] = b->softmax.factor[lane] = b->delta[lane] = 0;
     for (int lane = 0; lane < block->n; lane++) {
         const real lse = real_of_row(&g->lse, &block->vis, lane);
         real shift = lse == -AF_INFINITY ? 0 : lse, inverse = lse != -AF_INFINITY, delta = 0;
         if (rough >> lane & 1) {
-            if (call->score.sink) l[lane] += (real)exp(call->score.sink[block->vis.head[lane]] - (double)m[lane]);
-            shift = m[lane];
-            inverse = l[lane] > 0 ? 1 / l[lane] : 0;
-            delta = sums[lane] * inverse;
+            const real l = rows[lane][AF_ROW_EXP];
+            shift = l > 0 ? rows[lane][AF_ROW_MAX] : 0;
+            inverse = l > 0 ? 1 / l : 0;
+            delta = rows[lane][AF_ROW_PRODUCT] * inverse;
         } else if (lse != -AF_INFINITY) {
             delta = dot_rows(grad[lane], output[lane], call->Dv);
         }

@@ -36,6 +36,24 @@ static void add_row_sums(const query_block *block, int n, lane_tile ds, real *su
     }
 }
 
+/* sums[lane] += P dP (j - c): the derivative of the center of a Gaussian, but for a factor. */
+static void add_center_sums(const af_call *call, const query_block *block, const backward_scratch *s, key_piece piece,
+                            lane_tile p, real *sums)
+{
+    lane_gaussians rows;
+    find_gaussians(call, block, piece.j0, &rows);
+    for (int c = block->v0; c < block->v1; c++) {
+        v sum = v_zero();
+        for (int j = 0; j < piece.n; j++) {
+            const v weight = v_load(p.at + j * p.ld + c * VL);
+            const v product = v_mul(weight, v_load(s->dp + j * AF_NR + c * VL));
+            const v seen = v_select(vm_ne(weight, v_zero()), product, v_zero());
+            sum = v_fma(seen, distance_to_centers(&rows, j, c), sum);
+        }
+        v_store(sums + c * VL, v_add(v_load(sums + c * VL), sum));
+    }
+}
+
 /* The rows of a block in the gradient of the bias. Returns whether all are the same. */
 static bool find_bias_rows(const af_backward *w, const query_block *block, real *rows[AF_NR])
 {

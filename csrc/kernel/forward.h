@@ -170,7 +170,7 @@ static void run_piece(const af_call *call, const af_plan *plan, block_run *run)
     prefetch_lanes(&next, call, plan, block, keys);
     const bool moved = block_weights(call, plan, run, piece, &next, factor);
     if (!call->operands.value.data) return;
-    if (call->score.gaussian > 0) gaussian_tile(call, block, piece.j0, piece.n, s->s);
+    if (call->score.gaussian > 0) gaussian_tile(call, block, piece.j0, piece.n, s->s, AF_NR);
     if (call->score.dropout > 0) drop_tile(call, block, &run->drop, piece.j0, piece.n, s->s, AF_NR);
     if (run->empty && (run->nan_safe || block->v1 - block->v0 < block->nv)) {
         zero_output(call, plan, s);

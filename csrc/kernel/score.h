@@ -99,20 +99,37 @@ static row_gaussian find_gaussian(const af_call *call, const query_block *block,
     return (row_gaussian){(real)near, (real)(center - whole), (real)(sharpness < limit ? sharpness : limit)};
 }
 
-static void gaussian_tile(const af_call *call, const query_block *block, int64_t j0, int n, real *s)
+/* Those of the rows of a block. */
+typedef struct lane_gaussians {
+    real whole[AF_NR], fraction[AF_NR], sharpness[AF_NR];
+} lane_gaussians;
+
+static void find_gaussians(const af_call *call, const query_block *block, int64_t j0, lane_gaussians *rows)
 {
-    real whole[AF_NR] = {0}, fraction[AF_NR] = {0}, sharpness[AF_NR] = {0};
+    *rows = (lane_gaussians){0};
     for (int lane = 0; lane < block->n; lane++) {
         const row_gaussian row = find_gaussian(call, block, lane, j0);
-        whole[lane] = row.whole;
-        fraction[lane] = row.fraction;
-        sharpness[lane] = row.sharpness;
+        rows->whole[lane] = row.whole;
+        rows->fraction[lane] = row.fraction;
+        rows->sharpness[lane] = row.sharpness;
     }
-    for (int j = 0; j < n; j++, s += AF_NR)
+}
+
+/* j - c for key j0 + j and a vector of rows. */
+AF_INLINE v distance_to_centers(const lane_gaussians *rows, int j, int c)
+{
+    return v_sub(v_sub(v_set1((real)j), v_load(rows->whole + c * VL)), v_load(rows->fraction + c * VL));
+}
+
+/* Weights of lanes, rows ld apart. */
+static void gaussian_tile(const af_call *call, const query_block *block, int64_t j0, int n, real *s, int64_t ld)
+{
+    lane_gaussians rows;
+    find_gaussians(call, block, j0, &rows);
+    for (int j = 0; j < n; j++, s += ld)
         for (int c = block->v0; c < block->v1; c++) {
-            const v keys = v_sub(v_set1((real)j), v_load(whole + c * VL));
-            const v distance = v_sub(keys, v_load(fraction + c * VL));
-            v_store(s + c * VL, gaussian_value(v_load(s + c * VL), v_mul(distance, v_load(sharpness + c * VL))));
+            const v x = v_mul(distance_to_centers(&rows, j, c), v_load(rows.sharpness + c * VL));
+            v_store(s + c * VL, gaussian_value(v_load(s + c * VL), x));
         }
 }
 

@@ -89,7 +89,7 @@ static void tile_weights(const af_call *call, const af_plan *plan, const query_b
             const v shift = v_load(w->softmax.shift + c * VL), factor = v_load(w->softmax.factor + c * VL);
             v_store(x, recompute_weight(plan->base2, v_load(x), shift, factor));
         }
-    if (has_gaussian(call)) gaussian_tile(call, block, j0, n, s->s);
+    if (has_gaussian(call)) gaussian_tile(call, block, j0, n, s->s, AF_NR);
     if (call->subset.visible_weights) store_visible(call, block, s, w, j0, n, piece.seen == SEES_ALL);
     else store_tile(block, w, j0, n, s->s);
 }

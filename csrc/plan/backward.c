@@ -16,8 +16,9 @@ enum { PANEL_ROWS = 768 };
 
 static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
-void af_plan_backward(af_backward *w, const af_call *call, const af_gradients *gradients, const af_kernels *kernels)
+void af_plan_backward(af_backward *w, const af_call *call, const af_kernels *kernels)
 {
+    const af_gradients *gradients = &call->gradients;
     *w = (af_backward){.call = call, .gradients = gradients};
     af_make_plan(&w->plan, call, kernels);
     w->plan.key_block = BLOCK_KEYS;
@@ -29,7 +30,7 @@ void af_plan_backward(af_backward *w, const af_call *call, const af_gradients *g
     w->block_part = (call->D + AF_ROW_SUMS + (w->by_weight ? call->D : 0)) * kernels->nr;
     w->part_bytes = (size_t)(w->panel_blocks * w->block_part * kernels->real_size);
     w->part_bytes = (w->part_bytes + (size_t)w->panel_blocks + 63) & ~(size_t)63;
-    w->scores =
-        gradients->query.data || gradients->key.data || gradients->bias.data || gradients->alibi || w->by_weight;
+    w->scores = gradients->query.data || gradients->key.data || gradients->bias.data || gradients->alibi ||
+                gradients->center.data || w->by_weight;
     w->panel_bytes = kernels->panel_bytes(w);
 }

@@ -13,16 +13,19 @@
 
 #include "plan/plan.h"
 
+/* exp(S - lse) is off by |lse| eps / 2: beyond it, that is more than the rounding of a softmax. */
+#define AF_LARGE_LSE 64
+
 /* Sums of a row beside its dQ: further rows of a part. After them, where the weights or the bias of additive scores
  * have gradients, sums for the weights, [D][NR]. */
-enum { AF_ALIBI_SUM, AF_BIAS_SUM, AF_ROW_SUMS };
+enum { AF_ALIBI_SUM, AF_BIAS_SUM, AF_CENTER_SUM, AF_ROW_SUMS };
 
 /* Sums of a block of rows for the weights and the bias of additive scores. */
 enum { AF_WEIGHT_SUM, AF_QUERY_SUM, AF_VECTOR_SUMS };
 
 typedef struct af_backward {
     const af_call *call;
-    const af_gradients *gradients;
+    const af_gradients *gradients; /* the call's */
     af_plan plan;
     int64_t range_keys, ranges;
     int64_t panel_rows, panel_blocks;
@@ -36,7 +39,6 @@ typedef struct af_backward {
     bool scores;         /* gradients of scores are wanted, not only that of the value */
 } af_backward;
 
-void af_plan_backward(af_backward *backward, const af_call *call, const af_gradients *gradients,
-                      const af_kernels *kernels);
+void af_plan_backward(af_backward *backward, const af_call *call, const af_kernels *kernels);
 
 #endif

@@ -22,6 +22,7 @@ static const af_operands no_operands;
 static const af_visible all_visible = {.left = AF_FAR, .right = AF_FAR};
 static const af_score plain_score = {.scale = 1};
 static const af_results no_results;
+static const af_gradients no_gradients;
 
 void af_open_call(af_call *call, const af_problem *problem)
 {
@@ -36,6 +37,7 @@ void af_open_call(af_call *call, const af_problem *problem)
     call->D = p.D;
     call->Dv = p.Dv;
     call->subset = (af_subset){0};
+    call->gradients = no_gradients;
     open_part(&call->operands, sizeof call->operands, p.operands, &no_operands);
     open_part(&call->visible, sizeof call->visible, p.visible, &all_visible);
     open_part(&call->score, sizeof call->score, p.score, &plain_score);
@@ -43,6 +45,16 @@ void af_open_call(af_call *call, const af_problem *problem)
     if (!call->results.output.data) call->operands.value = (af_tensor){0}; /* which is how kernels know */
     if (!call->results.weights.data) call->results.stage = AF_WEIGHTS;     /* what lse and output need */
     if (call->results.stage == AF_SCORES) call->score.softcap = 0;
+}
+
+void af_open_gradients(af_call *call, const af_problem *problem, const af_gradients *gradients)
+{
+    af_problem known = *problem;
+    af_results results = {.size = sizeof results, .output = gradients->output, .stage = AF_WEIGHTS};
+    known.results = &results;
+    af_open_call(call, &known);
+    open_part(&call->gradients, sizeof call->gradients, gradients, &no_gradients);
+    call->subset.natural = call->subset.tiles = true;
 }
 
 bool af_has_results(const af_call *call)
@@ -119,21 +131,20 @@ static void move_visible(af_visible *v, const af_call *whole, const af_part *p)
     move(&v->blocks, p->b, p->h, 0, 0, 1);
 }
 
-af_gradients af_cut_gradients(const af_gradients *gradients, const af_call *whole, af_part p)
+static void move_gradients(af_gradients *g, const af_call *whole, const af_part *p)
 {
-    const int64_t real = af_real_bytes(whole->dtype), hk = p.h / (whole->H / whole->Hk);
-    af_gradients g = *gradients;
-    af_tensor *of_queries[] = {&g.output, &g.lse, &g.grad_output, &g.grad_lse, &g.query};
-    for (size_t n = 0; n < sizeof of_queries / sizeof *of_queries; n++) move(of_queries[n], p.b, p.h, p.i, 0, real);
-    move(&g.grad_weights, p.b, p.h, p.i, p.j, real);
-    move(&g.key, p.b, hk, p.j, 0, real);
-    move(&g.value, p.b, hk, p.j, 0, real);
-    move(&g.bias, p.b, p.h, p.i, p.j, real);
-    if (g.alibi) g.alibi += p.row * whole->score.alibi_b + p.h;
-    if (g.sink) g.sink += p.h;
-    if (g.score_weight) g.score_weight += p.h * whole->score.score_weight.h;
-    if (g.score_bias) g.score_bias += p.h * whole->score.score_bias.h;
-    return g;
+    const int64_t real = af_real_bytes(whole->dtype), hk = p->h / (whole->H / whole->Hk);
+    af_tensor *of_queries[] = {&g->output, &g->lse, &g->grad_output, &g->grad_lse, &g->query};
+    for (size_t n = 0; n < sizeof of_queries / sizeof *of_queries; n++) move(of_queries[n], p->b, p->h, p->i, 0, real);
+    move(&g->grad_weights, p->b, p->h, p->i, p->j, real);
+    move(&g->key, p->b, hk, p->j, 0, real);
+    move(&g->value, p->b, hk, p->j, 0, real);
+    move(&g->bias, p->b, p->h, p->i, p->j, real);
+    move(&g->center, p->b, p->h, p->i, 0, sizeof(double));
+    if (g->alibi) g->alibi += p->row * whole->score.alibi_b + p->h;
+    if (g->sink) g->sink += p->h;
+    if (g->score_weight) g->score_weight += p->h * whole->score.score_weight.h;
+    if (g->score_bias) g->score_bias += p->h * whole->score.score_bias.h;
 }
 
 af_call af_cut_call(const af_call *whole, af_part p)
@@ -152,8 +163,10 @@ af_call af_cut_call(const af_call *whole, af_part p)
     move(&call.operands.key, p.b, hk, p.j, 0, size);
     move(&call.operands.value, p.b, hk, p.j, 0, size);
     move(&call.subset.row_lse, p.b, p.h, p.i, 0, af_real_bytes(whole->dtype));
+    move(&call.subset.collected, p.b, p.h, p.i, 0, af_real_bytes(whole->dtype));
     move_visible(&call.visible, whole, &p);
     move_scores(&call.score, whole, &p);
     move_results(&call.results, whole, &p);
+    if (whole->gradients.size) move_gradients(&call.gradients, whole, &p);
     return call;
 }

@@ -4,6 +4,9 @@
 
 #include "attnfast.h"
 
+/* Numbers of a row: the maximum of scores, and of exp(S - max) and exp(S - max) dP the sums. */
+enum { AF_ROW_MAX, AF_ROW_EXP, AF_ROW_PRODUCT, AF_COLLECTED };
+
 /* Which of the pairs of a problem a call computes, in which order, and what it does with results that are there. */
 typedef struct af_subset {
     bool accumulate;      /* output and lse hold the result over other keys, to which the call adds its own */
@@ -13,6 +16,9 @@ typedef struct af_subset {
     af_tensor row_lse;   /* real, no j: the known lse of each row over all keys, from which weights are recomputed */
     void *row_max;       /* real [B][H][Lq]: kept for that instead, in the units of scores: the maximum ... */
     void *row_inverse;   /* ... and 1 / sum of each row; or NULL */
+    af_tensor collected; /* real, no j: where gradients are several calls, AF_COLLECTED numbers of each row over all
+                          * keys, for rows whose lse does not do ... */
+    bool collects;       /* ... which the call adds to, and does nothing else */
     af_tensor query_order; /* int64_t, no j: queries in the order in which blocks take them, if not that of memory */
 
     /* A query sees only those keys that are global, or every key if it is at the position of one; less the keys
@@ -42,6 +48,7 @@ typedef struct af_call {
     af_visible visible; /* with no dilation, no global tokens; `causal` only beside centers: else it is in `right` */
     af_score score;
     af_results results;
+    af_gradients gradients; /* of a call for gradients, which has no results but which are wanted */
     af_subset subset;
 } af_call;
 
@@ -54,6 +61,9 @@ void af_open_call(af_call *call, const af_problem *problem);
 
 /* Whether there is anything to write to. */
 bool af_has_results(const af_call *call);
+
+/* A problem and its gradients as a call. */
+void af_open_gradients(af_call *call, const af_problem *problem, const af_gradients *gradients);
 
 /* Whether some head's window has gaps. */
 bool af_is_dilated(const af_call *call);
@@ -76,8 +86,5 @@ af_part af_packed_part(const af_call *whole, const af_packing *packing, int64_t 
  * beginning of its batch row, its positions and lengths are for the caller to move, and a block mask stays where it is:
  * `classes` can tell it. */
 af_call af_cut_call(const af_call *whole, af_part part);
-
-/* What belongs to the part in the gradients of `whole`. */
-af_gradients af_cut_gradients(const af_gradients *gradients, const af_call *whole, af_part part);
 
 #endif

@@ -59,15 +59,17 @@ bool af_is_legal(const af_call *call)
 
 static bool rows_are_legal(const af_tensor *t, int64_t width) { return !t->data || width < 2 || t->j == 1; }
 
-bool af_are_legal_gradients(const af_call *call, const af_gradients *g)
+bool af_are_legal_gradients(const af_call *call)
 {
     const af_score *s = &call->score;
+    const af_gradients *g = &call->gradients;
     if (call->dtype > AF_F64 || !g->output.data || !g->lse.data || !g->grad_output.data) return false;
     if (!rows_are_legal(&g->output, call->Dv) || !rows_are_legal(&g->grad_output, call->Dv)) return false;
     if (!rows_are_legal(&g->query, call->D) || !rows_are_legal(&g->key, call->D)) return false;
     if (!rows_are_legal(&g->value, call->Dv) || !rows_are_legal(&g->grad_weights, call->Lk)) return false;
     if (g->bias.data && (!s->bias.data || (g->bias.j != 0 && !rows_are_legal(&g->bias, call->Lk)))) return false;
     if ((g->alibi && !s->alibi) || (g->sink && !s->sink)) return false;
+    if (g->center.data && !call->visible.center.data) return false;
     return (!g->score_weight || s->additive) && (!g->score_bias || s->score_bias.data);
 }
 

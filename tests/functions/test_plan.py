@@ -59,6 +59,7 @@ def without_flags(call):
 
 FAMILY = {
     "attention_backward": calls().map(without_flags),
+    "local_attention_backward": local_calls().map(without_flags),
     "additive_attention_backward": additive_calls().map(without_flags),
     "attention_weights": importance_calls(),
     "local_attention": local_calls(),
@@ -154,7 +155,7 @@ def test_what_has_no_plan():
     x = zeros(1, 4, 8)
     names = "attention, attention_weights, local_attention, additive_attention, attention_topk, "
     names += "key_importance, attention_varlen, attention_backward, "
-    names += "additive_attention_backward, attention_varlen_backward"
+    names += "local_attention_backward, additive_attention_backward, attention_varlen_backward"
     for function in (np.sum, attnfast.merge_attention):
         with pytest.raises(TypeError, match=f"^function must be one of {names}, got <"):
             attnfast.plan(function, x, x)

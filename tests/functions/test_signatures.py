@@ -17,7 +17,7 @@ pytestmark = pytest.mark.quick
 
 
 X = np.ones((2, 3, 8), np.float32)
-LONGEST = 400  # characters of a signature, which a screen shows in a few lines
+LONGEST = 420  # characters of a signature, which a screen shows in a few lines
 ATTENDING = [name for name, arguments in FUNCTIONS.items() if "query" in arguments]
 
 

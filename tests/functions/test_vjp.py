@@ -12,6 +12,7 @@ from attnfast import (
     attention,
     attention_backward,
     attention_varlen,
+    local_attention,
     merge_attention,
     vjp,
 )
@@ -34,6 +35,10 @@ def attend(function: Any, *more: Any, packed: bool = False, **options: Any) -> A
 # A call of each function in BACKWARDS, and what else to want of it than by default.
 CALLS: dict[Any, tuple[Any, Any]] = {
     attention: (attend(attention, bias=numbers(30), is_causal=True), ("key", "bias")),
+    local_attention: (
+        attend(local_attention, 5, centers=numbers(30) * 9 + 15, sigma=2.0, bias=numbers(30)),
+        ("value", "bias", "centers"),
+    ),
     additive_attention: (
         attend(additive_attention, numbers(8), score_bias=numbers(8), bias=numbers(30)),
         ("query", "score_weight", "score_bias", "bias"),

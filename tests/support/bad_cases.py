@@ -373,6 +373,8 @@ WANTED = [
 
 OWN = {
     "attention_backward": LOSS + WANTED,
+    "local_attention_backward": LOSS + WANTED + WINDOW,
+    "local_attention_backward, centers": LOSS + WANTED + CENTERED,
     "additive_attention_backward": [
         *LOSS,
         *WANTED,

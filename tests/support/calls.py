@@ -98,6 +98,16 @@ def gradients(
     return tuple(getattr(found, name) for name in wanted)
 
 
+def local_gradients(
+    q: Any, k: Any, v: Any, place: Any, wanted: Any = (), out: Any = None, **options: Any
+) -> Any:
+    output, lse, _ = attnfast.local_attention(q, k, v, return_lse=True, **options)
+    loss = place(output), q, k, v, place(output), place(lse)
+    wanted = ("query", "key", "value", *wanted)
+    found = attnfast.local_attention_backward(*loss, wanted=wanted, **options)
+    return tuple(getattr(found, name) for name in wanted)
+
+
 def additive_gradients(q: Any, k: Any, v: Any, place: Any, out: Any = None, **options: Any) -> Any:
     weight = place(np.ones(q.shape[-1], np.float32))
     options |= {"score_bias": place(np.ones((2, q.shape[-1]), np.float32)), **keys(k, place)}
@@ -148,6 +158,24 @@ CALLS: dict[str, Callable[..., Any]] = {
     ),
     "gradients of pairs": lambda q, k, v, place, **more: gradients(
         q, k, v, place, ("bias",), softcap=5.0, **pairs(q, k, place), **more
+    ),
+    "gradients of dilation": lambda q, k, v, place, **more: local_gradients(
+        *(q, k, v, place),
+        **{"window_size": 3, "dilation": place(np.array([2, 3])), "q_offset": 5},
+        **keys(k, place),
+        **more,
+    ),
+    "gradients of global tokens": lambda q, k, v, place, **more: local_gradients(
+        *(q, k, v, place),
+        **{"window_size": 3, "global_tokens": place(np.array([0, k.shape[-2] - 1]))},
+        q_offset=0,
+        **more,
+    ),
+    "gradients of local-p": lambda q, k, v, place, **more: local_gradients(
+        *(q, k, v, place, ("centers",)),
+        **{"window_size": 5, "centers": place(np.linspace(k.shape[-2], 0, q.shape[-2]))},
+        sigma=2.5,
+        **more,
     ),
     "local-m": lambda q, k, v, place, **more: attnfast.local_attention(
         q, k, v, 5, centers=place(np.arange(q.shape[-2])[::-1] * 7 % k.shape[-2]), **more

@@ -75,7 +75,8 @@ class Criterion:
         # order says nothing, only that the output is some mean of the values.
         self.worst_error = (self.relevant * self.score_error).max(axis=-1, initial=0)
         self.unresolved = self.worst_error > 0.05
-        self.weighted_error = w * (self.score_error + self._gaussian_error(options))
+        self.gaussian_error = self._gaussian_error(options)
+        self.weighted_error = w * (self.score_error + self.gaussian_error)
         if options.get("sigma") is not None:
             del everything["return_lse"], everything["return_weights"], everything["sigma"]
             w = reference.attention_weights(query, key, **everything)

@@ -21,17 +21,25 @@ LOSS = ("grad_lse", "grad_weights")
 
 
 def check_gradients(
-    actual: Any, grad_output: Any, query: Any, key: Any, value: Any, **options: Any
+    actual: Any,
+    grad_output: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    function: str = "attention",
+    **options: Any,
 ) -> None:
-    """Judge the gradients of a call that are there."""
+    """Judge the gradients of a call of `attention` or `local_attention` that are there."""
     options.pop("num_threads", None)
     dtype = np.asarray(query).dtype
     arrays = {"query": query, "key": key, "value": value}
     wanted = tuple(name for name, x in actual._asdict().items() if x is not None)
     call = (grad_output, query, key, value, None, None)
-    base = Criterion(query, key, value, **{n: x for n, x in options.items() if n not in LOSS})
+    forward = {n: x for n, x in options.items() if n not in LOSS}
+    base = Criterion(query, key, value, function=function, **forward)
+    backward = getattr(reference, f"{function}_backward")
     exact, plain = (
-        reference.attention_backward(*call, wanted=wanted, compute_dtype=d, **options)
+        backward(*call, wanted=wanted, compute_dtype=d, **options)
         for d in (base.truth, compute_dtype(dtype))
     )
     rounding = _rounding(base, grad_output, arrays, options)
@@ -55,7 +63,7 @@ def _rounding(
     """What rounding may add up to in each gradient."""
     (q, k, v), _ = arrange(np.float64, *arrays.values())
     full = (*q.shape[:-1], k.shape[-2])
-    w = base.weights.reshape(full)
+    w, softmax = base.weights.reshape(full), base.softmax_weights.reshape(full)
     g = np.abs(np.asarray(grad_output).astype(np.float64)).reshape((*full[:-1], v.shape[-1]))
     by_weight = g @ np.abs(v).swapaxes(-1, -2)
     if options.get("grad_weights") is not None:
@@ -67,11 +75,14 @@ def _rounding(
     row_error = (base.row_error + 4 * base.eps * np.abs(_finite(base.exact.lse))).reshape(full[:-1])
     row_error = np.where(base.unresolved.reshape(full[:-1]), 1e6, row_error)
     score_error = base.score_error.reshape(full) + row_error[..., None]
-    relative = summed * base.eps + 2 * score_error
-    size = w * (by_weight + mean[..., None])
+    factor_error = np.broadcast_to(base.gaussian_error, base.weights.shape).reshape(full)
+    relative = summed * base.eps + 2 * score_error + factor_error
+    size = w * by_weight + softmax * mean[..., None]
     output = np.abs(base.exact.output.astype(np.float64)).reshape(g.shape)
-    by_output = float(ml_dtypes.finfo(base.dtype).eps) * (g * output).sum(axis=-1)
-    scores = size * relative + w * by_output[..., None] + 4 * base.tiny
+    info = ml_dtypes.finfo(base.dtype)
+    stored = float(info.eps) * output + float(info.smallest_subnormal)
+    by_output = (g * stored).sum(axis=-1)
+    scores = size * relative + softmax * by_output[..., None] + 4 * base.tiny
     scale = abs(scale_of(q, options.get("scale")))
     grads = {
         "query": scale * scores @ np.abs(k),
@@ -86,6 +97,11 @@ def _rounding(
         distance = score_stages(q, k, **named).distance
         by_slope = (scores * distance).sum(axis=(-2, -1))
         rounding["alibi_slopes"] = sum_to(by_slope, np.shape(options["alibi_slopes"]))
+    if options.get("sigma") is not None:
+        centers, sigma = np.asarray(options["centers"]).astype(np.float64), options["sigma"]
+        away = np.abs(np.arange(full[-1]) - np.broadcast_to(centers, full[:-1])[..., None])
+        by_center = (w * by_weight * relative * away).sum(axis=-1) / sigma**2
+        rounding["centers"] = sum_to(by_center + 4 * base.tiny, centers.shape)
     if options.get("sink_logits") is not None:
         sink = np.asarray(options["sink_logits"]).astype(np.float64)[:, None]
         share = np.exp(np.minimum(sink - base.exact.lse.reshape(full[:-1]).astype(float), 0))

@@ -105,6 +105,14 @@ FUNCTIONS = {
         **PACKED,
     },
     "attention_backward": {**GOOD, **DROPOUT, **LOSS},
+    "local_attention_backward": {
+        **{**GOOD, **DROPOUT, **LOSS},
+        **{"dilation": 2, "global_tokens": [0]},
+    },
+    "local_attention_backward, centers": {
+        **{**GOOD, **DROPOUT, **LOSS},
+        **{"centers": np.ones((2, 4, 3)), "sigma": 1.0, "wanted": ("query", "centers")},
+    },
     "additive_attention_backward": {
         **without(GOOD, "scale"),
         **DROPOUT,

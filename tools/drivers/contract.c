@@ -181,8 +181,8 @@ static void try_backward(void)
     do {                                                                                                               \
         make_gradients(&c, &g);                                                                                        \
         __VA_ARGS__;                                                                                                   \
-        af_open_call(&call, &c.problem);                                                                               \
-        expect(!af_are_legal_gradients(&call, &g.gradients), what);                                                    \
+        af_open_gradients(&call, &c.problem, &g.gradients);                                                            \
+        expect(!af_are_legal_gradients(&call), what);                                                                  \
     } while (0)
 
 static void try_illegal_gradients(void)
@@ -191,8 +191,8 @@ static void try_illegal_gradients(void)
     gradient_case g;
     af_call call;
     make_gradients(&c, &g);
-    af_open_call(&call, &c.problem);
-    expect(af_are_legal_gradients(&call, &g.gradients), "legal gradients");
+    af_open_gradients(&call, &c.problem, &g.gradients);
+    expect(af_are_legal_gradients(&call), "legal gradients");
     REFUSE_GRADIENTS("gradients in 16 bits", c.problem.dtype = AF_F16);
     REFUSE_GRADIENTS("gradients without output", g.gradients.output.data = NULL);
     REFUSE_GRADIENTS("gradients without lse", g.gradients.lse.data = NULL);
@@ -207,6 +207,7 @@ static void try_illegal_gradients(void)
                      g.gradients.bias.j = 2);
     REFUSE_GRADIENTS("a gradient of no slope", g.gradients.alibi = g.sink);
     REFUSE_GRADIENTS("a gradient of no sink", g.gradients.sink = g.sink);
+    REFUSE_GRADIENTS("a gradient of no centers", g.gradients.center.data = g.sink);
     REFUSE_GRADIENTS("a gradient of no weights of scores", g.gradients.score_weight = g.sink);
     REFUSE_GRADIENTS("a gradient of no bias of scores", g.gradients.score_bias = g.sink);
 }

@@ -17,6 +17,7 @@ from attnfast import (
     AttentionResult,
     AttentionTopK,
     BlockMask,
+    LocalGradients,
     Plan,
     additive_attention,
     attention,
@@ -26,6 +27,7 @@ from attnfast import (
     attention_weights,
     key_importance,
     local_attention,
+    local_attention_backward,
     merge_attention,
     plan,
     plot,
@@ -119,6 +121,8 @@ def gradients() -> None:
         attention_backward(output, q, k, v, output, lse, is_causal=True, wanted=("query",)),
         AttentionGradients,
     )
+    places = local_attention_backward(output, q, k, v, output, lse, 9, wanted=("key",))
+    assert_type(places, LocalGradients)
     result, pullback = vjp(attention, q, k, v, is_causal=True, wanted=("query", "key"))
     grads: AttentionGradients = pullback(result, grad_lse=None)
     assert_type(grads, AttentionGradients)
