@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..additive import additive_attention
-from ..api import attention
 from ..pullback import vjp
 from ..result import AttentionResult
 from .gradients import LayerGradients, linear_backward
@@ -23,14 +21,14 @@ def attend(
     options: dict[str, Any],
 ) -> tuple[AttentionResult, Callable[..., Any]]:
     """The result of a call with one head, and its pullback."""
-    own = ["score_weight"] if "score_weight" in options else []
-    if "centers" not in options:
+    own = [name for name in ("centers", "score_weight") if name in options]
+    if len(own) < 2:
         wanted = ("query", "key", "value", *own)
         result, pullback = vjp(function, *operands, wanted=wanted, return_lse=True, **options)
         return result, pullback
     result = function(*operands, return_lse=True, **options)
     rest = {name: x for name, x in options.items() if name != "return_weights"}
-    return result, window_pullback(additive_attention if own else attention, *operands, **rest)
+    return result, window_pullback(*operands, **rest)
 
 
 def score_gradients(

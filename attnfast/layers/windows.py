@@ -52,11 +52,10 @@ class WindowGradients(NamedTuple):
     key: Array
     value: Array
     centers: Array
-    score_weight: Array | None
+    score_weight: Array
 
 
 def window_pullback(
-    function: Callable[..., Any],
     q: Array,
     k: Array,
     v: Array,
@@ -64,24 +63,19 @@ def window_pullback(
     window_size: int,
     centers: Array,
     sigma: float,
+    score_weight: Array,
     mask: Array | None = None,
     kv_lengths: Any = None,
     num_threads: int | None = None,
-    **score: Any,
 ) -> Callable[..., WindowGradients]:
-    """Gradients, by those of output and weights, of windows with the score of a function.
-
-    The function is `attention` or `additive_attention`, `score` their ``scale`` or
-    ``score_weight``; work and memory are as for `additive_window`.
-    """
+    """Gradients of `additive_window` by those of output and weights, in the same memory."""
     near = _Near(q, k, v, window_size, centers, sigma, mask, kv_lengths)
-    own = [name for name in ("score_weight",) if name in score]
     (_, _, weights), attend_back = vjp(
-        function,
+        additive_attention,
         *near.operands(q),
-        wanted=("query", "key", *own),
+        score_weight,
+        wanted=("query", "key", "score_weight"),
         return_weights=True,
-        **score,
         **near.options(num_threads),
     )
 
@@ -99,7 +93,7 @@ def window_pullback(
             near.add_up(grads.key[:, :, 0], k.shape),
             near.add_up(by_value, v.shape),
             by_centers.reshape(centers.shape),
-            getattr(grads, "score_weight", None),
+            grads.score_weight,
         )
 
     return pullback
