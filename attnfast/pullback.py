@@ -99,16 +99,10 @@ def vjp(
     if unknown:
         refuse_unknown(function, unknown)
     arguments = signature.bind(*operands, **options).arguments
-    backward = BACKWARDS[function]
-    taken = inspect.signature(backward).parameters
     if wanted is not None:
-        _check_wanted(function, backward, wanted, arguments)
+        _check_wanted(function, wanted, arguments)
     _check_out(arguments)
-    result = _run(function, arguments)
-    kept = {**arguments, "output": result.output, "lse": result.lse}
-    kept = {name: x for name, x in kept.items() if name in taken}
-    if wanted is not None:
-        kept["wanted"] = tuple(wanted)
+    result = call_with_lse(function, arguments)
 
     def pullback(
         grad_output: ArrayLike,
@@ -116,16 +110,24 @@ def vjp(
         grad_weights: ArrayLike | None = None,
     ) -> Any:
         """Gradients, from the derivatives of a loss by output, lse and weights."""
-        loss = {"grad_lse": grad_lse, "grad_weights": grad_weights}
-        loss = {name: x for name, x in loss.items() if x is not None}
-        return backward(grad_output=grad_output, **kept, **loss)
+        loss: dict[str, Any] = {"grad_output": grad_output}
+        more = {"grad_lse": grad_lse, "grad_weights": grad_weights}
+        loss |= {name: x for name, x in more.items() if x is not None}
+        return call_backward(function, arguments, result, wanted, loss)
 
     if "return_lse" not in signature.parameters or arguments.get("return_lse"):
         return result, pullback
     return result._replace(lse=None) if result.weights is not None else result.output, pullback
 
 
-def _run(function: Callable[..., Any], arguments: Mapping[str, Any]) -> AttentionResult:
+def differentiable(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The arguments of a function in BACKWARDS that have a gradient."""
+    parameters = inspect.signature(function).parameters
+    fields = inspect.get_annotations(BACKWARDS[function])["return"]._fields
+    return tuple(name for name in fields if name in parameters)
+
+
+def call_with_lse(function: Callable[..., Any], arguments: Mapping[str, Any]) -> AttentionResult:
     """The result of a call with its lse."""
     flag = arguments.get("return_lse", False)
     if "return_lse" in inspect.signature(function).parameters and isinstance(
@@ -136,21 +138,32 @@ def _run(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Attentio
     return result
 
 
-def _check_wanted(
+def call_backward(
     function: Callable[..., Any],
-    backward: Callable[..., Any],
-    wanted: Sequence[str],
     arguments: Mapping[str, Any],
+    result: AttentionResult,
+    wanted: Sequence[str] | None,
+    loss: Mapping[str, Any],
+) -> Any:
+    """The gradients of a call, by its arguments, result and the derivatives of a loss."""
+    backward = BACKWARDS[function]
+    taken = inspect.signature(backward).parameters
+    kept = {**arguments, "output": result.output, "lse": result.lse}
+    if wanted is not None:
+        kept["wanted"] = tuple(wanted)
+    return backward(**loss, **{name: x for name, x in kept.items() if name in taken})
+
+
+def _check_wanted(
+    function: Callable[..., Any], wanted: Sequence[str], arguments: Mapping[str, Any]
 ) -> None:
     """Refuse what the pullback would refuse, before the call."""
-    if "wanted" not in inspect.signature(backward).parameters:
+    if "wanted" not in inspect.signature(BACKWARDS[function]).parameters:
         refuse_unknown(function, {"wanted": wanted})
     if isinstance(wanted, str) or not isinstance(wanted, (tuple, list)):
         advice = f": write wanted=({wanted!r},)" if isinstance(wanted, str) else ""
         raise TypeError(f"wanted must be a tuple of names, got {wanted!r}{advice}")
-    parameters = inspect.signature(function).parameters
-    fields = inspect.get_annotations(backward)["return"]._fields
-    names = [name for name in fields if name in parameters]
+    parameters, names = inspect.signature(function).parameters, differentiable(function)
     for name in wanted:
         if name not in names:
             raise ValueError(f"wanted may name {', '.join(names)}, got {name!r}")
