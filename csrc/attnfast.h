@@ -99,8 +99,9 @@ typedef struct af_results {
 } af_results;
 
 /* A loss by what a call returned, and where its gradients go. All but the first five are added to, and wanted unless
- * absent: callers begin with zeros. Of the last six there are only those of what the call has. What repeats its
- * elements in the call (stride 0, or equal offsets in `batch`) may do so here, and receives the sum. */
+ * absent: callers begin with zeros. Of the last six there are only those of what the call has. Where batch rows repeat
+ * their elements in the call (stride 0, or equal offsets in `batch`) they may do so here, and receive the sum; heads
+ * and queries of a bias too. */
 typedef struct af_gradients {
     size_t size;
     af_tensor output, lse;             /* what the call returned; as in af_results */
@@ -110,7 +111,7 @@ typedef struct af_gradients {
     af_tensor bias;                    /* real; j stride 0 or 1 */
     double *alibi;                     /* [b * alibi_b + h] */
     double *sink;                      /* [H] */
-    double *score_weight, *score_bias; /* of additive scores, with the h of the call's */
+    double *score_weight, *score_bias; /* [h * s + d], s being the stride h of the tensor of that name in af_score */
     af_tensor center;                  /* double, no j; 0 without a gaussian */
 } af_gradients;
 

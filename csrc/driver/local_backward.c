@@ -25,17 +25,31 @@ static af_status go_on(af_sink *sink)
 /* Rows between two checks of signals. */
 enum { ROWS_A_CHECK = 1 << 16 };
 
-static af_status find_large_lse(const af_call *call, af_watch *watch, bool *found)
+static double real_at(const af_call *call, const af_tensor *t, int64_t at)
+{
+    return call->dtype == AF_F64 ? ((const double *)t->data)[at] : (double)((const float *)t->data)[at];
+}
+
+static bool is_finite(const af_call *call, const af_tensor *t, int64_t at)
+{
+    for (int64_t d = 0; d < call->Dv; d++)
+        if (!isfinite(real_at(call, t, at + d))) return false;
+    return true;
+}
+
+/* Whether lse and output do not tell what some row is: its lse is large, or its delta may be NaN where it sees nothing
+ * but a sink. */
+static af_status find_rough_row(const af_call *call, af_watch *watch, bool *found)
 {
     const int64_t count = call->B * call->H * call->Lq;
-    const af_tensor *t = &call->gradients.lse;
-    *found = false;
+    const af_gradients *g = &call->gradients;
+    *found = g->grad_weights.data != NULL;
     for (int64_t row = 0; row < count && !*found; row++) {
         if (row % ROWS_A_CHECK == 0 && af_check_signals(watch) == AF_INTERRUPTED) return AF_INTERRUPTED;
         const int64_t i = row % call->Lq, h = row / call->Lq % call->H, b = row / call->Lq / call->H;
-        const int64_t at = af_offset(t, b, h, i);
-        const double lse = call->dtype == AF_F64 ? ((double *)t->data)[at] : (double)((float *)t->data)[at];
+        const double lse = real_at(call, &g->lse, af_offset(&g->lse, b, h, i));
         *found = fabs(lse) > AF_LARGE_LSE && !isinf(lse);
+        if (g->sink) *found = *found || !is_finite(call, &g->grad_output, af_offset(&g->grad_output, b, h, i));
     }
     return AF_OK;
 }
@@ -61,8 +75,8 @@ static bool take_collected(af_call *call, af_arena *arena)
 static af_status collect_rows(af_call *call, bool causal, af_sink *sink, af_arena *arena)
 {
     bool collects;
-    const af_status status = find_large_lse(call, sink->watch, &collects);
-    if (status != AF_OK || !(collects || call->gradients.grad_weights.data)) return status;
+    const af_status status = find_rough_row(call, sink->watch, &collects);
+    if (status != AF_OK || !collects) return status;
     if (!take_collected(call, arena)) return AF_NO_MEMORY;
     af_call rows = *call;
     af_gradients *g = &rows.gradients;
@@ -81,7 +95,8 @@ af_status af_run_local_backward(af_call *call, const af_run *run, af_watch *watc
     if (status == AF_OK && !several) status = af_run_backward(call, run, watch);
     if (status == AF_OK && several) {
         af_sink sink = {run_one, go_on, run, watch, COPIES, false};
-        if (call->visible.global) status = collect_rows(call, causal, &sink, &arena);
+        call->subset.partial = call->visible.global != NULL;
+        if (call->subset.partial) status = collect_rows(call, causal, &sink, &arena);
         if (status == AF_OK) status = af_call_pairs(call, causal, &sink);
     }
     af_give_back(&arena);

@@ -128,14 +128,23 @@ static void find_softmax(const af_backward *w, backward_scratch *s, int64_t g, u
     }
 }
 
-/* The rows whose lse does not tell their weights; of `some`, all. */
-static uint64_t find_rough_rows(const af_backward *w, const query_block *block, bool all)
+/* Finds delta of the rows of a block, <dO, O>, and returns the rows that take another look at the keys: those whose lse
+ * does not tell their weights, and those whose delta is not finite, as NaN in dO makes it even where a mask hides all
+ * keys and there is a sink; of `all`, all. */
+static uint64_t find_rough_rows(const af_backward *w, backward_block *b, elem *const grad[AF_NR],
+                                elem *const output[AF_NR], bool all)
 {
+    const af_subset *subset = &w->call->subset;
+    const bool looks = !subset->partial || subset->collected.data;
     uint64_t rough = 0;
-    for (int lane = 0; lane < block->n; lane++) {
-        const real lse = real_of_row(&w->gradients->lse, &block->vis, lane);
-        if (all || lse > (real)AF_LARGE_LSE || -lse > (real)AF_LARGE_LSE)
-            rough |= (uint64_t)(lse != -AF_INFINITY) << lane;
+    for (int lane = 0; lane < AF_NR; lane++) b->delta[lane] = 0;
+    for (int lane = 0; lane < b->block.n; lane++) {
+        const real lse = real_of_row(&w->gradients->lse, &b->block.vis, lane);
+        if (lse == -AF_INFINITY) continue;
+        const real delta = all ? 0 : dot_rows(grad[lane], output[lane], w->call->Dv);
+        b->delta[lane] = delta;
+        const bool large = lse > (real)AF_LARGE_LSE || -lse > (real)AF_LARGE_LSE;
+        if (all || large || (looks && delta - delta != 0)) rough |= (uint64_t)1 << lane;
     }
     return rough;
 }
@@ -179,21 +188,19 @@ static void backward_open(const af_backward *w, af_unit unit, void *panel, void 
     find_rows(&g->output, &block->vis, output);
     if (call->score.dropout > 0) find_drop_rows(call, block, &b->drop);
     if (block->vis.span.begin < block->vis.span.end) pack_block(w, &s, index, query, seeing_grad);
-    const uint64_t rough = find_rough_rows(w, block, g->grad_weights.data != NULL);
+    const uint64_t rough = find_rough_rows(w, b, grad, output, g->grad_weights.data != NULL);
     for (int lane = 0; lane < block->n; lane++) rows[lane] = row_of_softmax(call, &block->vis, lane, own[lane]);
     if (rough && (call->subset.collects || !call->subset.collected.data)) find_softmax(w, &s, index, rough, rows);
     if (call->subset.collects) return;
-    for (int lane = 0; lane < AF_NR; lane++) b->softmax.shift[lane] = b->softmax.factor[lane] = b->delta[lane] = 0;
+    for (int lane = 0; lane < AF_NR; lane++) b->softmax.shift[lane] = b->softmax.factor[lane] = 0;
     for (int lane = 0; lane < block->n; lane++) {
         const real lse = real_of_row(&g->lse, &block->vis, lane);
-        real shift = lse == -AF_INFINITY ? 0 : lse, inverse = lse != -AF_INFINITY, delta = 0;
+        real shift = lse == -AF_INFINITY ? 0 : lse, inverse = lse != -AF_INFINITY, delta = b->delta[lane];
         if (rough >> lane & 1) {
             const real l = rows[lane][AF_ROW_EXP];
             shift = l > 0 ? rows[lane][AF_ROW_MAX] : 0;
             inverse = l > 0 ? 1 / l : 0;
             delta = rows[lane][AF_ROW_PRODUCT] * inverse;
-        } else if (lse != -AF_INFINITY) {
-            delta = dot_rows(grad[lane], output[lane], call->Dv);
         }
         if (g->grad_lse.data) delta -= real_of_row(&g->grad_lse, &block->vis, lane);
         b->softmax.shift[lane] = shift;

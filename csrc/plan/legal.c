@@ -59,14 +59,23 @@ bool af_is_legal(const af_call *call)
 
 static bool rows_are_legal(const af_tensor *t, int64_t width) { return !t->data || width < 2 || t->j == 1; }
 
+/* Rows that are written by several threads. */
+static bool sums_are_legal(const af_tensor *t, int64_t heads, int64_t rows, int64_t width)
+{
+    if (!t->data || width < 1) return true;
+    return rows_are_legal(t, width) && (heads < 2 || t->h != 0) && (rows < 2 || t->i != 0);
+}
+
 bool af_are_legal_gradients(const af_call *call)
 {
     const af_score *s = &call->score;
     const af_gradients *g = &call->gradients;
     if (call->dtype > AF_F64 || !g->output.data || !g->lse.data || !g->grad_output.data) return false;
     if (!rows_are_legal(&g->output, call->Dv) || !rows_are_legal(&g->grad_output, call->Dv)) return false;
-    if (!rows_are_legal(&g->query, call->D) || !rows_are_legal(&g->key, call->D)) return false;
-    if (!rows_are_legal(&g->value, call->Dv) || !rows_are_legal(&g->grad_weights, call->Lk)) return false;
+    if (!rows_are_legal(&g->grad_weights, call->Lk)) return false;
+    if (!sums_are_legal(&g->query, call->H, call->Lq, call->D)) return false;
+    if (!sums_are_legal(&g->key, call->Hk, call->Lk, call->D)) return false;
+    if (!sums_are_legal(&g->value, call->Hk, call->Lk, call->Dv)) return false;
     if (g->bias.data && (!s->bias.data || (g->bias.j != 0 && !rows_are_legal(&g->bias, call->Lk)))) return false;
     if ((g->alibi && !s->alibi) || (g->sink && !s->sink)) return false;
     if (g->center.data && !call->visible.center.data) return false;

@@ -164,6 +164,7 @@ class TestHidden:
         mask[..., keys] = False
         mask[..., queries, :] = False
         options = {"mask": mask, "kv_lengths": [280, 330], "is_causal": True, "q_offset": 20}
+        options["sink_logits"] = numbers((4,))
         grads = backward(g, q, k, v, **options)
         assert not grads.key[:, :, keys].any() and not grads.value[:, :, keys].any()
         assert not grads.key[0, :, 280:].any() and not grads.query[:, :, queries].any()

@@ -132,7 +132,7 @@ def test_what_is_hidden_gives_and_gets_nothing(rng, lq, dtype):
     keys, queries = np.isin(np.arange(330), range(100, 110)), np.arange(lq) % 60 == 1
     mask[..., keys] = False
     mask[..., queries, :] = False
-    options = {"mask": mask, "score_bias": numbers((20,))}
+    options = {"mask": mask, "score_bias": numbers((20,)), "sink_logits": numbers((4,))}
     grads = backward(g, q, k, v, w, **options)
     assert not grads.key[:, :, keys].any() and not grads.value[:, :, keys].any()
     assert not grads.query[:, :, queries].any()

@@ -40,16 +40,16 @@ WRAPPED = ("malloc", "calloc", "realloc", "aligned_alloc", "posix_memalign", "fr
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
 def test_every_allocation_of_the_c_library(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    from c_library import Library
+    from c_library import CALLS, Library
 
     # -fno-builtin: else a compiler that knows malloc may leave out what is only freed again.
     library = Library(tmp_path / "work", "cc", ["-fno-builtin"], only=[("generic", "f32")])
     wrap = [f"-Wl,--wrap={name}" for name in WRAPPED]
-    program = library.link("memory", ["memory.c", "call.c", "results.c", "array.c"], wrap)
+    program = library.link("memory", ["memory.c", *CALLS], wrap)
     done = subprocess.run([program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     counts = dict(line.rsplit(": ", 1) for line in done.stdout.splitlines())
-    assert len(counts) == 19
+    assert len(counts) == 23
     assert {name: int(counts[name].split()[0]) for name in ALLOCATIONS} == ALLOCATIONS
 
 

@@ -89,6 +89,25 @@ array new_array(type t, int64_t B, int64_t H, int64_t I, int64_t J, int thin, ch
     return a;
 }
 
+array new_array_like(const array *a, type t, int fill)
+{
+    const int64_t size = type_bytes(a->type), count = (int64_t)a->bytes / size;
+    const int64_t first = ((char *)a->tensor.data - a->memory) / size;
+    array other = *a;
+    other.type = t;
+    other.mapped = 0;
+    other.bytes = (size_t)(count * type_bytes(t));
+    other.memory = a->mapped ? fenced(other.bytes, &other.mapped) : malloc(other.bytes);
+    memset(other.memory, fill, other.bytes);
+    other.tensor.data = other.memory + first * type_bytes(t);
+    if (a->table) {
+        other.table = malloc((size_t)a->B * sizeof *a->table);
+        memcpy(other.table, a->table, (size_t)a->B * sizeof *a->table);
+        other.tensor.batch = other.table;
+    }
+    return other;
+}
+
 void free_array(array *a)
 {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
@@ -166,6 +185,8 @@ void put(array *a, int64_t b, int64_t h, int64_t i, int64_t j, double x)
         for (int64_t h = 0; h < (a)->H; h++)                                                                           \
             for (int64_t i = 0; i < (a)->I; i++)                                                                       \
                 for (int64_t j = 0; j < (a)->J; j++)
+
+void fill_array(array *a, double x) { EACH_ELEMENT(a) put(a, b, h, i, j, x); }
 
 bool find_difference(const array *a, const array *other, int64_t at[4])
 {

@@ -33,12 +33,16 @@ enum { THIN_B = 1, THIN_H = 2, THIN_I = 4, THIN_J = 8 };
 /* C order if `layout` is NULL; else axes in any order and direction, with gaps, or thin, as chance has it. Every byte
  * is `fill`. */
 array new_array(type t, int64_t B, int64_t H, int64_t I, int64_t J, int thin, chance *layout, int fill);
+/* Of another type in the layout of an array, in memory of its own. */
+array new_array_like(const array *a, type t, int fill);
 void free_array(array *a);
 
 int64_t type_bytes(type t);
 char *element(const array *a, int64_t b, int64_t h, int64_t i, int64_t j);
 double get(const array *a, int64_t b, int64_t h, int64_t i, int64_t j);
 void put(array *a, int64_t b, int64_t h, int64_t i, int64_t j, double x); /* rounds to the type */
+
+void fill_array(array *a, double x);
 
 /* Where in (b, h, i, j) two arrays of one shape differ in their bits; false if nowhere. */
 bool find_difference(const array *a, const array *b, int64_t at[4]);

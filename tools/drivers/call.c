@@ -15,9 +15,13 @@ static void *own(call *c, int64_t count, size_t size)
     return c->owned[c->owned_count++] = malloc((size_t)count * size);
 }
 
+bool is_packed(const wish *w) { return w->kind == PACKED || w->kind == PACKED_GRADIENTS; }
+
+bool has_gradients(const wish *w) { return w->kind == GRADIENTS || w->kind == PACKED_GRADIENTS; }
+
 static bool is_free(const wish *w) { return w->kind == FREE || w->kind == PACKED; }
 
-static bool has_value(const wish *w) { return w->kind == ATTEND || w->kind == LOCAL || is_free(w); }
+static bool has_value(const wish *w) { return w->kind == ATTEND || w->kind == LOCAL || is_free(w) || has_gradients(w); }
 
 /* Options of what the C library can do: the table of csrc/attnfast.h. */
 static void mend_free(wish *w)
@@ -51,12 +55,24 @@ static void mend_kind(wish *w)
     if (w->kind != LOCAL) w->dilation = 0, w->global = false;
 }
 
+static void mend_gradients(wish *w)
+{
+    w->lse = true;
+    w->weights = w->no_output = w->list = w->importance = w->center = w->global = false;
+    w->topk = w->dilation = 0;
+    w->gaussian = 0;
+    if (is_packed(w)) w->B = 1, w->block_q = 0;
+}
+
 /* Options that do not go together. */
 static void mend(wish *w)
 {
+    /* Gradients of 16-bit types are their callers' to round. */
+    if (w->dtype > AF_F64 && has_gradients(w)) w->kind = is_packed(w) ? PACKED : ATTEND;
     w->H = w->H / w->Hk * w->Hk;
     if (!has_value(w)) w->Dv = 0;
-    if (is_free(w)) mend_free(w);
+    if (has_gradients(w)) mend_gradients(w);
+    else if (is_free(w)) mend_free(w);
     else mend_kind(w);
     if (w->block_q == 1 && w->block_k == 1) w->block_k = 2;
     w->block_q = least(w->block_q, most(w->Lq, 1));
@@ -109,6 +125,8 @@ static void set_scores(call *c)
     p->softcap = w->softcap;
     p->additive = w->additive;
     p->gaussian = w->gaussian;
+    p->dropout = w->dropout;
+    p->dropout_seed = w->seed * UINT64_C(0x9e3779b97f4a7c15);
     if (w->additive) {
         new_input(c, SCORE_WEIGHT, real, 1, w->H, 1, most(w->D, 1), THIN_H, &p->score_weight);
         fill_numbers(c, SCORE_WEIGHT, 1, 0);
@@ -126,7 +144,7 @@ static void set_scores(call *c)
                     for (int64_t j = 0; j < a->J; j++)
                         put(a, b, h, i, j, one_in(&c->chance, 8) ? -INFINITY : 2 * uniform(&c->chance));
     }
-    const int64_t rows = w->kind == PACKED ? w->sequences : w->B;
+    const int64_t rows = is_packed(w) ? w->sequences : w->B;
     if (w->alibi) {
         double *slopes = own(c, rows * w->H, sizeof *slopes);
         for (int64_t k = 0; k < rows * w->H; k++) slopes[k] = 0.1 * uniform(&c->chance);
@@ -176,7 +194,7 @@ static void set_positions(call *c)
     const wish *w = &c->wish;
     af_visible *p = &c->visible;
     p->size = sizeof *p;
-    const int64_t rows = w->kind == PACKED ? w->sequences : w->B;
+    const int64_t rows = is_packed(w) ? w->sequences : w->B;
     p->left = w->window && w->left >= 0 ? w->left : AF_FAR;
     p->right = w->window && w->right >= 0 ? w->right : AF_FAR;
     p->causal = w->causal;
@@ -186,7 +204,7 @@ static void set_positions(call *c)
             if (one_in(&c->chance, 4)) offset[b] = one_in(&c->chance, 2) ? AF_MAX_POSITION : -AF_MAX_POSITION;
         p->q_offset = offset;
     }
-    if (w->kind == PACKED) {
+    if (is_packed(w)) {
         c->first_query = new_bounds(c, w->sequences, w->Lq);
         c->first_key = new_bounds(c, w->sequences, w->Lk);
     }
@@ -250,6 +268,25 @@ static void set_masks(call *c)
     fill_bytes(c, BLOCKS);
 }
 
+static void set_loss(call *c)
+{
+    const wish *w = &c->wish;
+    const type elem = (type)w->dtype;
+    af_gradients *p = &c->loss;
+    if (!has_gradients(w)) return;
+    p->size = sizeof *p;
+    new_input(c, BY_OUTPUT, elem, w->B, w->H, w->Lq, w->Dv, THIN_B | THIN_H | THIN_I, &p->grad_output);
+    fill_numbers(c, BY_OUTPUT, 1, 4 * w->poison);
+    if (w->loss_lse) {
+        new_input(c, BY_LSE, elem, w->B, w->H, w->Lq, 1, THIN_B | THIN_H | THIN_I, &p->grad_lse);
+        fill_numbers(c, BY_LSE, 1, 0);
+    }
+    if (w->loss_weights) {
+        new_input(c, BY_WEIGHTS, elem, w->B, w->H, w->Lq, w->Lk, THIN_B | THIN_H | THIN_I, &p->grad_weights);
+        fill_numbers(c, BY_WEIGHTS, 1, 0);
+    }
+}
+
 void make_call(call *c, const wish *w)
 {
     *c = (call){.wish = *w, .chance = {w->seed}};
@@ -260,44 +297,11 @@ void make_call(call *c, const wish *w)
     set_positions(c);
     set_local(c);
     set_masks(c);
+    set_loss(c);
 }
 
 void free_call(call *c)
 {
     for (int k = 0; k < INPUTS; k++) free_array(&c->inputs[k]);
     for (int k = 0; k < c->owned_count; k++) free(c->owned[k]);
-}
-
-af_problem problem_of(const call *c, const results *r)
-{
-    const wish *w = &c->wish;
-    return (af_problem){.size = sizeof(af_problem),
-                        .dtype = w->dtype,
-                        .B = w->B,
-                        .H = w->H,
-                        .Hk = w->Hk,
-                        .Lq = w->Lq,
-                        .Lk = w->Lk,
-                        .D = w->D,
-                        .Dv = w->Dv,
-                        .operands = &c->operands,
-                        .visible = &c->visible,
-                        .score = &c->score,
-                        .results = &r->part};
-}
-
-af_status run_call(const call *c, const results *r, const af_run *run)
-{
-    const af_problem problem = problem_of(c, r);
-    if (c->wish.kind != PACKED) return af_attention(&problem, run);
-    const af_packing packing = {c->wish.sequences, c->first_query, c->first_key};
-    return af_attention_packed(&problem, &packing, run);
-}
-
-af_status describe_call(const call *c, const results *r, af_report *report, af_rectangle *rectangles, int64_t room)
-{
-    const af_problem problem = problem_of(c, r);
-    if (c->wish.kind != PACKED) return af_describe(&problem, NULL, report, rectangles, room);
-    const af_packing packing = {c->wish.sequences, c->first_query, c->first_key};
-    return af_describe_packed(&problem, &packing, NULL, report, rectangles, room);
 }

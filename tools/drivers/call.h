@@ -7,9 +7,10 @@
 
 /* What is asked for, as the functions of the package do: attention, attention_weights, attention_topk, key_importance,
  * the lse alone, attention_varlen, local_attention with dilation and global tokens. FREE is everything that is legal,
- * and so is PACKED of packed sequences. */
-typedef enum kind { ATTEND, WEIGHTS, TOP, IMPORTANCE, SUMS, PACKED, LOCAL, FREE } kind;
-enum { KINDS = FREE + 1 };
+ * and so is PACKED of packed sequences. GRADIENTS and PACKED_GRADIENTS are a step of training: output and lse, and of
+ * these the gradients. */
+typedef enum kind { ATTEND, WEIGHTS, TOP, IMPORTANCE, SUMS, PACKED, LOCAL, FREE, GRADIENTS, PACKED_GRADIENTS } kind;
+enum { KINDS = PACKED_GRADIENTS + 1 };
 
 typedef struct wish {
     kind kind;
@@ -27,19 +28,22 @@ typedef struct wish {
     bool window, causal; /* no window: all keys */
     int64_t left, right; /* -1: unbounded */
     bool center;
-    double gaussian;
-    int64_t dilation;         /* the largest of any head; 0: none is given */
-    bool global;              /* global tokens */
-    int64_t block_q, block_k; /* block_q 0: no block mask */
-    double amplitude;         /* of query and key */
-    double density;           /* of what masks, block masks and global tokens show */
-    int poison;               /* one in so many keys or values overflows or is NaN; 0: none */
-    bool layouts;             /* arrays in any layout */
-    uint64_t seed;            /* of all numbers */
+    double gaussian, dropout;
+    int64_t dilation;            /* the largest of any head; 0: none is given */
+    bool global;                 /* global tokens */
+    bool loss_lse, loss_weights; /* the loss depends on them too */
+    int unwanted;                /* gradients that are left out: 1 << (D_QUERY - FIRST_GRADIENT) and so on */
+    int64_t block_q, block_k;    /* block_q 0: no block mask */
+    double amplitude;            /* of query and key */
+    double density;              /* of what masks, block masks and global tokens show */
+    int poison;                  /* one in so many keys or values overflows or is NaN; 0: none */
+    bool layouts;                /* arrays in any layout */
+    uint64_t seed;               /* of all numbers */
 } wish;
 
-enum { QUERY, KEY, VALUE, BIAS, MASK, BLOCKS, CENTER, SCORE_WEIGHT, SCORE_BIAS, INPUTS };
-enum { OUTPUT, LSE, STAGE, TOP_INDEX, TOP_WEIGHT, IMPORTANCES, RESULTS };
+enum { QUERY, KEY, VALUE, BIAS, MASK, BLOCKS, CENTER, SCORE_WEIGHT, SCORE_BIAS, BY_OUTPUT, BY_LSE, BY_WEIGHTS, INPUTS };
+enum { OUTPUT, LSE, STAGE, TOP_INDEX, TOP_WEIGHT, IMPORTANCES, FIRST_GRADIENT, RESULTS = FIRST_GRADIENT + 8 };
+enum { D_QUERY = FIRST_GRADIENT, D_KEY, D_VALUE, D_BIAS, D_ALIBI, D_SINK, D_SCORE_WEIGHT, D_SCORE_BIAS };
 
 typedef struct call {
     wish wish;
@@ -47,6 +51,7 @@ typedef struct call {
     af_operands operands;
     af_visible visible;
     af_score score;
+    af_gradients loss; /* derivatives of the loss by what a call returns, and nothing else */
     array inputs[INPUTS];
     int64_t *first_query, *first_key; /* of packed sequences */
     void *owned[16];
@@ -55,12 +60,15 @@ typedef struct call {
 
 typedef struct results {
     af_results part;
+    af_gradients gradients;
     array arrays[RESULTS];
     int fill;
 } results;
 
 /* Sizes and options that do not go together are mended, so that every wish makes a legal call. */
 void make_call(call *c, const wish *w);
+bool is_packed(const wish *w);
+bool has_gradients(const wish *w);
 void free_call(call *c);
 
 /* Memory for results, filled with a byte. */
@@ -76,6 +84,7 @@ af_status describe_call(const call *c, const results *r, af_report *report, af_r
 /* Overwrites the weights outside of packed sequences, which no call writes. */
 void blank_beside_sequences(const call *c, results *r);
 
+const char *result_name(int which);
 /* The name of the first result in which two runs of one call differ, and where; NULL if they have the same bits. */
 const char *differ(const results *a, const results *b, int64_t at[4]);
 /* The name of the first result beside whose elements memory was written; NULL if none. Overwrites the results. */

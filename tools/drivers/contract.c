@@ -106,19 +106,31 @@ static void try_parts(void)
     expect(af_describe(&c.problem, NULL, &report, NULL, 0) == AF_OK && report.visible_pairs == L * L, "describe");
 }
 
-/* What try_backward gives to af_attention_backward, and where gradients go. */
+/* What a call for gradients is given, and where they go; of packed sequences where there is a packing. */
 typedef struct gradient_case {
+    const af_packing *packing;
     float grad_output[L * D], grad_lse[L], query[L * D], key[L * D], value[L * D];
     double sink[1];
     af_gradients gradients;
 } gradient_case;
 
+static af_status attend(case_ *c, const af_packing *packing)
+{
+    return packing ? af_attention_packed(&c->problem, packing, NULL) : af_attention(&c->problem, NULL);
+}
+
+static af_status go_back(case_ *c, gradient_case *g)
+{
+    return g->packing ? af_attention_packed_backward(&c->problem, g->packing, &g->gradients, NULL)
+                      : af_attention_backward(&c->problem, &g->gradients, NULL);
+}
+
 /* After a call: gradients of a loss sum(output * grad_output) + sum(lse * grad_lse). */
-static void make_gradients(case_ *c, gradient_case *g)
+static void make_gradients(case_ *c, gradient_case *g, const af_packing *packing)
 {
     make(c);
-    expect(af_attention(&c->problem, NULL) == AF_OK, "the call before gradients");
-    *g = (gradient_case){.grad_output = {1, -1, 0.5F, 2, -2, 0}, .grad_lse = {0.5F, -1, 2}};
+    expect(attend(c, packing) == AF_OK, "the call before gradients");
+    *g = (gradient_case){packing, .grad_output = {1, -1, 0.5F, 2, -2, 0}, .grad_lse = {0.5F, -1, 2}};
     g->gradients = (af_gradients){.size = sizeof g->gradients, .output = c->results.output, .lse = c->results.lse};
     g->gradients.grad_output = rows_of(g->grad_output, D);
     g->gradients.query = rows_of(g->query, D);
@@ -129,7 +141,7 @@ static void make_gradients(case_ *c, gradient_case *g)
 static double loss(case_ *c, const gradient_case *g)
 {
     double sum = 0;
-    expect(af_attention(&c->problem, NULL) == AF_OK, "a call beside gradients");
+    expect(attend(c, g->packing) == AF_OK, "a call beside gradients");
     for (int n = 0; n < L * D; n++) sum += (double)c->output[n] * (double)g->grad_output[n];
     for (int i = 0; i < L; i++) sum += g->gradients.grad_lse.data ? (double)c->lse[i] * (double)g->grad_lse[i] : 0;
     return sum;
@@ -151,35 +163,34 @@ static void compare(case_ *c, const gradient_case *g, float *operand, const floa
     }
 }
 
-static void try_backward(void)
+static void try_backward(const af_packing *packing)
 {
     case_ c;
     gradient_case g;
-    make_gradients(&c, &g);
-    expect(af_attention_backward(&c.problem, &g.gradients, NULL) == AF_OK, "backward with no run");
+    make_gradients(&c, &g, packing);
+    expect(go_back(&c, &g) == AF_OK, "backward with no run");
     compare(&c, &g, c.query, g.query, 0, "the gradient of query");
     compare(&c, &g, c.key, g.key, 0, "the gradient of key");
     compare(&c, &g, c.value, g.value, 0, "the gradient of value");
-    make_gradients(&c, &g);
+    make_gradients(&c, &g, packing);
     for (int n = 0; n < L * D; n++) g.key[n] = 3;
     g.gradients.grad_lse = (af_tensor){.data = g.grad_lse, .i = 1};
     g.gradients.query.data = g.gradients.value.data = NULL;
     c.problem.visible = NULL;
     c.problem.results = NULL;
     c.score.size = 0;
-    expect(af_attention_backward(&c.problem, &g.gradients, NULL) == AF_OK, "backward without parts and results");
+    expect(go_back(&c, &g) == AF_OK, "backward without parts and results");
     expect(g.query[0] == 0 && g.value[0] == 0, "gradients that are not wanted");
     make(&c);
     compare(&c, &g, c.key, g.key, 3, "a gradient that is added to, with grad_lse");
-    make_gradients(&c, &g);
-    c.problem.Lq = 0;
-    c.problem.operands = &c.operands;
-    expect(af_attention_backward(&c.problem, &g.gradients, NULL) == AF_OK && g.key[0] == 0, "backward of no rows");
+    make_gradients(&c, &g, packing);
+    c.problem.H = 0;
+    expect(go_back(&c, &g) == AF_OK && g.key[0] == 0, "backward of no rows");
 }
 
 #define REFUSE_GRADIENTS(what, ...)                                                                                    \
     do {                                                                                                               \
-        make_gradients(&c, &g);                                                                                        \
+        make_gradients(&c, &g, NULL);                                                                                  \
         __VA_ARGS__;                                                                                                   \
         af_open_gradients(&call, &c.problem, &g.gradients);                                                            \
         expect(!af_are_legal_gradients(&call), what);                                                                  \
@@ -190,7 +201,7 @@ static void try_illegal_gradients(void)
     case_ c;
     gradient_case g;
     af_call call;
-    make_gradients(&c, &g);
+    make_gradients(&c, &g, NULL);
     af_open_gradients(&call, &c.problem, &g.gradients);
     expect(af_are_legal_gradients(&call), "legal gradients");
     REFUSE_GRADIENTS("gradients in 16 bits", c.problem.dtype = AF_F16);
@@ -200,6 +211,14 @@ static void try_illegal_gradients(void)
     REFUSE_GRADIENTS("a gradient of query in steps", g.gradients.query.j = 2);
     REFUSE_GRADIENTS("a gradient of key in steps", g.gradients.key.j = 2);
     REFUSE_GRADIENTS("a gradient of value in steps", g.gradients.value.j = 0);
+    REFUSE_GRADIENTS("one row for the gradient of all queries", g.gradients.query.i = 0);
+    REFUSE_GRADIENTS("one row for the gradient of all keys", g.gradients.key.i = 0);
+    REFUSE_GRADIENTS("one row for the gradient of all values", g.gradients.value.i = 0);
+    REFUSE_GRADIENTS("one gradient for the queries of all heads", c.problem.H = 2);
+    REFUSE_GRADIENTS("one gradient for the keys of all heads", c.problem.H = c.problem.Hk = 2;
+                     g.gradients.query.h = g.gradients.value.h = L * D);
+    REFUSE_GRADIENTS("one gradient for the values of all heads", c.problem.H = c.problem.Hk = 2;
+                     g.gradients.query.h = g.gradients.key.h = L * D);
     REFUSE_GRADIENTS("grad_weights in steps", g.gradients.grad_weights = rows_of(c.weights, L);
                      g.gradients.grad_weights.j = 2);
     REFUSE_GRADIENTS("a gradient of no bias", g.gradients.bias = rows_of(c.weights, L));
@@ -268,7 +287,10 @@ int main(void)
 {
     try_parts();
     try_illegal();
-    try_backward();
+    const int64_t first[] = {0, 1, L};
+    const af_packing packing = {2, first, first};
+    try_backward(NULL);
+    try_backward(&packing);
     try_illegal_gradients();
     return problems != 0;
 }

@@ -76,6 +76,7 @@ static void draw_options(wish *w, bytes *s)
     w->score_bias = sometimes(s);
     w->scale = ONE_OF(s, 0.25, 1, 0, -0.3);
     w->softcap = sometimes(s) ? ONE_OF(s, 1, 20, 1e-30) : 0;
+    w->dropout = sometimes(s) ? ONE_OF(s, 0.5, 0.1, 0.99, 1e-9) : 0;
     w->bias = sometimes(s);
     w->alibi = sometimes(s);
     w->sink = sometimes(s);
@@ -102,6 +103,9 @@ static void draw_options(wish *w, bytes *s)
     w->no_output = sometimes(s);
     w->list = sometimes(s);
     w->importance = sometimes(s);
+    w->loss_lse = sometimes(s);
+    w->loss_weights = sometimes(s);
+    w->unwanted = sometimes(s) ? (int)take(s, 0, 255) : 0;
 }
 
 static void fail(const call *c, const char *isa, int threads, const char *what, const char *name)
@@ -115,13 +119,15 @@ static void fail(const call *c, const char *isa, int threads, const char *what, 
             w->kind, w->dtype, w->B, w->H, w->Hk, w->Lq, w->Lk, w->D, w->Dv, !w->no_output, w->lse, w->weights,
             w->stage, w->topk, w->importance, w->sequences, w->layouts);
     fprintf(stderr,
-            "additive %d scale %g softcap %g bias %d alibi %d sink %d amplitude %g poison %d\n"
+            "additive %d scale %g softcap %g dropout %g bias %d alibi %d sink %d amplitude %g poison %d\n"
+            "loss of lse %d of weights %d unwanted %d\n"
             "window %d: %" PRId64 ", %" PRId64
             " causal %d q_offset %d q_length %d kv_length %d kv_start %d far %d mask %d blocks %" PRId64 " x %" PRId64
             " density %g center %d gaussian %g dilation %" PRId64 " global %d\n",
-            w->additive, w->scale, w->softcap, w->bias, w->alibi, w->sink, w->amplitude, w->poison, w->window, w->left,
-            w->right, w->causal, w->q_offset, w->q_length, w->kv_length, w->kv_start, w->far, w->mask, w->block_q,
-            w->block_k, w->density, w->center, w->gaussian, w->dilation, w->global);
+            w->additive, w->scale, w->softcap, w->dropout, w->bias, w->alibi, w->sink, w->amplitude, w->poison,
+            w->loss_lse, w->loss_weights, w->unwanted, w->window, w->left, w->right, w->causal, w->q_offset,
+            w->q_length, w->kv_length, w->kv_start, w->far, w->mask, w->block_q, w->block_k, w->density, w->center,
+            w->gaussian, w->dilation, w->global);
     abort();
 }
 
@@ -202,8 +208,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     wish w = {0};
     call c;
     if (!inputs++) atexit(report);
-    w.kind = (kind)take(&s, 0, 15);
-    if ((int)w.kind >= KINDS) w.kind = w.kind % 4 ? ATTEND : w.kind % 8 ? LOCAL : FREE;
+    w.kind = (kind)take(&s, 0, 19);
+    if ((int)w.kind >= KINDS) w.kind = (kind[]){ATTEND, GRADIENTS, ATTEND, GRADIENTS, LOCAL}[w.kind % 5];
     w.dtype = dtypes[take(&s, 0, sizeof dtypes / sizeof *dtypes - 1)];
     w.seed = (uint64_t)take(&s, 0, 65535);
     draw_sizes(&w, &s);

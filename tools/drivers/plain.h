@@ -4,7 +4,7 @@
 
 #include "call.h"
 
-enum { MOST_KEYS = 1024 };
+enum { MOST_KEYS = 1024, MOST_WIDTH = 256 }; /* of what is judged */
 
 /* The first element that is too far from what it should be. */
 typedef struct verdict {

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVERS = ROOT / "tools" / "drivers"
+CALLS = ("call.c", "run.c", "results.c", "array.c")  # of drivers: legal calls of any kind
 DTYPES = ("f32", "f64", "f16", "bf16")  # in the order of af_dtype
 
 

@@ -25,7 +25,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from c_library import DTYPES, Library, Patch, find, variants
+from c_library import CALLS, DTYPES, Library, Patch, find, variants
 
 SMALL = [
     Patch("driver/passes.c", "PARALLEL_FLOPS = 4e6;", "PARALLEL_FLOPS = 0;"),
@@ -42,6 +42,10 @@ SMALL = [
     Patch("driver/queue.h", "AF_QUEUED_CALLS = 256 ", "AF_QUEUED_CALLS = 3 "),
     Patch("driver/global_tokens.c", "MOST_WAITING = 1 << 22 ", "MOST_WAITING = 1 << 11 "),
     Patch("driver/topk.c", "ROW_PAIRS = 1 << 21 ", "ROW_PAIRS = 1 << 10 "),
+    Patch("driver/backward.c", "HEAD_BYTES = 4 << 20 ", "HEAD_BYTES = 4 << 10 "),
+    Patch("plan/backward.c", "BLOCK_KEYS = 128 ", "BLOCK_KEYS = 32 "),
+    Patch("plan/backward.c", "LEAST_RANGE = 512,", "LEAST_RANGE = 64,"),
+    Patch("plan/backward.c", "PANEL_ROWS = 768 ", "PANEL_ROWS = 96 "),
     Patch(
         "plan/plan.c",
         "FORWARD_KEYS = 128, NARROW_KEYS = 256,",
@@ -85,7 +89,7 @@ def build(work: Path, isas: list[str], dtypes: list[str], patches: list[Patch]) 
         patches=patches,
         kernels=(find("gcc"), KERNEL_CHECKS),
     )
-    drivers = ["fuzz.c", "plain.c", "call.c", "results.c", "array.c"]
+    drivers = ["fuzz.c", "plain.c", "plain_row.c", "plain_gradients.c", *CALLS]
     return library.link(
         "fuzz", drivers, ["-fsanitize=fuzzer", "-Wl,--wrap=__sanitizer_cov_trace_pc"]
     )

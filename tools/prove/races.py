@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from c_library import Library, Patch, find, variants
+from c_library import CALLS, Library, Patch, find, variants
 
 SHARED_SCRATCH = Patch(
     "runtime/parallel.c",
@@ -36,14 +36,14 @@ def build(work: Path, isas: list[str], plant: str | None) -> Path:
     patches = [SHARED_SCRATCH] if plant == "library" else []
     only = [(v.isa, v.dtype) for v in variants()[0] if v.isa in isas]
     library = Library(work, find("clang-16", "clang"), flags, only=only, patches=patches)
-    return library.link("races", ["races.c", "call.c", "results.c", "array.c"])
+    return library.link("races", ["races.c", *CALLS])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=3, help="calls a thread: 13 each (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="calls a thread: 18 each (default 3)")
     parser.add_argument("--seed", type=int, default=1)
     known = list(dict.fromkeys(v.isa for v in variants()[0]))
     parser.add_argument(
