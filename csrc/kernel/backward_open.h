@@ -198,8 +198,8 @@ static void backward_open(const af_backward *w, af_unit unit, void *panel, void 
         real shift = lse == -AF_INFINITY ? 0 : lse, inverse = lse != -AF_INFINITY, delta = b->delta[lane];
         if (rough >> lane & 1) {
             const real l = rows[lane][AF_ROW_EXP];
-            shift = l > 0 ? rows[lane][AF_ROW_MAX] : 0;
-            inverse = l > 0 ? 1 / l : 0;
+            shift = l == 0 ? 0 : rows[lane][AF_ROW_MAX];
+            inverse = l == 0 ? 0 : 1 / l;
             delta = rows[lane][AF_ROW_PRODUCT] * inverse;
         }
         if (g->grad_lse.data) delta -= real_of_row(&g->grad_lse, &block->vis, lane);

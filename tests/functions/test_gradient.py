@@ -175,10 +175,13 @@ class TestHidden:
             assert_same(backward(*changed, **options), grads, str(poison))
 
     @pytest.mark.parametrize("name", ["query", "key", "value", "grad_output"])
-    def test_nan_reaches_those_who_see_it(self, rng, name):
+    @pytest.mark.parametrize("losses", [False, True], ids=["output", "losses"])
+    def test_nan_reaches_those_who_see_it(self, rng, name, losses):
         q, k, v = qkv(rng, 200, 200, 9, dtype=np.float64)
         arrays = {"grad_output": numbers(q.shape), "query": q, "key": k, "value": v}
         arrays[name][0, 0, 77, 3] = np.nan
+        if losses:
+            arrays["grad_weights"] = numbers((*q.shape[:-1], 200))
         grads = backward(**arrays, is_causal=True)
         exact = reference.attention_backward(**arrays, output=None, lse=None, is_causal=True)
         for other in NAMES[:3]:

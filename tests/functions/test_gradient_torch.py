@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from attnfast import attention, vjp
+from support.criterion import kept_of
 from support.draws import calls
 
 torch = pytest.importorskip("torch", reason="torch is an optional extra")
@@ -81,7 +82,7 @@ def plain_attention(leaves: dict[str, Any], options: dict[str, Any]) -> tuple[An
     scores = torch.where(some, scores, 0)  # where a row is empty torch makes NaN of it
     weights = torch.where(seen, torch.softmax(scores, dim=-1)[..., : shape[-1]], 0)
     lse = torch.where(some[..., 0], torch.logsumexp(scores, dim=-1), -math.inf)
-    return weights @ v, lse, weights
+    return (weights * torch.as_tensor(kept_of(shape, options))) @ v, lse, weights
 
 
 @settings(max_examples=300)

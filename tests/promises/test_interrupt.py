@@ -66,6 +66,9 @@ def test_an_alarm_in_a_long_call(lq):
 
 
 X = np.broadcast_to(np.zeros(64, np.float32), (1000, 1, 8192, 64))
+G = X[:40]
+PACKED = (np.broadcast_to(X[0, :, :1], (8192 * 500, 1, 64)),) * 3
+BOUNDS = (np.arange(501) * 8192,) * 2
 LONG = {
     "dilation": lambda: attnfast.local_attention(X, X, X, 1000, dilation=3),
     "global tokens": lambda: attnfast.local_attention(X, X, X, 1000, global_tokens=np.arange(999)),
@@ -79,9 +82,11 @@ LONG = {
     "additive": lambda: attnfast.additive_attention(X, X, X),
     "top": lambda: attnfast.attention_topk(X, X, 20),
     "importance": lambda: attnfast.key_importance(X, X),
-    "varlen": lambda: attnfast.attention_varlen(
-        *(np.broadcast_to(X[0, :, :1], (8192 * 500, 1, 64)),) * 3,
-        *(np.arange(501) * 8192,) * 2,
+    "varlen": lambda: attnfast.attention_varlen(*PACKED, *BOUNDS),
+    "gradients": lambda: attnfast.attention_backward(G, G, G, G, G, G[..., 0]),
+    "gradients of additive": lambda: attnfast.additive_attention_backward(G, G, G, G, G, G[..., 0]),
+    "gradients of varlen": lambda: attnfast.attention_varlen_backward(
+        *(PACKED[0], *PACKED, PACKED[0], PACKED[0][..., 0], *BOUNDS), wanted=("query",)
     ),
 }
 

@@ -106,6 +106,15 @@ def of_keys(function, *more):  # the weights would be 100 MB
     x = np.ones((1, 5000, 16), np.float32)
     return lambda rows, n: function(x[:, rows], x[:, rows], *more, num_threads=n)
 
+def backward(function, *shape, **options):  # three gradients, and no scores
+    x = np.ones(shape, np.float32)
+
+    def call(rows, n):
+        y = x[:, rows]
+        function(y, y, y, y, y, y[..., 0], num_threads=n, **options)
+
+    return call
+
 attention = attnfast.attention
 CASES = {
     "long": (2000, lambda: in_rows(attention, 1, 65536, 64, window_size=256)),
@@ -122,6 +131,11 @@ CASES = {
     "blocks": (4000, blocks),
     "top": (3000, lambda: of_keys(attnfast.attention_topk, 10)),
     "importance": (5000, lambda: of_keys(attnfast.key_importance)),
+    "gradients": (9000, lambda: backward(attnfast.attention_backward, 1, 5000, 64)),
+    "gradients with dropout": (
+        9000, lambda: backward(attnfast.attention_backward, 1, 5000, 64, dropout=0.5)),
+    "gradients of additive": (
+        9000, lambda: backward(attnfast.additive_attention_backward, 1, 3000, 16)),
 }
 """
 

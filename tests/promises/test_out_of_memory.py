@@ -64,6 +64,10 @@ CASES = {
     "local": "attnfast.local_attention(q, k, k[:, :5], 1, q_offset=0, out=out, num_threads=1)",
     "global tokens": "attnfast.local_attention(q, k, k[:, :5], 1, q_offset=0, global_tokens=[7], "
     "num_threads=1)",
+    "gradients": "attnfast.attention_backward(k[:, :5], k, k, k[:, :5], k[:, :5], k[:, 0], "
+    "num_threads=1, wanted=('value',))",
+    "gradients of additive": "attnfast.additive_attention_backward(k[:, :5], k, k, k[:, :5], "
+    "k[:, :5], k[:, 0], num_threads=1, wanted=('value',))",
     "packed": "attnfast.attention_varlen(q[:, None], k[:, None], k[:, None, :5], [0, 2, 9], "
     "[0, 5, 10], out=out[:, None], num_threads=1)",
 }

@@ -59,10 +59,30 @@ def cases(dtype):
     yield "wild additive", lambda n: a.additive_attention(9 * q, 9 * k, v, num_threads=n)
     yield "few additive", lambda n: a.additive_attention(
         long[0][:, :, :2], *long[1:], num_threads=n)
+    def trained(name, arrays, *more, wanted=(), **options):
+        forward, backward = getattr(a, name), getattr(a, f"{name}_backward")
+        output, lse, _ = forward(*arrays, *more, return_lse=True, num_threads=1, **options)
+        loss = output, *arrays, output, lse, *more
+        wanted = ("query", "key", "value", *wanted)
+        return lambda n: backward(*loss, wanted=wanted, num_threads=n, **options)
+
+    yield "gradients", trained("attention", (q, k, v), dropout=0.3)
+    yield "gradients of scores", trained(
+        "attention", (q, k, v), mask=mask, bias=bias, softcap=3.0, alibi_slopes=np.ones(4),
+        sink_logits=np.ones(4), is_causal=True, wanted=("bias", "alibi_slopes", "sink_logits"))
+    yield "careful gradients", trained("attention", (q, k, spoiled), mask=hole)
+    yield "gradients of additive", trained(
+        "additive_attention", (q, k, v), np.ones(64), score_bias=np.ones(64),
+        wanted=("score_weight", "score_bias"))
+    yield "gradients of few additive", trained(
+        "additive_attention", (long[0][:, :, :2], *long[1:]), np.ones(16))
+    wild = 9 * q, 9 * k, v
+    yield "gradients of wild additive", trained("additive_attention", wild, np.ones(64))
     yield "top", lambda n: a.attention_topk(q, k, 64, num_threads=n)
     yield "split top", lambda n: a.attention_topk(long[0][:, :, :20], long[1], 5, num_threads=n)
     yield "importance", lambda n: a.key_importance(q, k, is_causal=True, num_threads=n)
     rows = [x[0].swapaxes(0, 1) for x in (q, k, v)]
+    yield "packed gradients", trained("attention_varlen", rows, *[[0, 30, 90, length]] * 2)
     yield "packed", lambda n: a.attention_varlen(
         *rows, [0, 30, 90, length], [0, 30, 90, length], return_lse=True, num_threads=n)
 

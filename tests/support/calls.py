@@ -13,6 +13,7 @@ import attnfast
 from support.arrays import compute_dtype
 
 FLAGS = {"return_lse": True, "return_weights": True}
+DROPOUT = {"dropout": 0.3, "dropout_seed": 7}
 
 
 def blocks(lq: int, lk: int, size: int = 16) -> Any:
@@ -118,6 +119,11 @@ def additive_gradients(q: Any, k: Any, v: Any, place: Any, out: Any = None, **op
     return tuple(getattr(found, name) for name in wanted)
 
 
+def pulled_back(q: Any, k: Any, v: Any, place: Any, out: Any = None, **options: Any) -> Any:
+    result, pullback = attnfast.vjp(attnfast.attention, q, k, v, **options)
+    return result, *pullback(place(result))[:3]
+
+
 def packed_gradients(q: Any, k: Any, v: Any, place: Any, out: Any = None, **options: Any) -> Any:
     packed = [a.swapaxes(0, 1) for a in (q, k, v)]
     ends = [place(np.array([0, a.shape[-2] // 3, a.shape[-2]])) for a in (q, k)]
@@ -144,6 +150,7 @@ CALLS: dict[str, Callable[..., Any]] = {
         q, k, v, window_size=(20, 3), q_offset="end", **more
     ),
     "blocks": lambda q, k, v, place, **more: attend(q, k, v, mask=block_mask(q, k, place), **more),
+    "dropout": lambda q, k, v, place, **more: attend(q, k, v, **keys(k, place), **DROPOUT, **more),
     "dilation": lambda q, k, v, place, **more: local(
         q, k, v, 3, dilation=place(np.array([2, 3])), q_offset=5, **keys(k, place), **more
     ),
@@ -177,6 +184,12 @@ CALLS: dict[str, Callable[..., Any]] = {
         sigma=2.5,
         **more,
     ),
+    "gradients with dropout": lambda q, k, v, place, **more: gradients(
+        q, k, v, place, window_size=(20, 30), q_offset=0, **DROPOUT, **more
+    ),
+    "vjp": lambda q, k, v, place, **more: pulled_back(
+        q, k, v, place, is_causal=True, q_offset="end", **more
+    ),
     "local-m": lambda q, k, v, place, **more: attnfast.local_attention(
         q, k, v, 5, centers=place(np.arange(q.shape[-2])[::-1] * 7 % k.shape[-2]), **more
     ),
@@ -208,6 +221,6 @@ CALLS: dict[str, Callable[..., Any]] = {
 PACKED = ("varlen", "gradients of varlen")
 # Those that write `out`.
 WITH_OUT = (
-    *("plain", "per row", "per pair", "window", "blocks", "dilation", "global tokens"),
+    *("plain", "per row", "per pair", "window", "blocks", "dropout", "dilation", "global tokens"),
     *("global bools", "local-m", "local-p", "additive", "varlen"),
 )

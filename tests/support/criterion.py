@@ -25,6 +25,7 @@ import ml_dtypes
 import numpy as np
 
 from attnfast import reference
+from attnfast.reference.dropout import dropout_factor
 from support.arrays import compute_dtype, same_batch, truth_dtype
 
 POSITION_OPTIONS = {"q_offset", "q_lengths", "kv_lengths", "kv_starts"}
@@ -38,6 +39,15 @@ LOCAL_OPTIONS = ("global_tokens", "dilation", "centers")
 def check(actual: Any, query: Any, key: Any, value: Any, **options: Any) -> None:
     """Assert that a result of `attention` (an array or an AttentionResult) meets the criterion."""
     Criterion(query, key, value, **options).check(actual)
+
+
+def kept_of(shape: tuple[int, ...], options: dict[str, Any]) -> Any:
+    """What dropout multiplies weights (..., H, Lq, Lk) by."""
+    if not options.get("dropout"):
+        return np.ones(shape)
+    full = (1,) * (3 - len(shape)) + shape
+    seed = options.get("dropout_seed", 0)
+    return dropout_factor(full, options["dropout"], seed, 0).reshape(shape)
 
 
 class Criterion:
@@ -65,6 +75,7 @@ class Criterion:
         )
         w = self.weights = self.exact.weights.astype(np.float64)
         self.value = _like_weights(value.astype(np.float64), w)
+        self.kept = kept_of(w.shape, options)
         terms = self._additive if function == "additive_attention" else self._product
         self.score_error, self.biased = self._score_error(query, key, terms, options)
         self.excluded = self.biased == -np.inf
@@ -78,8 +89,9 @@ class Criterion:
         self.gaussian_error = self._gaussian_error(options)
         self.weighted_error = w * (self.score_error + self.gaussian_error)
         if options.get("sigma") is not None:
-            del everything["return_lse"], everything["return_weights"], everything["sigma"]
-            w = reference.attention_weights(query, key, **everything)
+            named = (*SCORE_OPTIONS, *LOCAL_OPTIONS, "sink_logits")
+            named_ = {name: x for name, x in options.items() if name in named}
+            w = reference.attention_weights(query, key, **named_)
         self.softmax_weights = w  # without a Gaussian
         self.row_error = (w * self.score_error).sum(axis=-1)
         if options.get("sink_logits") is not None:
@@ -183,15 +195,12 @@ class Criterion:
     @cached_property
     def output_allowed(self) -> Any:
         exact, size = self.exact.output.astype(np.float64), np.abs(self.value)
-        rounding = 1.2 * (
-            (self.weighted_error + self.sum_error * self.weights) @ size
-            + self.row_error[..., None] * np.abs(exact)
-            + 4 * self.tiny * size.sum(axis=-2, keepdims=True)
-        )
+        terms = self.weighted_error + self.sum_error * self.weights + 4 * self.tiny
+        rounding = 1.2 * ((terms * self.kept) @ size + self.row_error[..., None] * np.abs(exact))
         plain = self._plain_error(self.plain.output, self.exact.output)
         allowed = 2 * plain + rounding + self._ulp(exact)
         for row in map(tuple, np.argwhere(self.unresolved)):
-            values = self.value[row[:-1]][self.relevant[row]]
+            values = (self.value[row[:-1]] * self.kept[row][:, None])[self.relevant[row]]
             reach = np.abs(np.concatenate([values, 0 * values[:1]]) - exact[row]).max(axis=0)
             allowed[row] = np.maximum(allowed[row], reach)
         return np.where(self.excluded.all(axis=-1)[..., None], 0, allowed)

@@ -60,11 +60,16 @@ class Call:
         return unseen.all(axis=thin, keepdims=True)
 
     def alone(self) -> Iterator[tuple[tuple[int, ...], "Call"]]:
-        """The index of each batch row and the call of this row alone."""
+        """The index of each batch row and the call of this row alone.
+
+        Of a call with dropout only the first: which weights are dropped depends on the row's place.
+        """
         arrays = same_batch(self.query, self.key, self.value)
         query, key, _ = arrays
         batch, full = query.shape[:-3], (*query.shape[:-1], key.shape[-2])
         for row in np.ndindex(*batch):
+            if self.options.get("dropout") and any(row):
+                return
             options = dict(self.options)
             for name in ("q_lengths", "kv_lengths", "kv_starts", "q_offset"):
                 if np.ndim(options.get(name)):

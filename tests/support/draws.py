@@ -273,6 +273,9 @@ def _options(
     sometimes("sink_logits", lambda: dice.pick([1, 20]) * randn(rng, heads), 5)
     sometimes("mask", lambda: _mask(dice, rng, full, len(batch)))
     sometimes("bias", lambda: _bias(dice, rng, full, len(batch), dtype))
+    if dice.one_in(5):
+        options["dropout"] = dice.pick([0.1, 0.3, 0.5, 0.9])
+        options["dropout_seed"] = dice.number(0, 2**32 - 1)
     sometimes("return_lse", lambda: True, 2)
     sometimes("return_weights", lambda: True, 4)
     sometimes("num_threads", lambda: dice.number(1, 3), 2)

@@ -1,12 +1,13 @@
 """Hypothesis strategies for calls of every function, with `out`, NaN and bad arguments."""
 
+import inspect
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
 import attnfast
-from support.arrays import DTYPES, POISON, poisoned, randn, same_batch
+from support.arrays import DTYPES, POISON, compute_dtype, poisoned, randn, same_batch
 from support.bad_cases import cases
 from support.criterion import SCORE_OPTIONS
 from support.dice import DICE
@@ -85,7 +86,16 @@ class AnyCall:
         self.function, self.arguments = function, {**arguments, **options}
 
     def run(self) -> Any:
-        return getattr(attnfast, self.function)(**self.arguments)
+        """Of gradients, what the call returned that they are of, and the gradients."""
+        function, name = getattr(attnfast, self.function), self.function.removesuffix("_backward")
+        if "output" not in inspect.signature(function).parameters:
+            return function(**self.arguments)
+        forward = getattr(attnfast, name)
+        taken = inspect.signature(forward).parameters
+        given = {n: x for n, x in self.arguments.items() if n in taken}
+        result = forward(**given, return_lse=True)
+        returned = {"output": result.output, "lse": result.lse, **self.arguments}
+        return *result[:2], *function(**returned)
 
     def __repr__(self) -> str:
         def show(x: Any) -> str:
@@ -146,11 +156,59 @@ def _numbers_of_keys(lk: int) -> st.SearchStrategy[int]:
 def _varlen(draw: Any) -> AnyCall:
     arrays, options = draw(varlen_calls())
     named = dict(zip(("query", "key", "value", "cu_q", "cu_k"), arrays, strict=True))
+    if draw(st.integers(0, 4)) == 4:
+        options |= {"dropout": draw(st.sampled_from([0.1, 0.5])), "dropout_seed": 5}
     call = AnyCall("attention_varlen", named, **options, return_lse=draw(st.booleans()))
     if draw(st.integers(0, 7)) == 7:
         query, value = named["query"], named["value"]
         call.arguments["out"] = draw(_outs((*query.shape[:-1], value.shape[-1]), query.dtype))
     return call
+
+
+TRAINED = ("bias", "sink_logits", "alibi_slopes", "score_weight", "score_bias")
+
+
+@st.composite
+def _gradients(draw: Any, forward: Any) -> AnyCall:
+    """The gradients of a call: of all that it has, or of some."""
+    call = draw(forward)
+    for name in ("out", "return_lse", "return_weights"):
+        call.arguments.pop(name, None)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    query, key, value = (call.arguments[n] for n in ("query", "key", "value"))
+    packed = "cu_q" in call.arguments
+    if not packed:
+        query = same_batch(query, key, value)[0]
+    rows, dtype = query.shape[:-1], query.dtype.newbyteorder("=")
+    grad_output = randn(rng, (*rows, value.shape[-1]), dtype)
+    call.arguments["grad_output"] = lay_out(grad_output, draw(st.sampled_from(LAYOUTS)))
+    if draw(st.booleans()):
+        call.arguments["grad_lse"] = rng.standard_normal(rows)
+    if not packed and draw(st.integers(0, 3)) == 3:
+        call.arguments["grad_weights"] = randn(rng, (*rows, key.shape[-2]), dtype)
+    names = ["query", "key", "value", *(n for n in TRAINED if n in call.arguments)]
+    some = st.lists(st.sampled_from(names), unique=True).map(tuple)
+    call.arguments["wanted"] = draw(st.just(tuple(names)) | some)
+    call.function += "_backward"
+    return call
+
+
+@st.composite
+def _merge(draw: Any, *, backward: bool = False) -> AnyCall:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    rows = draw(st.sampled_from([(3,), (2, 5), (2, 1, 40), (0, 4)]))
+    parts, dv = draw(st.integers(1, 4)), draw(st.sampled_from([1, 8, 33]))
+    dtype = draw(st.sampled_from(DTYPES))
+    lses = 3 * rng.standard_normal((parts, *rows))
+    lses[rng.random(lses.shape) < 0.2] = -np.inf
+    named = {"outputs": randn(rng, (parts, *rows, dv), dtype)}
+    named["lses"] = lses.astype(compute_dtype(dtype))
+    if not backward:
+        return AnyCall("merge_attention", named)
+    named["grad_output"] = randn(rng, (*rows, dv), dtype)
+    if draw(st.booleans()):
+        named["grad_lse"] = rng.standard_normal(rows)
+    return AnyCall("merge_attention_backward", named)
 
 
 @st.composite
@@ -166,7 +224,8 @@ def _poisoned(draw: Any, strategy: Any) -> AnyCall:
     """One call in ten has rows of keys or values that are not finite, seen or not."""
     call = draw(strategy)
     if draw(st.integers(0, 9)) == 9:
-        name = draw(st.sampled_from([n for n in ("key", "value") if n in call.arguments]))
+        names = [n for n in ("key", "value", "grad_output", "outputs") if n in call.arguments]
+        name = draw(st.sampled_from(names))
         rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
         array = call.arguments[name]
         rows = rng.random(array.shape[:-1]) < draw(st.sampled_from([0.01, 0.2, 1.0]))
@@ -196,5 +255,10 @@ DRAWN = {
     "attention_topk": lambda: _without_value("attention_topk", {"k": _numbers_of_keys}),
     "key_importance": lambda: _without_value("key_importance", {"per_kv_head": st.booleans()}),
     "attention_varlen": _varlen,
+    "merge_attention": _merge,
+    "attention_backward": lambda: _gradients(_attention(calls(most_pairs=MOST_PAIRS))),
+    "additive_attention_backward": lambda: _gradients(_attention(additive_calls())),
+    "attention_varlen_backward": lambda: _gradients(_varlen()),
+    "merge_attention_backward": lambda: _merge(backward=True),
     "plan": _plan,
 }

@@ -26,10 +26,11 @@ def check_gradients(
     query: Any,
     key: Any,
     value: Any,
+    *,
     function: str = "attention",
     **options: Any,
 ) -> None:
-    """Judge the gradients of a call of `attention` or `local_attention` that are there."""
+    """Judge the gradients of a call of `function` that are there."""
     options.pop("num_threads", None)
     dtype = np.asarray(query).dtype
     arrays = {"query": query, "key": key, "value": value}
@@ -42,7 +43,7 @@ def check_gradients(
         backward(*call, wanted=wanted, compute_dtype=d, **options)
         for d in (base.truth, compute_dtype(dtype))
     )
-    rounding = _rounding(base, grad_output, arrays, options)
+    rounding = _rounding(base, grad_output, arrays, function, options)
     for name in wanted:
         given = np.asarray(arrays.get(name, options.get(name)))
         x, y = getattr(exact, name), getattr(actual, name)
@@ -58,14 +59,19 @@ def check_gradients(
 
 
 def _rounding(
-    base: Criterion, grad_output: Any, arrays: dict[str, Any], options: dict[str, Any]
+    base: Criterion,
+    grad_output: Any,
+    arrays: dict[str, Any],
+    function: str,
+    options: dict[str, Any],
 ) -> dict[str, Any]:
     """What rounding may add up to in each gradient."""
     (q, k, v), _ = arrange(np.float64, *arrays.values())
     full = (*q.shape[:-1], k.shape[-2])
     w, softmax = base.weights.reshape(full), base.softmax_weights.reshape(full)
+    kept = base.kept.reshape(full)
     g = np.abs(np.asarray(grad_output).astype(np.float64)).reshape((*full[:-1], v.shape[-1]))
-    by_weight = g @ np.abs(v).swapaxes(-1, -2)
+    by_weight = kept * (g @ np.abs(v).swapaxes(-1, -2))
     if options.get("grad_weights") is not None:
         by_weight = by_weight + np.abs(options["grad_weights"].astype(np.float64)).reshape(full)
     mean = (w * by_weight).sum(axis=-1)
@@ -83,13 +89,19 @@ def _rounding(
     stored = float(info.eps) * output + float(info.smallest_subnormal)
     by_output = (g * stored).sum(axis=-1)
     scores = size * relative + softmax * by_output[..., None] + 4 * base.tiny
-    scale = abs(scale_of(q, options.get("scale")))
-    grads = {
-        "query": scale * scores @ np.abs(k),
-        "key": scale * scores.swapaxes(-1, -2) @ np.abs(q),
-        "value": (w * relative).swapaxes(-1, -2) @ g + 4 * base.tiny,
-    }
+    if function == "additive_attention":
+        grads = _of_tanhs(scores, size, q, k, base.eps, options)
+    else:
+        scale = abs(scale_of(q, options.get("scale")))
+        grads = {
+            "query": scale * scores @ np.abs(k),
+            "key": scale * scores.swapaxes(-1, -2) @ np.abs(q),
+        }
+    grads["value"] = (w * relative * kept).swapaxes(-1, -2) @ g + 4 * base.tiny
     rounding = choose(grads, ("query", "key", "value"), **arrays)._asdict()
+    for name in ("score_weight", "score_bias"):
+        if options.get(name) is not None:
+            rounding[name] = sum_to(grads[name], np.shape(options[name]))
     if options.get("bias") is not None:
         rounding["bias"] = sum_to(scores, np.shape(options["bias"]))
     if options.get("alibi_slopes") is not None:
@@ -108,6 +120,33 @@ def _rounding(
         by_sink = share * (mean * (summed * base.eps + 2 * row_error) + by_output)
         rounding["sink_logits"] = sum_to(by_sink.sum(axis=-1), sink.shape[:1])
     return rounding
+
+
+def _of_tanhs(
+    scores: Any, size: Any, q: Any, k: Any, eps: float, options: dict[str, Any]
+) -> dict[str, Any]:
+    """From errors and sizes of the gradients of scores, w tanh(q + k + b) a term.
+
+    The derivative 1 - tanh^2 is off by some eps, and by twice itself times the error of the sum.
+    """
+    given = (options.get("score_weight"), options.get("score_bias"))
+    weight, bias = (
+        np.asarray(default if a is None else a).astype(np.float64)[..., None, None, :]
+        for a, default in zip(given, ([1.0], [0.0]), strict=True)
+    )
+    x, y = q[..., :, None, :], k[..., None, :, :]
+    tanh = np.tanh(x + y + bias)
+    slope = 1 - tanh**2
+    moved = eps * (4 + 2 * (np.abs(x) + np.abs(y) + np.abs(bias)))
+    error, ds = scores[..., None], size[..., None]
+    pairs = np.abs(weight) * (error * slope + ds * (2 * slope * moved + 8 * eps))
+    by_weight = error * np.abs(tanh) + ds * (slope * moved + 8 * eps)
+    return {
+        "query": pairs.sum(axis=-2),
+        "key": pairs.sum(axis=-3),
+        "score_weight": by_weight.sum(axis=(-2, -3)),
+        "score_bias": pairs.sum(axis=(-2, -3)),
+    }
 
 
 def _finite(a: Any) -> Any:

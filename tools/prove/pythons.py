@@ -103,6 +103,23 @@ def calls(dtype: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     yield "varlen", lambda m: m.attention_varlen(*packed, [0, 9, 37], [0, 40, 53])
     yield "merge", lambda m: m.merge_attention(*parts)
 
+    def trained(m: Any, name: str, arrays: Any, *more: Any, **options: Any) -> Any:
+        output, lse, _ = getattr(m, name)(*arrays, *more, return_lse=True, **options)
+        loss = np.ones_like(output).astype(dtype) / 8
+        return getattr(m, f"{name}_backward")(loss, *arrays, output, lse, *more, **options)
+
+    drop = {"dropout": 0.3, "dropout_seed": 5}
+    yield "dropout", lambda m: m.attention(q, k, v, **drop, **places)
+    yield "gradients", lambda m: trained(m, "attention", (q, k, v), **places, **drop)
+    yield "gradients of options", lambda m: trained(m, "attention", (q, k, v), **every, **places)
+    yield (
+        "gradients of additive",
+        lambda m: trained(m, "additive_attention", (q, k, v), np.ones(24), **places),
+    )
+    bounds = [0, 9, 37], [0, 40, 53]
+    yield "gradients of varlen", lambda m: trained(m, "attention_varlen", packed, *bounds)
+    yield "gradients of merge", lambda m: m.merge_attention_backward(parts[0][0], *parts)
+
 
 def difference(result: Any, expected: Any) -> float:
     """The largest, relative to the larger of 1 and what is expected."""

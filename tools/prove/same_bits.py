@@ -5,7 +5,8 @@
     python tools/prove/same_bits.py OLD NEW [--calls N] [--isa avx2] [--seed S]
 
 Draws calls of every function (tests/support/family_draws.py): any shape, dtype, memory layout and
-option, `out`, keys and values with NaN and infinity, bad arguments. Both builds make the same calls
+option, `out`, keys and values with NaN and infinity, bad arguments; gradients by way of the call
+that they are of. Both builds make the same calls
 on every instruction set. Compared are dtypes, shapes, order in memory and bytes of all that is
 returned, the contents of `out`, and the type of an error or warning, with --messages its text too.
 All NaN count as one. Options and functions that only one build has are left out; what tests/support
@@ -44,6 +45,11 @@ SHARES = {
     "attention_topk": 2,
     "key_importance": 2,
     "attention_varlen": 2,
+    "merge_attention": 1,
+    "attention_backward": 4,
+    "additive_attention_backward": 1,
+    "attention_varlen_backward": 1,
+    "merge_attention_backward": 1,
     "plan": 1,
 }
 

@@ -42,6 +42,7 @@ import attnfast
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from support.arrays import DTYPES, assert_same, randn
 from support.criterion import Criterion
+from support.gradient_criterion import check_gradients
 from support.key_criteria import Importance, check_topk
 from support.layouts import LAYOUTS, lay_out
 
@@ -123,6 +124,28 @@ class Problem:
         return error
 
 
+@dataclass
+class Training(Problem):
+    """A call, and the gradients of a loss that is linear in its output."""
+
+    grad_output: np.ndarray
+    wanted: tuple[str, ...]
+
+    def run(self, threads: int) -> Any:
+        result = super().run(threads)
+        options = {n: x for n, x in self.options.items() if n not in ("return_lse",)}
+        loss = self.grad_output, *self.arrays[:3], result.output, result.lse, *self.arrays[3:]
+        backward = getattr(attnfast, f"{self.function}_backward")
+        return backward(*loss, **options, wanted=self.wanted, num_threads=threads)
+
+    def check(self, result: Any) -> float:
+        if self.function == "attention_varlen":  # tests compare it with each sequence alone
+            return 0.0
+        options = {n: x for n, x in self.options.items() if n != "return_lse"}
+        check_gradients(result, self.grad_output, *self.arrays, function=self.function, **options)
+        return 0.0
+
+
 def largest(actual: Any, exact: Any) -> float:
     return float(np.abs(actual.astype(exact.dtype) - exact).max(initial=0))
 
@@ -191,7 +214,9 @@ def draw_attention(rng: np.random.Generator, function: str, dtype: Any) -> Probl
         if kind == 3:
             options["centers"] = rng.uniform(0, lk, arrays[0].shape[:-1])
             options["sigma"] = 7.0
-    elif function == "attention" and "mask" not in options and one_in(rng, 4):
+    if one_in(rng, 4):
+        options |= {"dropout": 0.3, "dropout_seed": int(rng.integers(2**32))}
+    if function == "attention" and "mask" not in options and one_in(rng, 4):
         blocks = (math.ceil(n / 16) for n in (arrays[0].shape[-2], lk))
         options["mask"] = attnfast.BlockMask(rng.random(tuple(blocks)) < 0.5, 16)
     return Problem(function, arrays, options)
@@ -218,6 +243,17 @@ def draw_packed(rng: np.random.Generator, function: str, dtype: Any) -> Problem:
     return Problem(function, (query, key, value, cu_q, cu_k), options)
 
 
+def draw_training(rng: np.random.Generator, function: str, dtype: Any) -> Problem:
+    function = function.removesuffix("_backward")
+    problem = DRAWN[function](rng, function, dtype)
+    problem.options.pop("return_weights", None)
+    query, _, value, *_ = problem.arrays
+    grad_output = randn(rng, (*query.shape[:-1], value.shape[-1]), dtype)
+    trained = ("bias", "sink_logits", "alibi_slopes", "score_weight")
+    wanted = ("query", "key", "value", *(name for name in trained if name in problem.options))
+    return Training(function, problem.arrays, problem.options, grad_output, wanted)
+
+
 DRAWN = {
     "attention": draw_attention,
     "local_attention": draw_attention,
@@ -226,6 +262,9 @@ DRAWN = {
     "attention_weights": draw_scores,
     "key_importance": draw_scores,
     "attention_varlen": draw_packed,
+    "attention_backward": draw_training,
+    "additive_attention_backward": draw_training,
+    "attention_varlen_backward": draw_training,
 }
 
 
