@@ -56,14 +56,15 @@ static int64_t *order_queries(tokens *t, const af_call *call, const uint8_t *glo
 /* Rows between two checks of signals. */
 enum { ROWS_A_CHECK = 1 << 14 };
 
-/* Some rows of each key/value head side by side, to which the tensor then points. */
+/* Some rows of each key/value head side by side, to which the tensor then points. To describe a call it is enough
+ * that they are there: operands may have no memory, or be of another type than the call. */
 static af_status gather(tokens *t, af_tensor *tensor, int64_t Hk, int64_t width, const int64_t *keys, int64_t n,
                         int64_t size)
 {
     if (!tensor->data) return AF_OK;
     char *rows = take(t, Hk * n * width, (size_t)size), *to = rows;
     if (!rows) return AF_NO_MEMORY;
-    for (int64_t h = 0; h < Hk; h++)
+    for (int64_t h = 0; h < Hk && !t->sink->dry; h++)
         for (int64_t k = 0; k < n; k++, to += width * size) {
             if (k % ROWS_A_CHECK == 0 && af_check_signals(t->sink->watch) == AF_INTERRUPTED) return AF_INTERRUPTED;
             const int64_t from = af_offset(tensor, 0, h, keys[k]);

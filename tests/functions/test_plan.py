@@ -362,6 +362,23 @@ class TestOfGradients:
         ]
         assert plans[0].flops == plans[1].flops == 2 * 2 * 100**2 * (64 + 64)
 
+    @pytest.mark.parametrize("dtype", [np.float32, np.float16])
+    def test_no_element_of_an_operand_is_read(self, tmp_path, dtype):
+        """Keys and values that have no memory, global tokens among them."""
+        code = f"""
+import numpy as np
+import attnfast
+from numpy.lib.stride_tricks import as_strided
+q = np.zeros((1, 16, 64), np.{dtype.__name__})
+k = as_strided(q, (1, 100, 64), (0, 2**40, q.itemsize))
+for function in attnfast.local_attention, attnfast.local_attention_backward:
+    plan = attnfast.plan(function, q, k, k, 2, global_tokens=[0, 99], q_offset=0)
+    print(plan.visible_pairs)
+"""
+        i, j = np.ogrid[:16, :100]
+        seen = (abs(i - j) <= 2) | (j == 0) | (j == 99) | (i == 0)
+        assert run_python(code, tmp_path).split() == [str(seen.sum())] * 2
+
     def test_the_loss_may_be_given_by_name(self):
         q, k, v = square(100)
         loss = {"grad_output": q, "output": q, "lse": q[..., 0]}
