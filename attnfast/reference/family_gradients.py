@@ -61,7 +61,7 @@ def local_attention_backward(
     grads |= product_backward(scores, seen, q, k, options.get("scale"))
     if sigma is not None:
         assert centers is not None
-        by_center = grads.pop("log_factor") * distance / float(sigma) ** 2
+        by_center = grads.pop("log_factor") * (distance / float(sigma)) / float(sigma)
         grads["centers"] = sum_to(by_center.sum(axis=-1), np.shape(centers))
     return choose(grads, wanted, query=query, key=key, value=value)
 

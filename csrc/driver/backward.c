@@ -171,13 +171,15 @@ static void sum_rows(const af_backward *w, int64_t b, int64_t h)
     const double *slope = w->row_sums ? w->row_sums + AF_ALIBI_SUM * all + first : NULL;
     const double *bias = w->row_sums ? w->row_sums + AF_BIAS_SUM * all + first : NULL;
     const double *center = w->row_sums ? w->row_sums + AF_CENTER_SUM * all + first : NULL;
-    /* The derivative of log 2^-(gaussian (j - c))^2 is this, times j - c. */
-    const double by_distance = 2 * 0.69314718055994531 * call->score.gaussian * call->score.gaussian;
+    const double gaussian = call->score.gaussian; /* its square may overflow */
     double by_slope = 0, by_sink = 0, by_bias = 0;
     for (int64_t i = 0; i < call->Lq; i++) {
         const double lse = real_at(call, g->lse.data, af_offset(&g->lse, b, h, i));
         if (g->alibi) by_slope += slope[i];
-        if (g->center.data) ((double *)g->center.data)[af_offset(&g->center, b, h, i)] += by_distance * center[i];
+        /* The derivative of log 2^-(gaussian (j - c))^2 is 2 log(2) gaussian^2 (j - c). */
+        if (g->center.data && center[i] != 0)
+            ((double *)g->center.data)[af_offset(&g->center, b, h, i)] +=
+                2 * 0.69314718055994531 * gaussian * (gaussian * center[i]);
         if (g->sink && lse > -INFINITY) by_sink -= exp(call->score.sink[h] - lse) * real_at(call, w->delta, first + i);
         if (!g->bias.data || g->bias.j != 0) continue;
         if (g->bias.i == 0) by_bias += bias[i];

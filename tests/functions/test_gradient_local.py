@@ -236,6 +236,15 @@ def test_a_center_moves_a_loss_as_its_gradient_says(rng):
     assert np.allclose(grads.centers, (moved[0] - moved[1]) / (2 * step), rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.parametrize("sigma", [1e-200, 5e-324, 1e300])
+def test_factors_that_are_no_slope(rng, sigma):
+    """Of keys at a center, or around a center that is at all keys."""
+    g, q, k, v = case(rng, 9, 30, 6, 5)
+    centers = np.arange(9.0)
+    grads = backward(g, q, k, v, window_size=3, centers=centers, sigma=sigma, wanted=("centers",))
+    assert not grads.centers.any()
+
+
 @pytest.mark.quick
 def test_arguments_are_checked():
     x, lse = np.ones((2, 3, 8), np.float32), np.zeros((2, 3), np.float32)
