@@ -5,6 +5,7 @@
  *
  * Where this does not do (kernel/backward_open.h), the calls first collect for each row the maximum of its scores, the
  * sum of exp(S - max) and that of exp(S - max) dP. */
+#include <float.h>
 #include <math.h>
 
 #include "driver/backward.h"
@@ -30,15 +31,44 @@ static double real_at(const af_call *call, const af_tensor *t, int64_t at)
     return call->dtype == AF_F64 ? ((const double *)t->data)[at] : (double)((const float *)t->data)[at];
 }
 
-static bool is_finite(const af_call *call, const af_tensor *t, int64_t at)
+/* Lanes of a sum, so that compilers make vectors of it. */
+enum { SUM_LANES = 8 };
+
+static double sum_of_sizes_f32(const float *a, const float *b, int64_t n)
 {
-    for (int64_t d = 0; d < call->Dv; d++)
-        if (!isfinite(real_at(call, t, at + d))) return false;
-    return true;
+    float sums[SUM_LANES] = {0}, sum = 0;
+    int64_t d = 0;
+    for (; d + SUM_LANES <= n; d += SUM_LANES)
+        for (int k = 0; k < SUM_LANES; k++) sums[k] += fabsf(a[d + k] * b[d + k]);
+    for (; d < n; d++) sum += fabsf(a[d] * b[d]);
+    for (int k = 0; k < SUM_LANES; k++) sum += sums[k];
+    return (double)sum;
 }
 
-/* Whether lse and output do not tell what some row is: its lse is large, or its delta may be NaN where it sees nothing
- * but a sink. */
+static double sum_of_sizes_f64(const double *a, const double *b, int64_t n)
+{
+    double sums[SUM_LANES] = {0}, sum = 0;
+    int64_t d = 0;
+    for (; d + SUM_LANES <= n; d += SUM_LANES)
+        for (int k = 0; k < SUM_LANES; k++) sums[k] += fabs(a[d + k] * b[d + k]);
+    for (; d < n; d++) sum += fabs(a[d] * b[d]);
+    for (int k = 0; k < SUM_LANES; k++) sum += sums[k];
+    return sum;
+}
+
+/* Whether <dO, O> of a row is sure to be finite, in any order of summation. */
+static bool has_delta(const af_call *call, int64_t b, int64_t h, int64_t i)
+{
+    const af_tensor *grad = &call->gradients.grad_output, *output = &call->gradients.output;
+    const int64_t x = af_offset(grad, b, h, i), y = af_offset(output, b, h, i);
+    if (call->dtype == AF_F64)
+        return sum_of_sizes_f64((const double *)grad->data + x, (const double *)output->data + y, call->Dv) <=
+               DBL_MAX / 2;
+    return sum_of_sizes_f32((const float *)grad->data + x, (const float *)output->data + y, call->Dv) <= FLT_MAX / 2;
+}
+
+/* Whether lse and output may not tell what some row is: all of what the kernel calls rough (kernel/backward_open.h),
+ * as no row may depend on which others are there. */
 static af_status find_rough_row(const af_call *call, af_watch *watch, bool *found)
 {
     const int64_t count = call->B * call->H * call->Lq;
@@ -48,8 +78,7 @@ static af_status find_rough_row(const af_call *call, af_watch *watch, bool *foun
         if (row % ROWS_A_CHECK == 0 && af_check_signals(watch) == AF_INTERRUPTED) return AF_INTERRUPTED;
         const int64_t i = row % call->Lq, h = row / call->Lq % call->H, b = row / call->Lq / call->H;
         const double lse = real_at(call, &g->lse, af_offset(&g->lse, b, h, i));
-        *found = fabs(lse) > AF_LARGE_LSE && !isinf(lse);
-        if (g->sink) *found = *found || !is_finite(call, &g->grad_output, af_offset(&g->grad_output, b, h, i));
+        if (lse != -INFINITY) *found = fabs(lse) > AF_LARGE_LSE || !has_delta(call, b, h, i);
     }
     return AF_OK;
 }
@@ -95,8 +124,7 @@ af_status af_run_local_backward(af_call *call, const af_run *run, af_watch *watc
     if (status == AF_OK && !several) status = af_run_backward(call, run, watch);
     if (status == AF_OK && several) {
         af_sink sink = {run_one, go_on, run, watch, COPIES, false};
-        call->subset.partial = call->visible.global != NULL;
-        if (call->subset.partial) status = collect_rows(call, causal, &sink, &arena);
+        if (call->visible.global) status = collect_rows(call, causal, &sink, &arena);
         if (status == AF_OK) status = af_call_pairs(call, causal, &sink);
     }
     af_give_back(&arena);

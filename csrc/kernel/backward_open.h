@@ -134,8 +134,6 @@ static void find_softmax(const af_backward *w, backward_scratch *s, int64_t g, u
 static uint64_t find_rough_rows(const af_backward *w, backward_block *b, elem *const grad[AF_NR],
                                 elem *const output[AF_NR], bool all)
 {
-    const af_subset *subset = &w->call->subset;
-    const bool looks = !subset->partial || subset->collected.data;
     uint64_t rough = 0;
     for (int lane = 0; lane < AF_NR; lane++) b->delta[lane] = 0;
     for (int lane = 0; lane < b->block.n; lane++) {
@@ -144,7 +142,7 @@ static uint64_t find_rough_rows(const af_backward *w, backward_block *b, elem *c
         const real delta = all ? 0 : dot_rows(grad[lane], output[lane], w->call->Dv);
         b->delta[lane] = delta;
         const bool large = lse > (real)AF_LARGE_LSE || -lse > (real)AF_LARGE_LSE;
-        if (all || large || (looks && delta - delta != 0)) rough |= (uint64_t)1 << lane;
+        if (all || large || delta - delta != 0) rough |= (uint64_t)1 << lane;
     }
     return rough;
 }

@@ -16,7 +16,6 @@ typedef struct af_subset {
     af_tensor row_lse;   /* real, no j: the known lse of each row over all keys, from which weights are recomputed */
     void *row_max;       /* real [B][H][Lq]: kept for that instead, in the units of scores: the maximum ... */
     void *row_inverse;   /* ... and 1 / sum of each row; or NULL */
-    bool partial;         /* gradients: rows see keys that are not in the call */
     af_tensor collected; /* real, no j: where gradients are several calls, AF_COLLECTED numbers of each row over all
                           * keys, for rows whose lse does not do ... */
     bool collects;       /* ... which the call adds to, and does nothing else */

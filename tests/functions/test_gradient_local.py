@@ -188,6 +188,26 @@ def test_a_row_alone_has_the_same_bits(rng, kind):
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("sinks", [False, True], ids=["", "sinks"])
+@pytest.mark.parametrize("tokens", [[[3, 7], [5, 9]], [[False] * LK, [True] + [False] * (LK - 1)]])
+def test_a_row_that_is_not_finite_depends_on_no_other(rng, tokens, sinks):
+    """An infinite value whose weight is 0 makes outputs NaN, but no gradient of other keys."""
+    arrays = case(rng, LQ, LK, 20, 13, np.float32, heads=4, kv_heads=2)
+    arrays[3][0, :, 90, 2] = np.inf
+    bias = np.zeros((B, 1, 1, LK), np.float32)
+    bias[0, ..., 90], bias[1] = -1e4, 100
+    options: dict[str, Any] = {"window_size": 9, "q_offset": 85}
+    if sinks:
+        options["sink_logits"] = numbers((4,))
+    grads = backward(*arrays, bias=bias, global_tokens=tokens, **options)
+    alone = (a[0] for a in arrays)
+    row = backward(*alone, bias=bias[0], global_tokens=tokens[0], **options)
+    assert np.isfinite(np.delete(row.key, 90, axis=-2)).all()
+    for name in QKV:
+        assert_same(getattr(row, name), getattr(grads, name)[0], name)
+
+
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_what_is_hidden_gives_and_gets_nothing(rng, dtype, kind):
