@@ -21,7 +21,6 @@ static af_status describe_one(af_sink *sink, const af_call *call)
     const describer *d = (const describer *)sink;
     af_report *report = d->report;
     af_backward_schedule s;
-    if (call->B == 0 || call->H == 0 || call->Lq == 0) return af_check_signals(sink->watch);
     af_schedule_backward(&s, call, sink->run);
     const af_plan *plan = &s.backward.plan;
     if (af_describe_pieces(call, plan, sink->watch, report, d->rectangles, d->room) != AF_OK) return AF_INTERRUPTED;
@@ -45,6 +44,7 @@ static af_status describe_any(af_call *call, describer *d)
 {
     af_arena arena = {0};
     bool causal, several;
+    if (call->B == 0 || call->H == 0 || call->Lq == 0) return af_check_signals(d->sink.watch);
     af_status status = af_prepare_local(call, &causal, &several, d->sink.watch, &arena);
     if (status == AF_OK) status = several ? af_call_pairs(call, causal, &d->sink) : describe_one(&d->sink, call);
     af_give_back(&arena);
@@ -92,7 +92,8 @@ af_status af_describe_packed_backward(const af_problem *problem, const af_packin
     assert(af_is_legal_packed(&whole, packing));
     describer d = {{describe_one, go_on, run, &watch, af_memory_for(run), true}, report, rectangles, room};
     af_begin_report(&whole, report);
-    for (int64_t s = 0; s < packing->sequences && status == AF_OK; s++) {
+    const int64_t sequences = whole.H == 0 ? 0 : packing->sequences;
+    for (int64_t s = 0; s < sequences && status == AF_OK; s++) {
         const af_part part = af_packed_part(&whole, packing, s);
         af_call call = af_cut_call(&whole, part);
         const int64_t before = af_min(report->rectangles, room);

@@ -362,6 +362,25 @@ class TestOfGradients:
         ]
         assert plans[0].flops == plans[1].flops == 2 * 2 * 100**2 * (64 + 64)
 
+    @pytest.mark.parametrize("shape", [(0, 2, 3), (2, 0, 3), (2, 2, 0)])
+    @pytest.mark.parametrize(
+        "kind",
+        [{}, {"dilation": 2}, {"global_tokens": [0]}, {"sigma": 1.0}],
+        ids=["window", "dilation", "tokens", "centers"],
+    )
+    def test_nothing(self, shape, kind):
+        q, k = zeros(*shape, 4), zeros(*shape[:2], 5, 4)
+        kind = {**kind, "centers": np.zeros(shape[2])} if "sigma" in kind else kind
+        for function in attnfast.local_attention, attnfast.local_attention_backward:
+            plan = attnfast.plan(function, q, k, k, 2, q_offset=0, **kind)
+            assert (plan.visible_pairs, plan.tasks) == (0, 0)
+
+    @pytest.mark.parametrize("heads", [0, 2])
+    def test_nothing_that_is_packed(self, heads):
+        x = zeros(0, heads, 4)
+        plan = attnfast.plan(attnfast.attention_varlen_backward, x, x, x, [0, 0, 0], [0, 0, 0])
+        assert (plan.visible_pairs, plan.tasks) == (0, 0)
+
     @pytest.mark.parametrize("dtype", [np.float32, np.float16])
     def test_no_element_of_an_operand_is_read(self, tmp_path, dtype):
         """Keys and values that have no memory, global tokens among them."""
