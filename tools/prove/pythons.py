@@ -103,15 +103,20 @@ def calls(dtype: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     yield "varlen", lambda m: m.attention_varlen(*packed, [0, 9, 37], [0, 40, 53])
     yield "merge", lambda m: m.merge_attention(*parts)
 
-    def trained(m: Any, name: str, arrays: Any, *more: Any, **options: Any) -> Any:
+    def trained(m: Any, name: str, arrays: Any, *more: Any, own: Any = (), **options: Any) -> Any:
         output, lse, _ = getattr(m, name)(*arrays, *more, return_lse=True, **options)
-        loss = np.ones_like(output).astype(dtype) / 8
-        return getattr(m, f"{name}_backward")(loss, *arrays, output, lse, *more, **options)
+        loss = np.full(output.shape, 0.125).astype(dtype), *arrays, output, lse, *more
+        wanted = ("query", "key", "value", *own)
+        found = getattr(m, f"{name}_backward")(*loss, wanted=wanted, **options)
+        return tuple(getattr(found, n) for n in wanted)
 
     drop = {"dropout": 0.3, "dropout_seed": 5}
     yield "dropout", lambda m: m.attention(q, k, v, **drop, **places)
     yield "gradients", lambda m: trained(m, "attention", (q, k, v), **places, **drop)
-    yield "gradients of options", lambda m: trained(m, "attention", (q, k, v), **every, **places)
+    yield (
+        "gradients of options",
+        lambda m: trained(m, "attention", (q, k, v), own=("bias", "sink_logits"), **every),
+    )
     yield (
         "gradients of additive",
         lambda m: trained(m, "additive_attention", (q, k, v), np.ones(24), **places),

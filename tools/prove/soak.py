@@ -176,6 +176,12 @@ def draw_arrays(rng: np.random.Generator, dtype: Any, most_pairs: int) -> tuple[
     return tuple(lay_out(randn(rng, s, dtype), str(rng.choice(LAYOUTS))) for s in shapes)
 
 
+def some_axes(rng: np.random.Generator, full: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape that broadcasts to (B, H, Lq, Lk): with as many axes, as fewer may be misread."""
+    shape = full[int(rng.integers(0, 4)) :]
+    return (1,) * (4 - len(shape)) + shape
+
+
 def draw_options(rng: np.random.Generator, arrays: tuple[np.ndarray, ...]) -> Options:
     (batch, heads, lq, _), lk = arrays[0].shape, arrays[1].shape[-2]
     full = (batch, heads, lq, lk)
@@ -190,8 +196,8 @@ def draw_options(rng: np.random.Generator, arrays: tuple[np.ndarray, ...]) -> Op
         "scale": lambda: 0.3,
         "alibi_slopes": lambda: randn(rng, heads),
         "sink_logits": lambda: randn(rng, heads),
-        "mask": lambda: rng.random(full[int(rng.integers(0, 4)) :]) < 0.7,
-        "bias": lambda: randn(rng, full[int(rng.integers(0, 4)) :]),
+        "mask": lambda: rng.random(some_axes(rng, full)) < 0.7,
+        "bias": lambda: randn(rng, some_axes(rng, full)),
     }
     return options | {name: make() for name, make in possible.items() if one_in(rng, 4)}
 
