@@ -49,7 +49,7 @@ def test_every_allocation_of_the_c_library(tmp_path, monkeypatch):
     done = subprocess.run([program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     counts = dict(line.rsplit(": ", 1) for line in done.stdout.splitlines())
-    assert len(counts) == 23
+    assert len(counts) == 25
     assert {name: int(counts[name].split()[0]) for name in ALLOCATIONS} == ALLOCATIONS
 
 

@@ -58,9 +58,11 @@ static void mend_kind(wish *w)
 static void mend_gradients(wish *w)
 {
     w->lse = true;
-    w->weights = w->no_output = w->list = w->importance = w->center = w->global = false;
-    w->topk = w->dilation = 0;
-    w->gaussian = 0;
+    w->stage = AF_WEIGHTS;
+    w->weights = w->no_output = w->list = w->importance = false;
+    w->topk = 0;
+    if (w->additive || w->center) w->dilation = 0, w->global = false;
+    if (!w->center) w->gaussian = 0;
     if (is_packed(w)) w->B = 1, w->block_q = 0;
 }
 

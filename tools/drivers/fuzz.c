@@ -105,7 +105,7 @@ static void draw_options(wish *w, bytes *s)
     w->importance = sometimes(s);
     w->loss_lse = sometimes(s);
     w->loss_weights = sometimes(s);
-    w->unwanted = sometimes(s) ? (int)take(s, 0, 255) : 0;
+    w->unwanted = sometimes(s) ? (int)take(s, 0, 511) : 0;
 }
 
 static void fail(const call *c, const char *isa, int threads, const char *what, const char *name)

@@ -3,15 +3,16 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* With P the weights, K what dropout multiplies them by, dO, dW and dL the derivatives by output, weights and lse:
+/* With P the softmax, W = P times a gaussian the weights, K what dropout multiplies them by, dO, dW and dL the
+ * derivatives by output, weights and lse:
  *
- *   dP_j = K_j <dO, v_j> + dW_j     delta = sum_j P_j dP_j - dL     dS_j = P_j (dP_j - delta)
+ *   G_j = K_j <dO, v_j> + dW_j     delta = sum_j W_j G_j - dL     dS_j = W_j G_j - P_j delta
  *
  * and from dS on by the chain rule. Errors are bounded as in plain_row.h: that of P is known, and each sum adds its
  * number of terms u of the sum of their sizes. */
 
 typedef struct pairs {
-    double by_weight[MOST_KEYS], size[MOST_KEYS]; /* dP, and the sum of the sizes of its terms */
+    double by_weight[MOST_KEYS], size[MOST_KEYS]; /* G, and the sum of the sizes of its terms */
     double by_score[MOST_KEYS], error[MOST_KEYS]; /* dS of biased scores */
     double mean, mean_size, mean_error;           /* delta */
 } pairs;
@@ -82,9 +83,10 @@ static void find_by_scores(const row *r, pairs *p)
     const double u = unit(r->call), summed = u * (double)(r->call->wish.Dv + 32);
     for (int64_t j = 0; j < r->keys; j++) {
         if (!r->seen[j]) continue;
-        const double size = p->size[j] + p->mean_size;
-        p->by_score[j] = r->weight[j] * (p->by_weight[j] - p->mean);
-        p->error[j] = r->allowed[j] * size + (r->weight[j] + r->allowed[j]) * (p->mean_error + summed * size);
+        const double own = r->weight[j] + r->allowed[j], shared = r->softmax[j] + r->softmax_allowed[j];
+        p->by_score[j] = r->weight[j] * p->by_weight[j] - r->softmax[j] * p->mean;
+        p->error[j] = r->allowed[j] * p->size[j] + r->softmax_allowed[j] * p->mean_size + shared * p->mean_error +
+                      summed * (own * p->size[j] + shared * p->mean_size);
     }
 }
 
@@ -121,6 +123,23 @@ static void add_to_scores(gradient_sums *g, const row *r, const pairs *p)
     const double error = expm1(r->lse_allowed + 16 * unit(c) * (1 + fabs(c->score.sink[r->h])));
     add(sink, place(sink, 0, r->h, 0, 0), -share * p->mean,
         share * (error * p->mean_size + (1 + error) * p->mean_error + tiny(c)));
+}
+
+/* The derivative of a weight by its center is 2 ln 2 gaussian^2 (j - center) times the weight. */
+static void add_to_center(gradient_sums *g, const row *r, const pairs *p)
+{
+    sums *center = &g->of[D_CENTER];
+    const double gaussian = r->call->score.gaussian, factor = 2 * log(2) * gaussian * gaussian, u = unit(r->call);
+    if (!center->of || gaussian == 0) return;
+    const double at = get(&r->call->inputs[CENTER], r->b, r->h, r->i, 0);
+    for (int64_t j = 0; j < r->keys; j++) {
+        if (!r->seen[j]) continue;
+        const double distance = (double)j - at, moved = u * (8 * fabs(distance) + 2048);
+        const double own = r->weight[j] + r->allowed[j], terms = u * (double)(r->call->wish.Dv + 32);
+        const double error = (r->allowed[j] + own * terms) * fabs(distance) + own * moved;
+        add(center, place(center, r->b, r->h, r->i, 0), factor * r->weight[j] * p->by_weight[j] * distance,
+            factor * error * p->size[j]);
+    }
 }
 
 /* `factor` times row (b, h, i) of an input, to the row of another. */
@@ -204,6 +223,7 @@ static void lose(gradient_sums *g, const row *r)
         lose_row(&g->of[D_KEY], r->b, r->hk, r->first_key + j);
         lose_row(&g->of[D_VALUE], r->b, r->hk, r->first_key + j);
         sums *bias = &g->of[D_BIAS];
+        lose_row(&g->of[D_CENTER], r->b, r->h, r->i);
         if (bias->of) bias->allowed[place(bias, r->b, r->h, r->i, r->first_key + j)] = INFINITY;
     }
     lose_row(&g->of[D_ALIBI], r->call->score.alibi_b ? r->number : 0, r->h, 0);
@@ -224,6 +244,7 @@ void add_gradients(gradient_sums *g, const row *r, bool skipped)
     find_by_scores(r, &p);
     add_to_scores(g, r, &p);
     add_values(g, r);
+    add_to_center(g, r, &p);
     through_softcap(r, &p);
     if (r->call->score.additive) add_tanhs(g, r, &p);
     else add_products(g, r, &p);

@@ -200,6 +200,8 @@ void find_weights(row *r)
         r->weight[j] = r->seen[j] ? exp(r->score[j] - r->lse) : 0;
         const double e = r->error[j] + r->lse_allowed + 8 * u * fabs(r->score[j] - r->lse);
         r->allowed[j] = r->seen[j] ? r->weight[j] * (expm1(e) + 32 * u) + tiny(c) : 0;
+        r->softmax[j] = r->weight[j];
+        r->softmax_allowed[j] = r->allowed[j];
         if (c->score.gaussian > 0 && r->seen[j]) multiply_gaussian(r, j);
     }
     drop_weights(r);

@@ -17,10 +17,11 @@ typedef struct row {
     bool poisoned, padding;
     bool seen[MOST_KEYS];
     double product[MOST_KEYS], capped[MOST_KEYS], score[MOST_KEYS], error[MOST_KEYS]; /* error: of the score */
-    double weight[MOST_KEYS], allowed[MOST_KEYS];
-    double kept[MOST_KEYS]; /* what dropout multiplies the weight by */
-    int64_t count, visible; /* of keys that are seen; and with those that the bias hides */
-    double worst;           /* error of those */
+    double softmax[MOST_KEYS], softmax_allowed[MOST_KEYS];
+    double weight[MOST_KEYS], allowed[MOST_KEYS]; /* the same, times the gaussian */
+    double kept[MOST_KEYS];                       /* what dropout multiplies the weight by */
+    int64_t count, visible;                       /* of keys that are seen; and with those that the bias hides */
+    double worst;                                 /* error of those */
     double lse, lse_allowed;
 } row;
 

@@ -16,6 +16,7 @@ static const char *const names[RESULTS] = {
     [D_SINK] = "the gradient of sink",
     [D_SCORE_WEIGHT] = "the gradient of score_weight",
     [D_SCORE_BIAS] = "the gradient of score_bias",
+    [D_CENTER] = "the gradient of center",
 };
 
 const char *result_name(int which) { return names[which]; }
@@ -49,6 +50,7 @@ static void new_gradients(results *r, const call *c, chance *layout)
     new_gradient(r, D_KEY, &c->inputs[KEY], real, layout);
     new_gradient(r, D_VALUE, &c->inputs[VALUE], real, layout);
     new_gradient(r, D_BIAS, &c->inputs[BIAS], real, layout);
+    new_gradient(r, D_CENTER, &c->inputs[CENTER], F64, layout);
     new_head_sums(r, D_ALIBI, c->score.alibi, c->score.alibi_b ? rows : 1, w->H);
     new_head_sums(r, D_SINK, c->score.sink, 1, w->H);
     new_gradient(r, D_SCORE_WEIGHT, &c->inputs[SCORE_WEIGHT], F64, NULL);
@@ -63,6 +65,7 @@ static void new_gradients(results *r, const call *c, chance *layout)
     r->gradients.key = r->arrays[D_KEY].tensor;
     r->gradients.value = r->arrays[D_VALUE].tensor;
     r->gradients.bias = r->arrays[D_BIAS].tensor;
+    r->gradients.center = r->arrays[D_CENTER].tensor;
     r->gradients.alibi = r->arrays[D_ALIBI].tensor.data;
     r->gradients.sink = r->arrays[D_SINK].tensor.data;
     r->gradients.score_weight = r->arrays[D_SCORE_WEIGHT].tensor.data;

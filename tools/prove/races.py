@@ -43,7 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=3, help="calls a thread: 18 each (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="calls a thread: 20 each (default 3)")
     parser.add_argument("--seed", type=int, default=1)
     known = list(dict.fromkeys(v.isa for v in variants()[0]))
     parser.add_argument(
