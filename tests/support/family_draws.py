@@ -187,6 +187,8 @@ def _gradients(draw: Any, forward: Any) -> AnyCall:
     if not packed and draw(st.integers(0, 3)) == 3:
         call.arguments["grad_weights"] = randn(rng, (*rows, key.shape[-2]), dtype)
     names = ["query", "key", "value", *(n for n in TRAINED if n in call.arguments)]
+    if call.arguments.get("sigma") is not None:
+        names.append("centers")
     some = st.lists(st.sampled_from(names), unique=True).map(tuple)
     call.arguments["wanted"] = draw(st.just(tuple(names)) | some)
     call.function += "_backward"
@@ -257,6 +259,7 @@ DRAWN = {
     "attention_varlen": _varlen,
     "merge_attention": _merge,
     "attention_backward": lambda: _gradients(_attention(calls(most_pairs=MOST_PAIRS))),
+    "local_attention_backward": lambda: _gradients(_attention(local_calls())),
     "additive_attention_backward": lambda: _gradients(_attention(additive_calls())),
     "attention_varlen_backward": lambda: _gradients(_varlen()),
     "merge_attention_backward": lambda: _merge(backward=True),

@@ -47,6 +47,7 @@ SHARES = {
     "attention_varlen": 2,
     "merge_attention": 1,
     "attention_backward": 4,
+    "local_attention_backward": 2,
     "additive_attention_backward": 1,
     "attention_varlen_backward": 1,
     "merge_attention_backward": 1,

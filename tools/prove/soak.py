@@ -269,6 +269,7 @@ DRAWN = {
     "key_importance": draw_scores,
     "attention_varlen": draw_packed,
     "attention_backward": draw_training,
+    "local_attention_backward": draw_training,
     "additive_attention_backward": draw_training,
     "attention_varlen_backward": draw_training,
 }
