@@ -24,9 +24,8 @@ static af_status describe_one(af_sink *sink, const af_call *call)
     af_schedule_backward(&s, call, sink->run);
     const af_plan *plan = &s.backward.plan;
     if (af_describe_pieces(call, plan, sink->watch, report, d->rectangles, d->room) != AF_OK) return AF_INTERRUPTED;
-    const int64_t panels = call->B * plan->head_groups * s.panels, ranges = s.backward.ranges;
-    report->tasks += ranges > 1 ? 2 * s.blocks + panels * ranges : panels;
-    const double memory = af_backward_memory(&s);
+    report->tasks += s.units;
+    const double memory = af_backward_memory(&s) + af_sums_memory(&s);
     if (s.threads > report->threads) report->threads = s.threads;
     if (memory > report->memory) report->memory = memory;
     report->kernel = "backward";

@@ -8,7 +8,7 @@
 static real *join_parts(const af_backward *w, int64_t g, char *parts)
 {
     real *total = NULL;
-    for (int64_t range = 0; range < w->ranges; range++, parts += w->part_bytes) {
+    for (int64_t range = 0; range < w->parts; range++, parts += w->part_bytes) {
         if (!((const uint8_t *)parts)[w->part_bytes - (size_t)w->panel_blocks + (size_t)g]) continue;
         real *part = (real *)parts + g * w->block_part;
         for (int64_t i = 0; total && i < w->block_part; i += VL)

@@ -1,6 +1,5 @@
 #include "runtime/parallel.h"
 
-#include <stdatomic.h>
 #include <time.h>
 
 #include "runtime/cpu.h"
@@ -10,7 +9,10 @@
 #endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
+#include <sched.h>
 #define AF_HAVE_FORK 1
+#elif defined(_WIN32)
+#include <windows.h>
 #endif
 
 /* A parallel region ends after this long, so that signals are checked. */
@@ -123,6 +125,32 @@ af_status af_run_work(const af_work *work, af_watch *watch, int threads)
         if (af_check_signals(watch) == AF_INTERRUPTED) return AF_INTERRUPTED;
     } while (atomic_load(&next) < work->count);
     return AF_OK;
+}
+
+/* Turns of some 20 ns before a thread offers its processor to others. */
+enum { WAITING_TURNS = 1000 };
+
+static void wait_a_turn(bool long_ago)
+{
+    if (long_ago) {
+#if defined(AF_HAVE_FORK)
+        sched_yield();
+#elif defined(_WIN32)
+        SwitchToThread();
+#endif
+        return;
+    }
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+void af_wait_for(const _Atomic int64_t *counter, int64_t least)
+{
+    for (int64_t turn = 0; atomic_load_explicit(counter, memory_order_acquire) < least; turn++)
+        wait_a_turn(turn >= WAITING_TURNS);
 }
 
 static int default_threads(void)

@@ -2,6 +2,8 @@
 #ifndef AF_PARALLEL_H
 #define AF_PARALLEL_H
 
+#include <stdatomic.h>
+
 #include "attnfast.h"
 
 typedef struct af_work {
@@ -28,5 +30,9 @@ af_status af_check_signals(af_watch *watch);
 
 /* Runs every unit once, in parallel if threads > 1, in order of their numbers as far as threads allow. */
 af_status af_run_work(const af_work *work, af_watch *watch, int threads);
+
+/* Waits until a counter is at least so large. A unit may wait for what units of lesser numbers count: these have been
+ * taken, and the least of those that are not done waits for none. What they wrote before is then seen. */
+void af_wait_for(const _Atomic int64_t *counter, int64_t least);
 
 #endif

@@ -105,6 +105,12 @@ class TestInFloat64:
         arrays = qkv(rng, 1700, 700, 8, heads=3, kv_heads=1, batch=(), dtype=np.float64)
         check(rng, arrays, is_causal=True, q_offset=-500)
 
+    @pytest.mark.parametrize("bias", [(), (1, 1700)], ids=["", "bias of all rows"])
+    def test_panels_that_see_few_ranges(self, rng, bias):
+        arrays = qkv(rng, 400, 1700, 3, heads=2, kv_heads=1, batch=(), dtype=np.float64)
+        options = {"bias": numbers(bias)} if bias else {}
+        check(rng, arrays, window_size=(60, 30), q_offset=900, **options)
+
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 def test_dtypes(rng, dtype, each_isa):
@@ -141,6 +147,17 @@ def test_the_same_bits_for_any_number_of_threads(rng, case, threads):
     grad_output = rng.standard_normal((2, 4, 130, 13))
     calls = [backward(grad_output, q, k[:1], v, num_threads=n, **CASES[case]) for n in (1, threads)]
     assert_same(*calls)
+
+
+@pytest.mark.parametrize("shape", [(), (1, 1, 1600, 2100), (2, 1, 1600, 2100), (1, 2, 1, 2100)])
+@pytest.mark.parametrize("options", [{}, {"window_size": 90, "q_offset": [-20, 900]}])
+def test_the_same_bits_with_panels_in_flight(rng, shape, options):
+    q, k, v = qkv(rng, 1600, 2100, 4, heads=2)
+    grad_output = rng.standard_normal(q.shape).astype(np.float32)
+    options = options | ({"bias": numbers(shape).astype(np.float32)} if shape else {})
+    alone = backward(grad_output, q, k[:1], v, num_threads=1, **options)
+    for threads in (2, 7):
+        assert_same(alone, backward(grad_output, q, k[:1], v, num_threads=threads, **options))
 
 
 def test_a_batch_row_alone(rng):
