@@ -1,0 +1,254 @@
+"""PyTorch's ``scaled_dot_product_attention``, computed by attnfast where it can be."""
+
+import importlib.util
+import math
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+import attnfast
+
+from ._call import call
+from ._tensors import DTYPES, PLAIN, have_memory
+
+_aten = torch.ops.aten.scaled_dot_product_attention.default
+
+
+def scaled_dot_product_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """PyTorch's function of the same name and with the same arguments, computed by attnfast.
+
+    What attnfast does not compute is handed to PyTorch: other devices and dtypes, nested tensors
+    and other subclasses, empty tensors, batch axes that broadcast, wrong arguments (whose errors
+    are PyTorch's), ``dropout_p=1``.
+
+    Parameters
+    ----------
+    query, key, value : Tensor, ``(..., H, L, E)``, ``(..., H, S, E)``, ``(..., H, S, Ev)``
+        As for ``torch.nn.functional.scaled_dot_product_attention``.
+    attn_mask : Tensor, optional
+        Of bool, True where a query may attend, or of the dtype of `query`, added to the scores. It
+        may require gradients.
+    dropout_p : float
+        Probability with which a weight is dropped. The seed is drawn from PyTorch's generator; the
+        weights that it drops are others than in PyTorch's own function.
+    is_causal : bool
+        Query ``i`` sees key ``j`` if ``j <= i``, whatever the lengths: not aligned at the end.
+    scale : float, optional
+        Default ``1 / sqrt(E)``.
+    enable_gqa : bool
+        Whether `key` and `value` may have fewer heads than `query`.
+
+    Returns
+    -------
+    Tensor
+        ``(..., H, L, Ev)``, with the gradients of :func:`attention`. A query that sees no key
+        gives zeros.
+
+    Raises
+    ------
+    RuntimeError
+        As PyTorch's function.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from attnfast.torch import scaled_dot_product_attention
+    >>> q, k, v = torch.randn(3, 2, 8, 50, 64).unbind()
+    >>> mine = scaled_dot_product_attention(q, k, v, is_causal=True)
+    >>> own = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    >>> torch.allclose(mine, own, atol=1e-5)
+    True
+    """
+    tensors = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
+    if _fits(tensors, dropout_p, is_causal, scale, enable_gqa):
+        return _compute(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    return torch.nn.functional.scaled_dot_product_attention(
+        *(query, key, value, attn_mask, dropout_p, is_causal), scale=scale, enable_gqa=enable_gqa
+    )
+
+
+def _fits(
+    tensors: tuple[Any, ...], dropout_p: Any, is_causal: Any, scale: Any, enable_gqa: Any
+) -> bool:
+    """Whether attnfast computes what PyTorch would for these arguments."""
+    if forward_ad._current_level >= 0:
+        return False
+    kind = getattr(tensors[0], "dtype", None)
+    if kind not in DTYPES or (kind is torch.bfloat16 and not _has_bfloat16()):
+        return False
+    for x in tensors:
+        plain = _is_known(x) and x.layout is torch.strided and not x.is_nested
+        if not plain or x.device.type != "cpu":
+            return False
+    query, key, value, *mask = tensors
+    return (
+        key.dtype is kind
+        and value.dtype is kind
+        and 0.0 <= dropout_p < 1.0
+        and (scale is None or (type(scale) is float and math.isfinite(scale)))
+        and _shapes_fit(query.shape, key.shape, value.shape, enable_gqa)
+        and (not mask or (not is_causal and _mask_fits(mask[0], query, key)))
+    )
+
+
+def _is_known(x: Any) -> bool:
+    """Whether it is a tensor, or what stands for one while PyTorch compiles or exports."""
+    if type(x) in PLAIN:
+        return True
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    return isinstance(x, (FakeTensor, FunctionalTensor))
+
+
+def _has_bfloat16() -> bool:
+    return importlib.util.find_spec("ml_dtypes") is not None
+
+
+def _shapes_fit(query: Any, key: Any, value: Any, enable_gqa: bool) -> bool:
+    rank = len(query)
+    if rank < 2 or len(key) != rank or len(value) != rank or 0 in (*query, *key, *value):
+        return False
+    heads = query[-3:-2] == key[-3:-2] or (enable_gqa and rank > 2 and query[-3] % key[-3] == 0)
+    return heads and query[:-3] == key[:-3] and key[:-1] == value[:-1] and query[-1] == key[-1]
+
+
+def _mask_fits(mask: Any, query: Any, key: Any) -> bool:
+    if mask.dtype is not torch.bool and mask.dtype is not query.dtype:
+        return False
+    full = (*query.shape[:-1], key.shape[-2])
+    extra = len(full) - mask.dim()
+    return extra >= 0 and all(n in (1, m) for n, m in zip(mask.shape, full[extra:], strict=True))
+
+
+def _compute(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+) -> Any:
+    given = {"query": query, "key": key, "value": value}
+    if attn_mask is not None:
+        missing = query.dim() - attn_mask.dim()
+        if missing:
+            attn_mask = attn_mask[(None,) * missing]
+        given["mask" if attn_mask.dtype is torch.bool else "bias"] = attn_mask
+    if is_causal:
+        given.update(is_causal=True, q_offset=0)
+    if scale is not None:
+        given["scale"] = scale
+    if dropout_p:
+        seed = torch.randint(2**63 - 1, ())
+        given.update(dropout=dropout_p, dropout_seed=int(seed) if have_memory((seed,)) else seed)
+    return call(attnfast.attention, given)
+
+
+# ---- behind PyTorch's own function ----
+
+_library: Any = None
+_mha_fastpath = True
+
+
+def _kernel(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """PyTorch's operator on CPU tensors while attnfast is active."""
+    tensors = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
+    if torch._C._get_flash_sdp_enabled() and _fits(
+        *(tensors, dropout_p, is_causal, scale, enable_gqa)
+    ):
+        return _compute(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    return _aten.decompose(
+        *(query, key, value, attn_mask, dropout_p, is_causal), scale=scale, enable_gqa=enable_gqa
+    )
+
+
+class _Active:
+    """What `activate` returns: leaving its ``with`` block restores what was before."""
+
+    def __init__(self, was_active: bool) -> None:
+        self._was_active = was_active
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *error: object) -> None:
+        if not self._was_active:
+            restore()
+
+
+def activate() -> _Active:
+    """Make PyTorch's own ``scaled_dot_product_attention`` use attnfast for CPU tensors.
+
+    This registers a kernel with PyTorch's dispatcher, so that it holds for every caller in the
+    process: ``torch.nn.functional``, references to the function that were taken before,
+    ``nn.MultiheadAttention``, ``nn.TransformerEncoderLayer``, other libraries, compiled code that
+    is traced while it is active. The fast path of the two layers, which has an attention of its
+    own, is switched off meanwhile (``torch.backends.mha.set_fastpath_enabled``). What attnfast does
+    not compute, see :func:`scaled_dot_product_attention`, runs as before; so does what
+    ``torch.nn.attention.sdpa_kernel`` asks of another backend.
+
+    Returns
+    -------
+    context manager
+        To write ``with attnfast.torch.activate():``. Without ``with``, it lasts until
+        :func:`restore`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import attnfast.torch
+    >>> layer = torch.nn.TransformerEncoderLayer(64, 4, batch_first=True).eval()
+    >>> with attnfast.torch.activate():
+    ...     layer(torch.randn(2, 50, 64)).shape
+    torch.Size([2, 50, 64])
+    """
+    global _library, _mha_fastpath
+    was_active = _library is not None
+    if not was_active:
+        library = torch.library.Library("aten", "IMPL")
+        for key in ("CPU", "AutogradCPU"):
+            library.impl("scaled_dot_product_attention", _kernel, key)
+        _library = library
+        _aten._dispatch_cache.clear()  # which kernel is whose, as tracing has found it so far
+        _mha_fastpath = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+    return _Active(was_active)
+
+
+def restore() -> None:
+    """Give PyTorch its own function back; nothing happens if :func:`activate` was not called.
+
+    Examples
+    --------
+    >>> import attnfast.torch
+    >>> _ = attnfast.torch.activate()
+    >>> attnfast.torch.restore()
+    """
+    global _library
+    if _library is not None:
+        _library._destroy()
+        _library = None
+        _aten._dispatch_cache.clear()
+        torch.backends.mha.set_fastpath_enabled(_mha_fastpath)
