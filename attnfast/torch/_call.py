@@ -40,28 +40,37 @@ def call(function: Function, given: dict[str, Any]) -> Any:
         kind = torch.get_autocast_dtype("cpu")
         cast = {n: given[n].to(kind) for n in OPERANDS if given[n].dtype is not torch.float64}
         given, tensors = {**given, **cast}, {**tensors, **cast}
+    return run(function, given, tensors)
+
+
+def run(function: Function, given: dict[str, Any], tensors: dict[str, Any]) -> Any:
+    """`call` of what was checked; `tensors` are those in `given`."""
     if not have_memory(tensors.values()):
         from ._operators import call_operator
 
         return call_operator(function, given)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors.values()):
-        others = {name: x for name, x in given.items() if name not in tensors}
-        flags = others.pop("return_lse", False), others.get("return_weights", False)
-        results = _Call.apply(function, others, tuple(tensors), *tensors.values())
-        return pack(flags, *results)
-    result = function(**arrays(given))
-    return to_tensor(result) if isinstance(result, np.ndarray) else _tensors(result)
+    if torch.is_grad_enabled():
+        for x in tensors.values():
+            if x.requires_grad:
+                others = {name: x for name, x in given.items() if name not in tensors}
+                flags = others.pop("return_lse", False), others.get("return_weights", False)
+                results = _Call.apply(function, others, tuple(tensors), *tensors.values())
+                return pack(flags, *results)
+    result = function(**arrays(given, tensors))
+    return to_tensor(result) if type(result) is np.ndarray else _tensors(result)
 
 
 def check(function: Function, given: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
     """Refuse what has no memory on the CPU, mixed dtypes, and what has no gradient."""
     for name in OPERANDS:
         if name not in tensors:
-            kind = type(given[name]).__name__
-            raise TypeError(f"{name} must be a tensor, got {kind}: write torch.as_tensor({name})")
-    kind = tensors["query"].dtype
+            got = type(given[name]).__name__
+            raise TypeError(f"{name} must be a tensor, got {got}: write torch.as_tensor({name})")
+    kind = given["query"].dtype
+    if kind not in DTYPES or given["key"].dtype is not kind or given["value"].dtype is not kind:
+        _refuse_dtypes(given)
     for name, x in tensors.items():
-        if x.device.type != "cpu":
+        if not x.is_cpu:
             raise ValueError(
                 f"{name} must be on the CPU, where attnfast computes, got a tensor on {x.device}: "
                 f"write {name}.cpu()"
@@ -71,8 +80,6 @@ def check(function: Function, given: Mapping[str, Any], tensors: Mapping[str, An
                 f"{name} must be a dense tensor, got one of layout {x.layout}: "
                 f"write {name}.to_dense()"
             )
-        if name in OPERANDS and (x.dtype not in DTYPES or x.dtype is not kind):
-            _refuse_dtype(name, x.dtype, kind)
         if x.requires_grad and name not in DIFFERENTIABLE[function] and torch.is_grad_enabled():
             raise ValueError(
                 f"{name} requires gradients, which {function.__name__} does not have for it: "
@@ -80,15 +87,19 @@ def check(function: Function, given: Mapping[str, Any], tensors: Mapping[str, An
             )
 
 
-def _refuse_dtype(name: str, got: Any, query: Any) -> None:
-    if torch.is_autocast_enabled("cpu") and got in DTYPES:
-        return
-    if got in DTYPES:
-        raise TypeError(f"{name} has dtype {got} but query has {query}: write {name}.to({query})")
-    raise TypeError(
-        f"{name} must be of float32, float64, float16 or bfloat16, got {got}: "
-        f"write {name}.to(torch.float32)"
-    )
+def _refuse_dtypes(given: Mapping[str, Any]) -> None:
+    query = given["query"].dtype
+    for name in OPERANDS:
+        got = given[name].dtype
+        if got not in DTYPES:
+            raise TypeError(
+                f"{name} must be of float32, float64, float16 or bfloat16, got {got}: "
+                f"write {name}.to(torch.float32)"
+            )
+        if got is not query and not torch.is_autocast_enabled("cpu"):
+            raise TypeError(
+                f"{name} has dtype {got} but query has {query}: write {name}.to({query})"
+            )
 
 
 def _refuse_tangents(function: Function, tensors: Mapping[str, Any]) -> None:
@@ -100,16 +111,18 @@ def _refuse_tangents(function: Function, tensors: Mapping[str, Any]) -> None:
             )
 
 
-def arrays(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with arrays for tensors, and as many threads as both libraries allow."""
-    found = {n: to_array(x) if isinstance(x, torch.Tensor) else x for n, x in given.items()}
-    if found.get("num_threads") is None:
-        found["num_threads"] = min(torch.get_num_threads(), get_num_threads())
+def arrays(given: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with arrays for `tensors`, and as many threads as both libraries allow."""
+    found = {**given, **{name: to_array(x) for name, x in tensors.items()}}
+    threads = torch.get_num_threads()
+    if found.get("num_threads") is None and threads < get_num_threads():
+        found["num_threads"] = threads
     return found
 
 
 def _tensors(result: AttentionResult) -> AttentionResult:
-    return AttentionResult._make(None if a is None else to_tensor(a) for a in result)
+    output, lse, weights = (None if a is None else to_tensor(a) for a in result)
+    return AttentionResult(output, lse, weights)  # type: ignore[arg-type]
 
 
 def pack(flags: tuple[bool, bool], output: Any, lse: Any = None, weights: Any = None) -> Any:
@@ -134,7 +147,8 @@ def gradients(
     given = {n: x for n, x in given.items() if n not in ("return_lse", "return_weights")}
     if "grad_output" not in losses:
         losses["grad_output"] = torch.zeros_like(output)
-    known = arrays({**given, **losses, "output": output, "lse": lse})
+    given = {**given, **losses, "output": output, "lse": lse}
+    known = arrays(given, {n: x for n, x in given.items() if isinstance(x, torch.Tensor)})
     found = BACKWARDS[function](**known, wanted=tuple(wanted))
     return [to_tensor(getattr(found, name)) for name in wanted]
 
@@ -146,8 +160,8 @@ class _Call(torch.autograd.Function):  # type: ignore[misc]
     def forward(
         ctx: Any, function: Function, others: dict[str, Any], names: tuple[str, ...], *tensors: Any
     ) -> tuple[Any, ...]:
-        given = {**others, **dict(zip(names, tensors, strict=True)), "return_lse": True}
-        result = function(**arrays(given))
+        named = dict(zip(names, tensors, strict=True))
+        result = function(**arrays(others, named), return_lse=True)
         output, lse, weights = _tensors(result)
         ctx.save_for_backward(*tensors, output, lse)
         ctx.set_materialize_grads(False)

@@ -170,8 +170,9 @@ def _results(function: Function, args: Sequence[Any]) -> tuple[Any, Any, Any]:
 
 def _run(function: Function, args: Sequence[Any]) -> tuple[Any, Any, Any]:
     output, *others = _results(function, args)
-    given = arrays({**decode(function, args), "return_lse": True})
-    result = function(**given, out=to_array(output))
+    given = decode(function, args)
+    tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
+    result = function(**arrays(given, tensors), return_lse=True, out=to_array(output))
     for tensor, a in zip(others, result[1:], strict=True):
         if a is not None:
             to_array(tensor)[...] = a

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 
 import attnfast
 
-from ._call import call
+from ._call import run
 from ._tensors import DTYPES, PLAIN, have_memory
 
 _aten = torch.ops.aten.scaled_dot_product_attention.default
@@ -70,7 +70,9 @@ def scaled_dot_product_attention(
     True
     """
     tensors = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
-    if _fits(tensors, dropout_p, is_causal, scale, enable_gqa):
+    if not torch.is_autocast_enabled("cpu") and _fits(
+        *(tensors, dropout_p, is_causal, scale, enable_gqa)
+    ):
         return _compute(query, key, value, attn_mask, dropout_p, is_causal, scale)
     return torch.nn.functional.scaled_dot_product_attention(
         *(query, key, value, attn_mask, dropout_p, is_causal), scale=scale, enable_gqa=enable_gqa
@@ -81,30 +83,28 @@ def _fits(
     tensors: tuple[Any, ...], dropout_p: Any, is_causal: Any, scale: Any, enable_gqa: Any
 ) -> bool:
     """Whether attnfast computes what PyTorch would for these arguments."""
-    if forward_ad._current_level >= 0:
-        return False
-    kind = getattr(tensors[0], "dtype", None)
-    if kind not in DTYPES or (kind is torch.bfloat16 and not _has_bfloat16()):
-        return False
     for x in tensors:
-        plain = _is_known(x) and x.layout is torch.strided and not x.is_nested
-        if not plain or x.device.type != "cpu":
+        if not (type(x) in PLAIN or _is_traced(x)) or not x.is_cpu or x.is_nested:
+            return False
+        if x.layout is not torch.strided:
             return False
     query, key, value, *mask = tensors
+    kind = query.dtype
     return (
-        key.dtype is kind
+        kind in DTYPES
+        and key.dtype is kind
         and value.dtype is kind
+        and (kind is not torch.bfloat16 or _has_bfloat16())
         and 0.0 <= dropout_p < 1.0
         and (scale is None or (type(scale) is float and math.isfinite(scale)))
+        and forward_ad._current_level < 0
         and _shapes_fit(query.shape, key.shape, value.shape, enable_gqa)
         and (not mask or (not is_causal and _mask_fits(mask[0], query, key)))
     )
 
 
-def _is_known(x: Any) -> bool:
-    """Whether it is a tensor, or what stands for one while PyTorch compiles or exports."""
-    if type(x) in PLAIN:
-        return True
+def _is_traced(x: Any) -> bool:
+    """Whether it stands for a tensor while PyTorch compiles or exports."""
     from torch._subclasses.fake_tensor import FakeTensor
     from torch._subclasses.functional_tensor import FunctionalTensor
 
@@ -117,10 +117,15 @@ def _has_bfloat16() -> bool:
 
 def _shapes_fit(query: Any, key: Any, value: Any, enable_gqa: bool) -> bool:
     rank = len(query)
-    if rank < 2 or len(key) != rank or len(value) != rank or 0 in (*query, *key, *value):
+    if rank < 2 or 0 in query or 0 in key or value[-1] == 0:
         return False
-    heads = query[-3:-2] == key[-3:-2] or (enable_gqa and rank > 2 and query[-3] % key[-3] == 0)
-    return heads and query[:-3] == key[:-3] and key[:-1] == value[:-1] and query[-1] == key[-1]
+    if query == key == value:
+        return True
+    if len(key) != rank or len(value) != rank:
+        return False
+    grouped = enable_gqa and rank > 2 and query[-3] % key[-3] == 0
+    outer = query[:-3] == key[:-3] if grouped else query[:-2] == key[:-2]
+    return outer and key[:-1] == value[:-1] and query[-1] == key[-1]
 
 
 def _mask_fits(mask: Any, query: Any, key: Any) -> bool:
@@ -140,20 +145,25 @@ def _compute(
     is_causal: bool,
     scale: float | None,
 ) -> Any:
-    given = {"query": query, "key": key, "value": value}
+    tensors = {"query": query, "key": key, "value": value}
     if attn_mask is not None:
         missing = query.dim() - attn_mask.dim()
         if missing:
             attn_mask = attn_mask[(None,) * missing]
-        given["mask" if attn_mask.dtype is torch.bool else "bias"] = attn_mask
+        tensors["mask" if attn_mask.dtype is torch.bool else "bias"] = attn_mask
+    options: dict[str, Any] = {}
     if is_causal:
-        given.update(is_causal=True, q_offset=0)
+        options = {"is_causal": True, "q_offset": 0}
     if scale is not None:
-        given["scale"] = scale
+        options["scale"] = scale
     if dropout_p:
+        options["dropout"] = dropout_p
         seed = torch.randint(2**63 - 1, ())
-        given.update(dropout=dropout_p, dropout_seed=int(seed) if have_memory((seed,)) else seed)
-    return call(attnfast.attention, given)
+        if have_memory((seed,)):
+            options["dropout_seed"] = int(seed)
+        else:
+            tensors["dropout_seed"] = seed
+    return run(attnfast.attention, {**tensors, **options}, tensors)
 
 
 # ---- behind PyTorch's own function ----

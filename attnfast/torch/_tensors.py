@@ -29,13 +29,9 @@ def bfloat16() -> np.dtype[Any]:
 
 def to_array(x: Any) -> Array:
     """The memory of a CPU tensor as an array; gradients are the caller's affair."""
-    if x.requires_grad:
-        x = x.detach()
-    if x.is_neg():
-        x = x.resolve_neg()
     if x.dtype is torch.bfloat16:
-        return x.view(torch.int16).numpy().view(bfloat16())  # type: ignore[no-any-return]
-    return x.numpy()  # type: ignore[no-any-return]
+        return x.detach().view(torch.int16).numpy().view(bfloat16())  # type: ignore[no-any-return]
+    return x.numpy(force=True)  # type: ignore[no-any-return]
 
 
 def to_tensor(a: Array) -> Any:
