@@ -2,6 +2,8 @@
 
 from typing import Any, Never, Unpack
 
+import torch
+
 import attnfast
 
 from .. import options
@@ -78,7 +80,8 @@ def attention(
     >>> sinks.grad.shape
     torch.Size([8])
     """
-    check_arguments(attention, extra, options)
+    if extra or (options and not torch.compiler.is_compiling()):
+        check_arguments(attention, extra, options)
     given = {"query": query, "key": key, "value": value, **options}
     return call(attnfast.attention, given)
 
@@ -125,7 +128,8 @@ def local_attention(
     >>> local_attention(q, k, v, 16, global_tokens=[0], dilation=[1, 1, 2, 4]).shape
     torch.Size([4, 1000, 64])
     """
-    check_arguments(local_attention, extra, options)
+    if extra or (options and not torch.compiler.is_compiling()):
+        check_arguments(local_attention, extra, options)
     given = {"query": query, "key": key, "value": value, "window_size": window_size, **options}
     return call(attnfast.local_attention, given)
 
@@ -174,7 +178,8 @@ def additive_attention(
     >>> w.grad.shape
     torch.Size([64])
     """
-    check_arguments(additive_attention, extra, options)
+    if extra or (options and not torch.compiler.is_compiling()):
+        check_arguments(additive_attention, extra, options)
     given = {"query": query, "key": key, "value": value, "score_weight": score_weight, **options}
     return call(attnfast.additive_attention, given)
 
@@ -222,6 +227,7 @@ def attention_varlen(
     >>> words.grad.shape
     torch.Size([16, 4, 32])
     """
-    check_arguments(attention_varlen, extra, options)
+    if extra or (options and not torch.compiler.is_compiling()):
+        check_arguments(attention_varlen, extra, options)
     given = {"query": query, "key": key, "value": value, "cu_q": cu_q, "cu_k": cu_k, **options}
     return call(attnfast.attention_varlen, given)

@@ -5,14 +5,16 @@ of the function, in a form that PyTorch can record: what varies from call to cal
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from .._keywords import refuse_unknown
 from ..block_mask import BlockMask
 from ._call import DIFFERENTIABLE, FUNCTIONS, Function, arrays, gradients, pack
 from ._tensors import to_array
+from ._vmap import backward_rule, forward_rule
 
 # How an argument that is not a tensor is written in a schema; all others are ``Tensor?``.
 TYPES = {
@@ -32,14 +34,12 @@ BESIDES = {"q_offset": ("at_end", "bool"), "mask": ("block_size", "SymInt[]?")}
 MAIN_TENSORS = {name for name, kind in TYPES.items() if kind == "Tensor"}
 
 
-def _names(function: Function) -> list[str]:
-    return [name for name in inspect.signature(function).parameters if name not in LEFT_OUT]
-
-
-def _columns(function: Function) -> dict[str, str]:
+def _describe(function: Function) -> dict[str, str]:
     """Arguments of the operator of a function: their names and types in its schema."""
     columns = {}
-    for name in _names(function):
+    for name in inspect.signature(function).parameters:
+        if name in LEFT_OUT:
+            continue
         columns[name] = TYPES.get(name, "Tensor?")
         if name in BESIDES:
             beside, kind = BESIDES[name]
@@ -47,10 +47,17 @@ def _columns(function: Function) -> dict[str, str]:
     return columns
 
 
+COLUMNS = {function: _describe(function) for function in FUNCTIONS}
+
+
 def encode(function: Function, given: Mapping[str, Any]) -> list[Any]:
     """The arguments of a call as those of its operator."""
     given = dict(given)
-    if "q_offset" in _names(function):
+    columns = COLUMNS[function]
+    unknown = {n: x for n, x in given.items() if n not in columns and n != "return_lse"}
+    if unknown:
+        refuse_unknown(function, unknown)
+    if "q_offset" in columns:
         given["at_end"] = isinstance(given.get("q_offset"), str)
         if given["at_end"]:
             if given["q_offset"] != "end":
@@ -59,7 +66,7 @@ def encode(function: Function, given: Mapping[str, Any]) -> list[Any]:
     mask = given.get("mask")
     if isinstance(mask, BlockMask):
         given["mask"], given["block_size"] = torch.tensor(mask.blocks), list(mask.block_size)
-    return [_encoded(name, kind, given.get(name)) for name, kind in _columns(function).items()]
+    return [_encoded(name, kind, given.get(name)) for name, kind in COLUMNS[function].items()]
 
 
 def _encoded(name: str, kind: str, x: Any) -> Any:
@@ -81,7 +88,7 @@ def _encoded(name: str, kind: str, x: Any) -> Any:
 
 def decode(function: Function, args: Sequence[Any]) -> dict[str, Any]:
     """The arguments of a call from those of its operator; inverse of `encode`."""
-    given = dict(zip(_columns(function), args, strict=True))
+    given = dict(zip(COLUMNS[function], args, strict=True))
     if given.pop("at_end", False):
         given["q_offset"] = "end"
     block_size = given.pop("block_size", None)
@@ -103,7 +110,11 @@ def decode(function: Function, args: Sequence[Any]) -> dict[str, Any]:
 def call_operator(function: Function, given: Mapping[str, Any]) -> Any:
     """What `function` returns for tensors that may stand for others."""
     flags = given.get("return_lse", False), given.get("return_weights", False)
-    return pack(flags, *OPERATORS[function](*encode(function, given)))
+    args = encode(function, given)
+    transforms = torch._C._functorch.peek_interpreter_stack() is not None
+    if transforms and not torch.compiler.is_compiling():
+        return pack(flags, *_Transformed.apply(function, *args))
+    return pack(flags, *OPERATORS[function](*args))
 
 
 def call_backward(
@@ -152,7 +163,7 @@ def _new_output(query: Any, shape: tuple[Any, ...]) -> Any:
 
 def _results(function: Function, args: Sequence[Any]) -> tuple[Any, Any, Any]:
     """Tensors for the results of an operator with these arguments."""
-    given = dict(zip(_columns(function), args, strict=True))
+    given = dict(zip(COLUMNS[function], args, strict=True))
     query, key = given["query"], given["key"]
     shape = _shape(function, query, key, given["value"])
     lse_type = torch.float64 if query.dtype is torch.float64 else torch.float32
@@ -182,7 +193,7 @@ def _run(function: Function, args: Sequence[Any]) -> tuple[Any, Any, Any]:
 def _wanted(function: Function, args: Sequence[Any]) -> tuple[list[str], list[Any]]:
     """Names of what is wanted in a call of the backward operator, and their tensors."""
     *_, flags = args
-    given = dict(zip(_columns(function), args[5:-1], strict=True))
+    given = dict(zip(COLUMNS[function], args[5:-1], strict=True))
     names = [n for n, flag in zip(DIFFERENTIABLE[function], flags, strict=True) if flag]
     return names, [given[name] for name in names]
 
@@ -195,7 +206,7 @@ def _run_backward(function: Function, args: Sequence[Any]) -> list[Any]:
     return [x.contiguous() for x in found]
 
 
-def _save(function: Function, ctx: Any, inputs: Sequence[Any], output: Sequence[Any]) -> None:
+def _save(ctx: Any, inputs: Sequence[Any], output: Sequence[Any]) -> None:
     ctx.set_materialize_grads(False)
     tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
     ctx.others = [None if isinstance(x, torch.Tensor) else x for x in inputs]
@@ -203,16 +214,18 @@ def _save(function: Function, ctx: Any, inputs: Sequence[Any], output: Sequence[
     ctx.save_for_backward(*output[:2], *tensors)
 
 
-def _pull(function: Function, ctx: Any, grads: Sequence[Any]) -> tuple[Any, ...]:
+def _pull(
+    function: Function, ctx: Any, grads: Sequence[Any], operator: Callable[..., Any]
+) -> tuple[Any, ...]:
     output, lse, *tensors = ctx.saved_tensors
     args = list(ctx.others)
     for i, x in zip(ctx.places, tensors, strict=True):
         args[i] = x
-    columns = list(_columns(function))
-    needed = dict(zip(columns, ctx.needs_input_grad, strict=True))
+    columns = list(COLUMNS[function])
+    needed = dict(zip(columns, ctx.needs_input_grad[-len(columns) :], strict=True))
     flags = [needed[name] for name in DIFFERENTIABLE[function]]
     grad_output, grad_lse, grad_weights = grads
-    found = OPERATORS_BACKWARD[function](
+    found = operator(
         torch.zeros_like(output) if grad_output is None else grad_output,
         *(grad_lse, grad_weights, output, lse, *args, flags),
     )
@@ -221,10 +234,62 @@ def _pull(function: Function, ctx: Any, grads: Sequence[Any]) -> tuple[Any, ...]
     return tuple(by_name.get(name) for name in columns)
 
 
+class _Transformed(torch.autograd.Function):  # type: ignore[misc]
+    """An operator under the transforms of ``torch.func``, which custom operators do not take."""
+
+    @staticmethod
+    def forward(function: Function, *args: Any) -> Any:
+        return OPERATORS[function](*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.function, *args = inputs
+        _save(ctx, args, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        def operator(*args: Any) -> Any:
+            return _TransformedBackward.apply(ctx.function, *args)
+
+        return None, *_pull(ctx.function, ctx, grads, operator)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, function: Function, *args: Any) -> Any:
+        def operator(*args: Any) -> Any:
+            return _Transformed.apply(function, *args)
+
+        columns = list(COLUMNS[function])
+        return forward_rule(operator, columns, info.batch_size, in_dims[1:], args)
+
+
+class _TransformedBackward(torch.autograd.Function):  # type: ignore[misc]
+    """The same for gradients, which are not differentiated again."""
+
+    @staticmethod
+    def forward(function: Function, *args: Any) -> Any:
+        return tuple(OPERATORS_BACKWARD[function](*args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.function = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError(f"{ctx.function.__name__} has no second derivatives")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, function: Function, *args: Any) -> Any:
+        def operator(*args: Any) -> Any:
+            return _TransformedBackward.apply(function, *args)
+
+        columns, names = list(COLUMNS[function]), DIFFERENTIABLE[function]
+        return backward_rule(operator, columns, names, info.batch_size, in_dims[1:], args)
+
+
 def _define(function: Function) -> tuple[Any, Any]:
     """Register the operators of a function."""
     name = f"attnfast::{function.__name__}"
-    columns = ", ".join(f"{kind} {column}" for column, kind in _columns(function).items())
+    columns = ", ".join(f"{kind} {column}" for column, kind in COLUMNS[function].items())
     forward = torch.library.custom_op(
         name,
         lambda *args: _run(function, args),
@@ -234,8 +299,8 @@ def _define(function: Function) -> tuple[Any, Any]:
     )
     forward.register_fake(lambda *args: _results(function, args))
     forward.register_autograd(
-        lambda ctx, *grads: _pull(function, ctx, grads),
-        setup_context=lambda ctx, inputs, output: _save(function, ctx, inputs, output),
+        lambda ctx, *grads: _pull(function, ctx, grads, OPERATORS_BACKWARD[function]),
+        setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
     )
     losses = "Tensor grad_output, Tensor? grad_lse, Tensor? grad_weights, Tensor output, Tensor lse"
     backward = torch.library.custom_op(

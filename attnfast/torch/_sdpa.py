@@ -125,7 +125,7 @@ def _shapes_fit(query: Any, key: Any, value: Any, enable_gqa: bool) -> bool:
         return False
     grouped = enable_gqa and rank > 2 and query[-3] % key[-3] == 0
     outer = query[:-3] == key[:-3] if grouped else query[:-2] == key[:-2]
-    return outer and key[:-1] == value[:-1] and query[-1] == key[-1]
+    return bool(outer and key[:-1] == value[:-1] and query[-1] == key[-1])
 
 
 def _mask_fits(mask: Any, query: Any, key: Any) -> bool:

@@ -292,6 +292,59 @@ def test_exported():
     assert torch.equal(program.module()(q, k, v), Model()(q, k, v))
 
 
+VMAPS = {  # shapes of a row of query, key and value, axes of rows, options
+    "one head": ([(9, 8), (11, 8), (11, 8)], (0, 1, 0), {}),
+    "heads": ([(4, 9, 8), (2, 11, 8), (2, 11, 8)], (0, None, 2), {"softcap": 2.0}),
+    "one query for all": ([(4, 9, 8), (2, 11, 8), (2, 11, 8)], (None, 0, 0), {"window_size": 3}),
+    "batch": ([(2, 4, 9, 8), (2, 2, 11, 8), (2, 2, 11, 8)], (1, 0, 0), {"is_causal": True}),
+    "lengths": ([(2, 4, 9, 8), (2, 2, 11, 8), (2, 2, 11, 8)], (0, 0, 0), {"kv_lengths": [4, 9]}),
+    "dropout": ([(4, 9, 8), (2, 11, 8), (2, 11, 8)], (0, 0, 0), {"dropout": 0.4}),
+}
+
+
+@pytest.mark.parametrize(("shapes", "dims", "options"), VMAPS.values(), ids=list(VMAPS))
+def test_vmap_is_a_loop(shapes, dims, options):
+    rows = 3
+    shapes = [s if d is None else (*s[:d], rows, *s[d:]) for s, d in zip(shapes, dims, strict=True)]
+    tensors = draw(*shapes, dtype=torch.float32)
+    bias = torch.randn(9, 11, requires_grad=True)
+    sinks = torch.randn(rows, heads, requires_grad=True)
+
+    def one(q, k, v, bias):
+        return bridge.attention(q, k, v, bias=bias, q_offset=1, **options)
+
+    def gradient(q, k, v, bias):
+        loss = lambda *x: one(*x).square().sum()  # noqa: E731
+        return torch.func.grad(loss, argnums=(0, 1, 2, 3))(q, k, v, bias)
+
+    def row(i):
+        inputs = zip(tensors, dims, strict=True)
+        return *(x if d is None else x.select(d, i) for x, d in inputs), bias
+
+    for f in (lambda *x: (one(*x),), gradient):
+        got = torch.vmap(f, in_dims=(*dims, None))(*tensors, bias)
+        for i in range(rows):
+            for a, b in zip(got, f(*row(i)), strict=True):
+                assert torch.equal(a[i], b)
+
+    with_sinks = torch.vmap(
+        lambda s, *x: bridge.attention(*x, sink_logits=s, q_offset=1, **options), in_dims=(0, *dims)
+    )(sinks, *tensors)
+    for i in range(rows):
+        alone = bridge.attention(*row(i)[:3], sink_logits=sinks[i], q_offset=1, **options)
+        assert torch.equal(with_sinks[i], alone)
+
+
+def test_gradients_of_many_losses_at_once():
+    tensors = [x.detach() for x in qkv()]
+    output, pullback = torch.func.vjp(bridge.attention, *tensors)
+    losses = torch.randn(3, *output.shape, dtype=output.dtype)
+    got = torch.vmap(pullback)(losses)
+    for i, loss in enumerate(losses):
+        for a, b in zip(got, pullback(loss), strict=True):
+            assert torch.equal(a[i], b)
+
+
 # ---- PyTorch's signature ----
 
 SDPA = {
