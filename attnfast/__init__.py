@@ -30,7 +30,8 @@ Threads and machine: `num_threads`, `set_num_threads`, `get_num_threads`, `avail
 
 Modules: `attnfast.layers` (layers with weights), `attnfast.plot` (pictures), `attnfast.reference`
 (the same functions in plain NumPy: slow, but they define what every argument means). Each is loaded
-when it is first used. Only by name: `attnfast.autograd`, the functions for the package autograd.
+when it is first used. Only by name: `attnfast.torch`, the functions on PyTorch's tensors;
+`attnfast.autograd`, the functions for the package autograd.
 """
 
 import importlib as _importlib

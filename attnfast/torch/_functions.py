@@ -143,7 +143,7 @@ def additive_attention(
     *extra: Never,
     **options: Unpack[AdditiveKeywords],
 ) -> Any:
-    """Bahdanau's attention: :func:`attnfast.additive_attention` on tensors, with gradients.
+    """Additive attention: :func:`attnfast.additive_attention` on tensors, with gradients.
 
     Parameters
     ----------

@@ -111,10 +111,9 @@ def call_operator(function: Function, given: Mapping[str, Any]) -> Any:
     """What `function` returns for tensors that may stand for others."""
     flags = given.get("return_lse", False), given.get("return_weights", False)
     args = encode(function, given)
-    transforms = torch._C._functorch.peek_interpreter_stack() is not None
-    if transforms and not torch.compiler.is_compiling():
-        return pack(flags, *_Transformed.apply(function, *args))
-    return pack(flags, *OPERATORS[function](*args))
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+        return pack(flags, *OPERATORS[function](*args))
+    return pack(flags, *_Transformed.apply(function, *args))
 
 
 def call_backward(

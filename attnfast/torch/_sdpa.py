@@ -25,7 +25,7 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """PyTorch's function of the same name and with the same arguments, computed by attnfast.
+    """Attention with the name and the arguments of PyTorch's function, computed by attnfast.
 
     What attnfast does not compute is handed to PyTorch: other devices and dtypes, nested tensors
     and other subclasses, empty tensors, batch axes that broadcast, wrong arguments (whose errors

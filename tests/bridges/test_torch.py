@@ -191,7 +191,8 @@ def test_gradients_are_those_of_torch_in_float64(dtype):
     for x, g, e in zip(inputs, got, expected, strict=True):
         assert g.dtype is x.dtype
         assert g.shape == x.shape
-        assert (g.double() - e).abs().max() <= tolerance * e.abs().max()
+        sums = 5 if x is slopes else 1  # of rounded numbers times distances
+        assert (g.double() - e).abs().max() <= sums * tolerance * e.abs().max()
 
 
 def test_gradients_of_weights_and_of_the_lse():
@@ -234,7 +235,7 @@ def test_nothing_is_detached_in_silence():
         output.sum().backward()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # PyTorch's own
 def test_forward_derivatives_are_refused():
     q, k, v = qkv(grad=False)
     with pytest.raises(NotImplementedError, match="query has a forward derivative"):
@@ -269,6 +270,7 @@ def test_compiled(name):
         assert torch.equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # PyTorch's own
 @calls
 def test_operators_keep_the_rules_of_operators(name):
     function, tensors, options, learned = make(name)
@@ -304,7 +306,7 @@ VMAPS = {  # shapes of a row of query, key and value, axes of rows, options
 
 @pytest.mark.parametrize(("shapes", "dims", "options"), VMAPS.values(), ids=list(VMAPS))
 def test_vmap_is_a_loop(shapes, dims, options):
-    rows = 3
+    rows, heads = 3, 1 if len(shapes[0]) == 2 else 4
     shapes = [s if d is None else (*s[:d], rows, *s[d:]) for s, d in zip(shapes, dims, strict=True)]
     tensors = draw(*shapes, dtype=torch.float32)
     bias = torch.randn(9, 11, requires_grad=True)

@@ -23,6 +23,7 @@ PACKAGES = [
     "attnfast.bench",
     "attnfast.reference",
 ]
+PACKAGES += ["attnfast.torch"] if importlib.util.find_spec("torch") else []
 PYPROJECT = ROOT / "pyproject.toml"
 CHECKS = tomllib.loads(PYPROJECT.read_text())["tool"]["numpydoc_validation"]["checks"]
 
