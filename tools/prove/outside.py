@@ -1,0 +1,175 @@
+"""Runs the tests of other libraries with attnfast switched in, and writes the table of results.
+
+    python tools/prove/outside.py torch-transformers=/path/to/pytorch ...
+    python tools/prove/outside.py --list
+
+Each suite is given as NAME=PATH, the path of a checkout or of an installed package that holds its
+tests; it must fit the installed version of its library. The tests run twice, as they are and with
+attnfast behind their library's attention, with the interpreter that runs this script. A test that
+passes as it is and fails with attnfast is a finding, unless the suite says why it does not apply.
+Ends non-zero if there is a finding. The table is docs/outside.md, made from docs/outside.json, in
+which each run replaces its own suites. Nothing of the tests is copied.
+"""
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "docs" / "outside.json"
+PAGE = ROOT / "docs" / "outside.md"
+SUITE = "ATTNFAST_OUTSIDE_SUITE"  # tells the pytest plugin what to switch in
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tests of a library, and how attnfast gets into it."""
+
+    package: str  # whose version the table names
+    files: tuple[str, ...]  # below the path that is given
+    select: str  # pytest's -k
+    switch: str  # module:function that switches attnfast in for the whole run
+    not_applicable: dict[str, str] = field(default_factory=dict)  # pattern of tests: why
+
+
+SUITES = {
+    "torch-transformers": Suite(
+        package="torch",
+        files=("test/test_transformers.py",),
+        select="cpu and not cuda",
+        switch="attnfast.torch:activate",
+        not_applicable={
+            "fused_sdp_choice|choice_cpu": "asks which of PyTorch's own kernels is chosen",
+            "fastpath|mha_fast": "asks that the fast path with its own attention was taken",
+        },
+    ),
+}
+
+
+# ---- the plugin: this file, inside the pytest of a suite ----
+
+
+def pytest_configure(config: Any) -> None:
+    suite = SUITES[os.environ[SUITE]]
+    module, _, function = suite.switch.partition(":")
+    getattr(importlib.import_module(module), function)()
+
+
+# ---- one suite ----
+
+
+def outcomes(suite: str, path: Path, *, switched: bool) -> dict[str, str]:
+    """The outcome of each test: passed, skipped or failed."""
+    about = SUITES[suite]
+    with tempfile.TemporaryDirectory() as work:
+        report = Path(work) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k"]
+        command += [about.select, f"--junitxml={report}", *about.files]
+        environment = dict(os.environ)
+        if switched:
+            command += ["-p", "outside"]
+            places = [str(Path(__file__).parent), environment.get("PYTHONPATH", "")]
+            environment |= {SUITE: suite, "PYTHONPATH": os.pathsep.join(filter(None, places))}
+        # The tests of a library may fail; that is what the report is for.
+        done = subprocess.run(command, cwd=path, env=environment, capture_output=True, text=True)
+        if not report.exists():
+            raise SystemExit(f"{suite}: pytest wrote no report\n{done.stdout}{done.stderr}")
+        cases = ET.parse(report).getroot().iter("testcase")
+        return {f"{c.get('classname')}.{c.get('name')}": outcome(c) for c in cases}
+
+
+def outcome(case: Any) -> str:
+    kinds = {child.tag for child in case}
+    if kinds & {"failure", "error"}:
+        return "failed"
+    return "skipped" if "skipped" in kinds else "passed"
+
+
+def run(suite: str, path: Path) -> dict[str, Any]:
+    """What the table says of a suite."""
+    about = SUITES[suite]
+    alone, switched = (outcomes(suite, path, switched=on) for on in (False, True))
+    able = [name for name, result in alone.items() if result == "passed"]
+    if not able:
+        raise SystemExit(f"{suite}: no test passes as it is, {len(alone)} were collected")
+    lost = [name for name in able if switched.get(name) != "passed"]
+    reasons: dict[str, int] = {}
+    findings = []
+    for name in lost:
+        why = next((w for p, w in about.not_applicable.items() if re.search(p, name)), None)
+        if why is None:
+            findings.append(name)
+        else:
+            reasons[why] = reasons.get(why, 0) + 1
+    return {
+        "version": importlib.metadata.version(about.package),
+        "package": about.package,
+        "files": list(about.files),
+        "passed": len(able) - len(lost),
+        "not_applicable": reasons,
+        "failed": findings,
+        "not_run": {
+            kind: sum(result == kind for result in alone.values()) for kind in ("skipped", "failed")
+        },
+    }
+
+
+def page(results: dict[str, Any]) -> str:
+    """The table in Markdown."""
+    lines = [
+        "# Tests of other libraries, with attnfast switched in",
+        "",
+        "Of the tests that pass without attnfast, how many pass with it. Written by",
+        "`python tools/prove/outside.py NAME=PATH`.",
+        "",
+        "| tests | version | passed | not applicable | failed | as they are: skipped, failing |",
+        "|---|---|---|---|---|---|",
+    ]
+    for suite, r in sorted(results.items()):
+        why = "; ".join(f"{n}: {reason}" for reason, n in r["not_applicable"].items()) or "0"
+        failed = ", ".join(r["failed"]) or "0"
+        source = f", {r['source']}" if r["source"] else ""
+        not_run = f"{r['not_run']['skipped']}, {r['not_run']['failed']}"
+        lines.append(
+            f"| {suite}, {', '.join(f'`{f}`' for f in r['files'])}{source} | {r['package']} {r['version']} "
+            f"| {r['passed']} | {why} | {failed} | {not_run} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("suites", nargs="*", metavar="NAME=PATH")
+    parser.add_argument("--list", action="store_true", help="names of suites and their tests")
+    parser.add_argument("--source", default="", help="where the tests are from, for the table")
+    options = parser.parse_args()
+    if options.list or not options.suites:
+        for name, suite in SUITES.items():
+            print(f"{name}: {', '.join(suite.files)} of {suite.package}")
+        return 0
+    results = json.loads(DATA.read_text()) if DATA.exists() else {}
+    findings = 0
+    for given in options.suites:
+        name, _, path = given.partition("=")
+        if name not in SUITES or not Path(path).is_dir():
+            parser.error(f"{given} must be NAME=PATH of a suite that --list shows and a folder")
+        results[name] = {**run(name, Path(path)), "source": options.source}
+        findings += len(results[name]["failed"])
+        print(json.dumps({name: results[name]}, indent=1))
+    DATA.write_text(json.dumps(results, indent=1) + "\n")
+    PAGE.write_text(page(results))
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
