@@ -140,8 +140,9 @@ def page(results: dict[str, Any]) -> str:
         failed = ", ".join(r["failed"]) or "0"
         source = f", {r['source']}" if r["source"] else ""
         not_run = f"{r['not_run']['skipped']}, {r['not_run']['failed']}"
+        files = ", ".join(f"`{file}`" for file in r["files"])
         lines.append(
-            f"| {suite}, {', '.join(f'`{f}`' for f in r['files'])}{source} | {r['package']} {r['version']} "
+            f"| {suite}, {files}{source} | {r['package']} {r['version']} "
             f"| {r['passed']} | {why} | {failed} | {not_run} |"
         )
     return "\n".join(lines) + "\n"
