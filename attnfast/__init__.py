@@ -26,7 +26,7 @@ Weights and cost:
 - `plan`: what a call would do, without doing it
 
 Threads and machine: `num_threads`, `set_num_threads`, `get_num_threads`, `available_isas`,
-`show_config`.
+`show_config`. For compiled code: `get_include`.
 
 Modules: `attnfast.layers` (layers with weights), `attnfast.plot` (pictures), `attnfast.reference`
 (the same functions in plain NumPy: slow, but they define what every argument means). Each is loaded
@@ -49,7 +49,14 @@ if _find_spec(f"{__name__}._core") is None:
 from .additive import AdditiveGradients, additive_attention, additive_attention_backward
 from .api import attention, attention_weights
 from .block_mask import BlockMask
-from .config import available_isas, get_num_threads, num_threads, set_num_threads, show_config
+from .config import (
+    available_isas,
+    get_include,
+    get_num_threads,
+    num_threads,
+    set_num_threads,
+    show_config,
+)
 from .explain import attention_topk, key_importance
 from .gradient import AttentionGradients, attention_backward
 from .local import LocalGradients, local_attention, local_attention_backward
@@ -85,6 +92,7 @@ __all__ = [
     "attention_varlen_backward",
     "attention_weights",
     "available_isas",
+    "get_include",
     "get_num_threads",
     "key_importance",
     "local_attention",

@@ -5,6 +5,7 @@ from numpy.typing import ArrayLike
 from .options import Array, Window
 from .result import AttentionResult, AttentionTopK
 
+_C_API: object  # a capsule
 DTYPES: tuple[str, ...]
 DIFFERENTIABLE: tuple[str, ...]
 OF_ADDITIVE: tuple[str, ...]

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -99,6 +100,25 @@ def num_threads(n: int | None) -> Iterator[None]:
         yield
     finally:
         _core.set_own_threads(before)
+
+
+def get_include() -> str:
+    """Return the folder of the headers of the C API.
+
+    For compilers of C and Cython modules that call attnfast: ``docs/guide/c-api.md``.
+
+    Returns
+    -------
+    str
+        It holds ``attnfast.h`` and ``attnfast_python.h``.
+
+    Examples
+    --------
+    >>> import attnfast, os
+    >>> sorted(os.listdir(attnfast.get_include()))
+    ['attnfast.h', 'attnfast_python.h']
+    """
+    return str(Path(_core.__file__).with_name("include"))
 
 
 def use_isa(name: str | None) -> None:

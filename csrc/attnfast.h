@@ -205,4 +205,31 @@ bool af_cap_isa(const char *name);
 /* The instruction set in use for a dtype. */
 const char *af_isa_in_use(af_dtype dtype);
 
+/* The functions above as a table, for programs that do not link this library: the capsule attnfast._core._C_API of the
+ * Python package holds one, and attnfast_python.h imports it. Later releases append to it. `version` changes if an
+ * older function does, or a struct that does not begin with its size. */
+#define AF_API_VERSION 1
+typedef struct af_api {
+    size_t size;
+    int version;
+    af_status (*attention)(const af_problem *, const af_run *);
+    af_status (*attention_packed)(const af_problem *, const af_packing *, const af_run *);
+    af_status (*attention_backward)(const af_problem *, const af_gradients *, const af_run *);
+    af_status (*attention_packed_backward)(const af_problem *, const af_packing *, const af_gradients *,
+                                           const af_run *);
+    af_status (*describe)(const af_problem *, const af_run *, af_report *, af_rectangle *, int64_t room);
+    af_status (*describe_packed)(const af_problem *, const af_packing *, const af_run *, af_report *, af_rectangle *,
+                                 int64_t room);
+    af_status (*describe_backward)(const af_problem *, const af_gradients *, const af_run *, af_report *,
+                                   af_rectangle *, int64_t room);
+    af_status (*describe_packed_backward)(const af_problem *, const af_packing *, const af_gradients *, const af_run *,
+                                          af_report *, af_rectangle *, int64_t room);
+    int (*threads)(void);
+    void (*set_threads)(int threads);
+    int (*set_own_threads)(int threads);
+    const char *(*isa)(int index);
+    bool (*cap_isa)(const char *name);
+    const char *(*isa_in_use)(af_dtype dtype);
+} af_api;
+
 #endif

@@ -30,12 +30,13 @@ from packaging.utils import parse_wheel_filename
 ROOT = Path(__file__).resolve().parents[2]
 WHEEL_LIMIT = 1_500_000
 SDIST_LIMIT = 1_000_000
+HEADERS = {"attnfast/include/attnfast.h", "attnfast/include/attnfast_python.h"}
 DIST_INFO = {
     *("DELVEWHEEL", "METADATA", "RECORD", "WHEEL", "entry_points.txt"),
     "sboms/auditwheel.cdx.json",
 }
 SOURCES = {  # folder of the sdist: suffixes of all its files
-    "attnfast": {".py", ".pyi", ".pyx", ".pxi", ".typed"},
+    "attnfast": {".py", ".pyi", ".pxd", ".pyx", ".pxi", ".typed"},
     "bench": {".c", ".md", ".py"},
     "cmake": {".cmake"},
     "csrc": {".c", ".h"},
@@ -72,7 +73,7 @@ def build(out: Path, settings: Iterable[str]) -> tuple[Path, Path]:
 
 
 def modules(sources: Iterable[PurePosixPath]) -> set[str]:
-    return {str(p) for p in sources if p.suffix in {".py", ".pyi", ".typed"}}
+    return {str(p) for p in sources if p.suffix in {".py", ".pyi", ".pxd", ".typed"}}
 
 
 def from_tree() -> set[str]:
@@ -100,10 +101,10 @@ def check_sdist(sdist: Path) -> Iterator[str]:
 
 
 def check_listing(names: list[str], info: str) -> Iterator[str]:
-    """Modules, one extension, the libraries beside it, and papers."""
+    """Modules, one extension, the libraries beside it, headers, and papers."""
     extensions = []
     bundled = False
-    expected = from_tree()
+    expected = from_tree() | HEADERS
     for name in names:
         if re.fullmatch(r"attnfast/_core\.[\w.-]*(so|pyd)", name):
             extensions.append(name)
