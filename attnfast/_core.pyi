@@ -12,6 +12,9 @@ OF_ADDITIVE: tuple[str, ...]
 OF_LOCAL: tuple[str, ...]
 QKV: tuple[str, ...]
 STAGES: tuple[str, ...]
+XLA_VERSIONS: tuple[tuple[int, int], ...]
+
+def xla_handlers(version: tuple[int, int]) -> dict[str, object]: ...
 
 # What the public function of the same name returns; or, with "return_blocks" among the options, the
 # values of a Plan.

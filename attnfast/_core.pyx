@@ -77,6 +77,7 @@ include "_score.pxi"
 include "_call.pxi"
 include "_gradient.pxi"
 include "_probe.pxi"
+include "_xla.pxi"
 
 
 # What each public function computes. `options` are its keywords; those that are left out have their defaults. With

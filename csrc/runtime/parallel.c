@@ -3,6 +3,7 @@
 #include <time.h>
 
 #include "runtime/cpu.h"
+#include "runtime/pool.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -91,8 +92,14 @@ static void work_in_forked_child(region *s)
 }
 #endif
 
+static void work_on_pool(void *s, int thread) { work_alone(s, thread); }
+
 static void run_region(region *s)
 {
+    if (s->threads > 1 && af_pool_in_use()) {
+        af_run_on_pool(af_pool_in_use(), s->threads, work_on_pool, s);
+        return;
+    }
 #ifdef _OPENMP
     if (s->threads > 1) {
 #ifdef AF_HAVE_FORK

@@ -117,6 +117,8 @@ def with_examples():
 def test_examples_run(name):
     if name.startswith("attnfast.plot"):
         pytest.importorskip("matplotlib")
+    if name.startswith("attnfast.jax"):
+        pytest.importorskip("jax")
     results = doctest.testmod(importlib.import_module(name))
     assert results.failed == 0
     assert results.attempted > 0

@@ -33,7 +33,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("LICENSES", "attnfast", "cmake", "csrc")
-SUFFIXES = {".c", ".cmake", ".h", ".in", ".pxi", ".py", ".pyi", ".pyx", ".txt", ".typed"}
+SUFFIXES = {".c", ".cmake", ".h", ".in", ".pxd", ".pxi", ".py", ".pyi", ".pyx", ".txt", ".typed"}
 FILES = ("CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE")
 LONGEST = 1800  # seconds that tests may take
 LIBRARY = "libattnfast_c.a"
