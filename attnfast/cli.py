@@ -6,6 +6,9 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 import attnfast
 from attnfast import bench
@@ -40,6 +43,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     bench.add_arguments(benchmark)
     benchmark.set_defaults(run=bench.run)
+    model = commands.add_parser(
+        "onnx",
+        help="run an ONNX model, its Attention nodes by attnfast",
+        description="Run an ONNX model: its Attention nodes by attnfast, all others by the plain"
+        " NumPy of onnx.reference. Prints the name, dtype and shape of each output.",
+    )
+    model.add_argument("model", metavar="FILE.onnx")
+    model.add_argument(
+        "--input",
+        metavar="[NAME=]FILE.npy",
+        action="append",
+        default=[],
+        help="an input; without a name, the first that has none yet; may be repeated",
+    )
+    model.add_argument("--output", metavar="FILE.npz", help="write the outputs to this file")
+    model.set_defaults(run=_onnx)
     options = parser.parse_args(argv)
     try:
         status: int = options.run(options) or 0
@@ -52,3 +71,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _info(options: argparse.Namespace) -> None:
     attnfast.show_config()
+
+
+def _onnx(options: argparse.Namespace) -> int:
+    try:
+        from attnfast.onnx import load_model, run_model
+
+        model = load_model(options.model)
+        outputs = run_model(model, _read_inputs(options.input, [x.name for x in model.graph.input]))
+        if options.output is not None:
+            with open(options.output, "wb") as file:
+                np.savez(file, **outputs)
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        print(f"attnfast onnx: error: {error}", file=sys.stderr)
+        return 2
+    for name, x in outputs.items():
+        print(f"{name}: {x.dtype} {x.shape}")
+    return 0
+
+
+def _read_inputs(given: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    """Arrays by the names of inputs, from ``NAME=FILE.npy`` and ``FILE.npy``."""
+    files = {}
+    for text in given:
+        name, _, path = text.rpartition("=")
+        if not name:
+            free = [known for known in names if known not in files]
+            if not free:
+                raise ValueError(f"--input {text} is one too many: there are {', '.join(names)}")
+            name = free[0]
+        files[name] = path
+    return {name: np.load(path) for name, path in files.items()}

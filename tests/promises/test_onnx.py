@@ -1,8 +1,8 @@
 """The ONNX ``Attention`` operator, opsets 23 to 25, computed by attnfast.
 
 The ``onnx`` package generates the cases in process: inputs, attributes, expected outputs and
-tolerances. ``run_attention_node`` states the operator in terms of the public API; every output
-that a case lists is compared as the package's own backend runner does.
+tolerances. Each runs through ``onnx.reference`` with `attnfast.onnx.Attention`; every output that a
+case lists is compared as the package's own backend runner does.
 """
 
 import functools
@@ -11,10 +11,8 @@ import warnings
 import numpy as np
 import pytest
 
-import attnfast
-
-STAGES = ("scores", "capped", "biased", "weights")
-DOUBLE = 11  # onnx.TensorProto.DOUBLE
+pytest.importorskip("onnx")
+bridge = pytest.importorskip("attnfast.onnx")
 
 # The names of onnx 1.23.2 without their prefix "test_attention_".
 CASES = """
@@ -81,94 +79,6 @@ def collect_cases():
     }
 
 
-def split_heads(array, heads):
-    """View ``(B, L, heads * D)`` as ``(B, heads, L, D)``."""
-    batch, length, width = array.shape
-    return array.reshape(batch, length, heads, width // heads).swapaxes(1, 2)
-
-
-def join_heads(array):
-    """View ``(B, H, L, D)``, laid out in memory as ``(B, L, H, D)``, as ``(B, L, H * D)``."""
-    batch, heads, length, width = array.shape
-    return array.swapaxes(1, 2).reshape(batch, length, heads * width)
-
-
-def pad_mask(mask, length):
-    """Lengthen the last axis to ``length``; the new keys are disallowed."""
-    missing = length - mask.shape[-1]
-    if missing <= 0:
-        return mask
-    disallow = False if mask.dtype == bool else -np.inf
-    return np.concatenate(
-        (mask, np.full((*mask.shape[:-1], missing), disallow, mask.dtype)), axis=-1
-    )
-
-
-def run_attention_node(inputs, attributes):
-    """Evaluate one ONNX ``Attention`` node.
-
-    Parameters
-    ----------
-    inputs : dict of str to ndarray
-        The operator's inputs by their formal names; absent optional inputs are left out.
-    attributes : dict of str to int or float
-
-    Returns
-    -------
-    dict of str to ndarray
-        ``Y``, ``present_key``, ``present_value`` and ``qk_matmul_output``.
-    """
-    query, key, value = inputs["Q"], inputs["K"], inputs["V"]
-    packed = query.ndim == 3
-    if packed:
-        query = split_heads(query, attributes["q_num_heads"])
-        key = split_heads(key, attributes["kv_num_heads"])
-        value = split_heads(value, attributes["kv_num_heads"])
-
-    offset = 0
-    if "past_key" in inputs:
-        offset = inputs["past_key"].shape[2]
-        key = np.concatenate((inputs["past_key"], key), axis=2)
-        value = np.concatenate((inputs["past_value"], value), axis=2)
-    present_key, present_value = key, value
-
-    kv_lengths = inputs.get("nonpad_kv_seqlen")
-    if kv_lengths is not None:
-        offset = kv_lengths - query.shape[2]
-
-    mask = bias = None
-    if "attn_mask" in inputs:
-        padded = pad_mask(inputs["attn_mask"], key.shape[2])
-        mask, bias = (padded, None) if padded.dtype == bool else (None, padded)
-
-    dtype = query.dtype
-    if attributes.get("softmax_precision") == DOUBLE:
-        query, key, value = (x.astype(np.float64) for x in (query, key, value))
-
-    options = {
-        "mask": mask,
-        "bias": bias,
-        "is_causal": bool(attributes.get("is_causal", 0)),
-        "window_size": (
-            attributes.get("left_window_size", -1),
-            attributes.get("right_window_size", -1),
-        ),
-        "q_offset": offset,
-        "kv_lengths": kv_lengths,
-        "scale": attributes.get("scale"),
-        "softcap": attributes.get("softcap") or None,
-    }
-    output = attnfast.attention(query, key, value, **options)
-    stage = STAGES[attributes.get("qk_matmul_output_mode", 0)]
-    scores = attnfast.attention_weights(query, key, stage=stage, **options)
-    return {
-        "Y": (join_heads(output) if packed else output).astype(dtype, copy=False),
-        "present_key": present_key,
-        "present_value": present_value,
-        "qk_matmul_output": scores.astype(dtype, copy=False),
-    }
-
-
 def compare(actual, expected, rtol, atol):
     """Compare as ``onnx.backend.test.runner`` does: bfloat16 may be off by two ulps."""
     assert actual.shape == expected.shape
@@ -188,27 +98,13 @@ def test_all_93_cases_are_run():
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("name", NAMES)
 def test_case(name):
-    from onnx.helper import get_attribute_value
+    from onnx.reference import ReferenceEvaluator
 
     case = collect_cases()[name]
-    node = case.model.graph.node[0]
-    attributes = {a.name: get_attribute_value(a) for a in node.attribute}
-    formal_inputs = ("Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen")
-    formal_outputs = ("Y", "present_key", "present_value", "qk_matmul_output")
-    given = [slot for slot, used in zip(formal_inputs, node.input, strict=False) if used]
-    wanted = [slot for slot, used in zip(formal_outputs, node.output, strict=False) if used]
+    evaluator = ReferenceEvaluator(case.model, new_ops=[bridge.Attention])
+    assert [type(node) for node in evaluator.rt_nodes_] == [bridge.Attention]
     assert case.data_sets
     for arrays, expected in case.data_sets:
-        results = run_attention_node(dict(zip(given, arrays, strict=True)), attributes)
-        for slot, reference in zip(wanted, expected, strict=True):
-            compare(results[slot], reference, case.rtol, case.atol)
-
-
-@pytest.mark.quick
-@pytest.mark.usefixtures("isa")
-def test_packed_heads_are_not_copied():
-    packed = np.random.default_rng(0).standard_normal((2, 5, 3 * 8), dtype=np.float32)
-    heads = split_heads(packed, 3)
-    assert np.shares_memory(heads, packed)
-    output = attnfast.attention(heads, heads, heads)
-    assert np.shares_memory(join_heads(output), output)
+        given = dict(zip(evaluator.input_names, arrays, strict=True))
+        for result, reference in zip(evaluator.run(None, given), expected, strict=True):
+            compare(result, reference, case.rtol, case.atol)
