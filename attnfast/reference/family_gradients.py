@@ -60,7 +60,7 @@ def local_attention_backward(
     scores, seen, grads = attend_backward(grad_output, q, k, v, factor=factor, **options)
     grads |= product_backward(scores, seen, q, k, options.get("scale"))
     if sigma is not None:
-        assert centers is not None
+        assert centers is not None and distance is not None
         by_center = grads.pop("log_factor") * (distance / float(sigma)) / float(sigma)
         grads["centers"] = sum_to(by_center.sum(axis=-1), np.shape(centers))
     return choose(grads, wanted, query=query, key=key, value=value)
