@@ -17,13 +17,13 @@ set(_any ".*")
 
 # Loops over accumulators are unrolled in the source, whatever the level. -O3 makes short calls and windows 2 to 5 %
 # faster, but objects half as large again, and with it GCC 12 spills accumulators in the float32 tile on NEON. So only the
-# variants that most calls use have it. The wheel has a limit of size, so that 16-bit types on processors without a vector
-# header of their own have -Os (Zen 4: 12 % faster to 4 % slower in prefill; float64 decoding would be 10 % slower). No
-# unwind tables: kernels call nothing that unwinds. No -ffast-math: -inf and NaN are data here, and its link step would
-# change how the whole process treats denormals.
+# variants that most calls use have it. The wheel has a limit of size, so that on processors without a vector header of
+# their own 16-bit types and float64 have -Os (Zen 4, 16-bit: 12 % faster to 4 % slower in prefill; float64: 10 % slower
+# in decoding). No unwind tables: kernels call nothing that unwinds. No -ffast-math: -inf and NaN are data here, and its
+# link step would change how the whole process treats denormals.
 set(_common -O2 -fno-asynchronous-unwind-tables -fno-math-errno -fno-trapping-math -ffp-contract=off)
 set(_at_o3 f32_avx512 f32_avx2)
-set(_at_os f16_generic bf16_generic)
+set(_at_os f16_generic bf16_generic f64_generic)
 
 function(attnfast_isa isa processors)
   cmake_parse_arguments(ARG "" "" "FLAGS;DTYPES" ${ARGN})

@@ -219,9 +219,11 @@ def full_sizes(variant: str) -> dict[str, int]:
         sizes["fused softmax"] = rows * vectors
     if isa != "generic":
         sizes["row softmax"] = 1
-    if isa == "generic" and dtype in ("f16", "bf16"):  # built for size, so that this loop has 1
+    if (
+        isa == "generic" and dtype != "f32"
+    ):  # built for size: this loop has 1, others are as they come
         sizes["softmax"] = 1
-    else:  # those convert numbers of keys and values one by one, which is slow
+    else:
         sizes |= {"dot": 2 * keys * columns, "axpy": 2 * columns, "one axpy": 2 * columns}
         sizes |= {"interleaved dot": 2 * 2 * 4, "interleaved axpy": 2 * 4}
     return sizes
