@@ -11,7 +11,7 @@ from pkgutil import resolve_name, walk_packages
 import pytest
 
 import attnfast
-from support.paths import ROOT
+from support.paths import BRIDGES, ROOT
 
 pytestmark = pytest.mark.quick
 
@@ -115,10 +115,9 @@ def with_examples():
 
 @pytest.mark.parametrize("name", ["attnfast", *with_examples()])
 def test_examples_run(name):
-    if name.startswith("attnfast.plot"):
-        pytest.importorskip("matplotlib")
-    if name.startswith("attnfast.jax"):
-        pytest.importorskip("jax")
+    part = name.partition(".")[2].partition(".")[0]
+    if part in ("plot", *BRIDGES):
+        pytest.importorskip("matplotlib" if part == "plot" else part)
     results = doctest.testmod(importlib.import_module(name))
     assert results.failed == 0
     assert results.attempted > 0
