@@ -24,6 +24,7 @@ PACKAGES = [
     "attnfast.reference",
 ]
 PACKAGES += ["attnfast.torch"] if importlib.util.find_spec("torch") else []
+PACKAGES += ["attnfast.transformers"] if importlib.util.find_spec("transformers") else []
 PYPROJECT = ROOT / "pyproject.toml"
 CHECKS = tomllib.loads(PYPROJECT.read_text())["tool"]["numpydoc_validation"]["checks"]
 
