@@ -67,7 +67,15 @@ def build(out: Path, settings: Iterable[str]) -> tuple[Path, Path]:
     (wheel,) = (out / "raw").glob("*.whl")
     (sdist,) = (out / "raw").glob("*.tar.gz")
     if sys.platform == "linux":
-        run("auditwheel", "repair", "--wheel-dir", str(out), str(wheel))
+        run(
+            "auditwheel",
+            "repair",
+            "--zip-compression-level",
+            "9",
+            "--wheel-dir",
+            str(out),
+            str(wheel),
+        )
         (wheel,) = out.glob("*.whl")
     return wheel, sdist
 
