@@ -117,6 +117,12 @@ class TestInFloat64:
         arrays = case(rng, 1600, 700, 5, 3, heads=4, kv_heads=4, batch=())
         check(*arrays, q_offset=-400, **options, tolerance=1e-10)
 
+    def test_queries_that_see_global_tokens_only(self, rng):
+        """Their windows are before the first key; gradients of sinks need their delta all the same."""
+        arrays = case(rng, 60, 90, 20, 13, heads=4, kv_heads=2)
+        options = {"window_size": 1, "global_tokens": [3, 50], "sink_logits": numbers((4,))}
+        check(*arrays, q_offset=-50, **options)
+
     @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
     @pytest.mark.parametrize("lq", [0, 1])
     @pytest.mark.parametrize("lk", [0, 1])
