@@ -118,7 +118,7 @@ class TestInFloat64:
         check(*arrays, q_offset=-400, **options, tolerance=1e-10)
 
     def test_queries_that_see_global_tokens_only(self, rng):
-        """Their windows are before the first key; gradients of sinks need their delta all the same."""
+        """Windows before the first key: gradients of sinks need the delta of such rows too."""
         arrays = case(rng, 60, 90, 20, 13, heads=4, kv_heads=2)
         options = {"window_size": 1, "global_tokens": [3, 50], "sink_logits": numbers((4,))}
         check(*arrays, q_offset=-50, **options)
