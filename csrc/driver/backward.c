@@ -133,13 +133,6 @@ double af_sums_memory(const af_backward_schedule *s)
     return rows * (double)row_bytes + (w->by_weight ? AF_VECTOR_SUMS * blocks * (double)call->D * sizeof(double) : 0);
 }
 
-double af_backward_memory(const af_backward_schedule *s)
-{
-    const af_backward *w = &s->backward;
-    const double panel = (double)w->panel_bytes + (double)w->parts * (double)w->part_bytes;
-    return (double)s->threads * (double)s->scratch_bytes + (double)s->slots * panel;
-}
-
 bool af_take_sums(af_backward_schedule *s, af_arena *arena)
 {
     af_backward *w = &s->backward;

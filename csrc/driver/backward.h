@@ -33,8 +33,7 @@ int64_t af_blocks_of_rows(const af_backward *backward, int64_t rows);
 /* How many panels may be in flight that take so much memory each. */
 int64_t af_panels_that_fit(size_t bytes, int64_t threads);
 
-/* Bytes of memory that a schedule takes, and of what it hands on to the end of the call. */
-double af_backward_memory(const af_backward_schedule *schedule);
+/* Bytes of what a schedule hands on to the end of the call. */
 double af_sums_memory(const af_backward_schedule *schedule);
 
 /* Memory for what is handed on; false if there is too little. */

@@ -1,5 +1,6 @@
 #include "driver/backward_list.h"
 
+#include "driver/describe.h"
 #include "driver/passes.h"
 #include "kernels.h"
 
@@ -197,64 +198,87 @@ static bool take_turns(af_listed *listed, af_arena *arena)
 }
 
 /* Slots from `memory` on. */
-static bool take_slots(af_backward_list *list, size_t panel_bytes, size_t parts_bytes, char *memory, af_arena *arena)
+static bool take_slots(af_backward_list *list, char *memory, af_arena *arena)
 {
     list->slot = af_take(arena, list->slots, sizeof *list->slot);
-    char *panels = memory, *parts = panels + (size_t)list->slots * panel_bytes;
+    char *panels = memory, *parts = panels + (size_t)list->slots * list->panel_bytes;
     if (!list->slot) return false;
     for (int64_t n = 0; n < list->slots; n++) {
         atomic_init(&list->slot[n].done, 0);
-        list->slot[n].panel = panels + (size_t)n * panel_bytes;
-        list->slot[n].parts = parts + (size_t)n * parts_bytes;
+        list->slot[n].panel = panels + (size_t)n * list->panel_bytes;
+        list->slot[n].parts = parts + (size_t)n * list->parts_bytes;
     }
     return true;
 }
 
-/* Memory of all calls, and what depends on the number of threads. */
-static bool prepare_calls(af_backward_list *list, double flops, af_arena *arena, af_work *work)
+static size_t larger(size_t a, size_t b) { return a < b ? b : a; }
+
+/* Pure: the threads of all calls, the share of units that one takes, and what depends on the number of threads. */
+static void share_calls(af_backward_list *list, af_work *work)
 {
-    size_t panel_bytes = 0, parts_bytes = 0;
-    int64_t slots = 0, panels = 0;
-    bool taken = true;
-    for (int64_t n = 0; n < list->count && taken; n++) {
+    double flops = 0;
+    int64_t panels = 0;
+    for (int64_t n = 0; n < list->count; n++) flops += list->listed[n]->schedule.flops;
+    list->threads = af_threads_for(list->run->threads, work->count, af_worth_threads(flops));
+    list->scratch_bytes = list->panel_bytes = list->parts_bytes = 0;
+    list->slots = 0;
+    for (int64_t n = 0; n < list->count; n++) {
         af_listed *listed = list->listed[n];
         af_backward_schedule *s = &listed->schedule;
         const af_backward *w = &s->backward;
         af_share_schedule(s, list->threads);
-        work->scratch_bytes = work->scratch_bytes < s->scratch_bytes ? s->scratch_bytes : work->scratch_bytes;
-        taken = af_take_sums(s, arena) && take_turns(listed, arena);
+        list->scratch_bytes = larger(list->scratch_bytes, s->scratch_bytes);
         if (w->ranges <= 1) continue;
         listed->first_panel = panels;
         panels += s->panels;
-        slots = af_max(slots, s->slots);
-        panel_bytes = panel_bytes < w->panel_bytes ? w->panel_bytes : panel_bytes;
-        const size_t bytes = (size_t)w->parts * w->part_bytes;
-        parts_bytes = parts_bytes < bytes ? bytes : parts_bytes;
+        list->slots = af_max(list->slots, s->slots);
+        list->panel_bytes = larger(list->panel_bytes, w->panel_bytes);
+        list->parts_bytes = larger(list->parts_bytes, (size_t)w->parts * w->part_bytes);
     }
-    list->slots = slots ? af_min(slots, af_panels_that_fit(panel_bytes + parts_bytes, list->threads)) : 0;
-    if (slots == 0) work->share = af_share_of(flops, work->count);
+    if (list->slots)
+        list->slots = af_min(list->slots, af_panels_that_fit(list->panel_bytes + list->parts_bytes, list->threads));
+    work->share = list->slots ? 1 : af_share_of(flops, work->count);
     list->ahead = work->share > 1 ? 1 : list->threads;
-    const size_t scratch_bytes = (size_t)list->threads * work->scratch_bytes;
-    if (taken) work->scratch = af_take_pages(arena, scratch_bytes + (size_t)list->slots * (panel_bytes + parts_bytes));
-    return work->scratch &&
-           (slots == 0 || take_slots(list, panel_bytes, parts_bytes, work->scratch + scratch_bytes, arena));
+}
+
+static bool take_memory(af_backward_list *list, af_arena *arena, af_work *work)
+{
+    for (int64_t n = 0; n < list->count; n++)
+        if (!af_take_sums(&list->listed[n]->schedule, arena) || !take_turns(list->listed[n], arena)) return false;
+    const size_t of_threads = (size_t)list->threads * list->scratch_bytes;
+    work->scratch_bytes = list->scratch_bytes;
+    work->scratch = af_take_pages(arena, of_threads + (size_t)list->slots * (list->panel_bytes + list->parts_bytes));
+    return work->scratch && (list->slots == 0 || take_slots(list, work->scratch + of_threads, arena));
+}
+
+static void describe_list(const af_backward_list *list)
+{
+    double memory = (double)list->threads * (double)list->scratch_bytes;
+    memory += (double)list->slots * (double)(list->panel_bytes + list->parts_bytes);
+    for (int64_t n = 0; n < list->count; n++) memory += af_sums_memory(&list->listed[n]->schedule);
+    af_describe_loop(list->report, list->threads, memory);
+}
+
+static af_status run_list(af_backward_list *list, af_work *work)
+{
+    af_arena arena = {0};
+    af_status status = AF_NO_MEMORY;
+    if (take_memory(list, &arena, work)) {
+        status = af_run_work(work, list->watch, list->threads);
+        for (int64_t n = 0; n < list->count && status == AF_OK; n++) af_add_sums(&list->listed[n]->schedule);
+    }
+    af_give_back(&arena);
+    return status;
 }
 
 af_status af_flush_backward_list(af_backward_list *list)
 {
     if (!list->count) return AF_OK;
-    const int64_t units = list->listed[list->count - 1]->end;
-    double flops = 0;
-    for (int64_t n = 0; n < list->count; n++) flops += list->listed[n]->schedule.flops;
-    list->threads = af_threads_for(list->run->threads, units, af_worth_threads(flops));
-    af_arena arena = {0};
-    af_work work = {.unit = listed_unit, .context = list, .count = units, .share = 1};
-    af_status status = AF_NO_MEMORY;
-    if (prepare_calls(list, flops, &arena, &work)) {
-        status = af_run_work(&work, list->watch, list->threads);
-        for (int64_t n = 0; n < list->count && status == AF_OK; n++) af_add_sums(&list->listed[n]->schedule);
-    }
-    af_give_back(&arena);
+    af_work work = {.unit = listed_unit, .context = list, .count = list->listed[list->count - 1]->end};
+    af_status status = AF_OK;
+    share_calls(list, &work);
+    if (list->report) describe_list(list);
+    else status = run_list(list, &work);
     list->count = 0;
     return status;
 }

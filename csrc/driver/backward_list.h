@@ -32,15 +32,17 @@ typedef struct af_backward_list {
     int64_t ahead; /* the unit that a thread probably takes next comes so many later */
     int64_t slots;
     af_slot *slot;
+    size_t scratch_bytes, panel_bytes, parts_bytes; /* for each thread; for each slot */
+    af_report *report;                              /* or NULL: calls are added to it, not run */
 } af_backward_list;
 
 /* The arena must outlive the list. */
 void af_open_backward_list(af_backward_list *list, const af_run *run, af_watch *watch, af_arena *arena);
 
-/* Computes the gradients of a call, now or together with those of later ones. */
+/* Computes the gradients of a call, or adds its loop to the report, now or together with those of later ones. */
 af_status af_list_backward(af_backward_list *list, const af_call *call);
 
-/* Computes those that are left. */
+/* The same for those that are left. */
 af_status af_flush_backward_list(af_backward_list *list);
 
 #endif

@@ -203,55 +203,77 @@ static af_status count_visits(count *c)
     return AF_OK;
 }
 
-/* What is left of the room for rectangles. */
-static void open_count(count *c, af_rectangle *rectangles, int64_t before, int64_t room)
+/* Counts what a call visits, as by a report of its own, with what is left of the room for rectangles. */
+static af_status describe_pieces(af_describer *d, const af_call *call, const af_plan *plan, bool by_keys)
 {
-    if (!rectangles) return;
-    const int64_t taken = af_min(before, room);
-    c->rectangles = rectangles + taken;
-    c->room = room - taken;
-}
-
-static void add_report(af_report *report, const af_report *own)
-{
-    report->visible_pairs += own->visible_pairs;
-    report->visited_pairs += own->visited_pairs;
-    report->rectangles += own->rectangles;
-}
-
-af_status af_describe_pieces(const af_call *call, const af_plan *plan, af_watch *watch, af_report *report,
-                             af_rectangle *rectangles, int64_t room)
-{
-    af_report own = {0};
-    count c = {.call = call, .plan = plan, .report = &own, .watch = watch, .by_keys = true};
-    open_count(&c, rectangles, report->rectangles, room);
+    af_report own = {0}, *report = d->report;
+    count c = {.call = call, .plan = plan, .report = &own, .watch = d->sink.watch, .by_keys = by_keys};
+    if (d->rectangles) {
+        const int64_t taken = af_min(report->rectangles, d->room);
+        c.rectangles = d->rectangles + taken;
+        c.room = d->room - taken;
+    }
     if (count_visits(&c) != AF_OK) return AF_INTERRUPTED;
-    add_report(report, &own);
+    report->visible_pairs += own.visible_pairs;
+    report->visited_pairs += own.visited_pairs;
+    report->rectangles += own.rectangles;
     return AF_OK;
 }
 
-af_status af_describe_call(const af_call *call, const af_run *run, af_watch *watch, af_report *report,
-                           af_rectangle *rectangles, int64_t room)
+af_status af_describe_pieces(af_describer *d, const af_call *call, const af_plan *plan)
+{
+    return describe_pieces(d, call, plan, true);
+}
+
+void af_describe_loop(af_report *report, int threads, double memory)
+{
+    if (threads > report->threads) report->threads = threads;
+    if (memory > report->memory) report->memory = memory;
+}
+
+void af_describe_group(af_describer *d)
+{
+    if (!d->group.calls) return;
+    const int threads = af_threads_of_group(&d->group, d->sink.run);
+    af_describe_loop(d->report, threads, (double)threads * (double)d->group.scratch_bytes);
+    d->group = (af_group){0};
+}
+
+static af_status describe_call(af_describer *d, const af_call *call, bool queued)
 {
     if (call->B == 0 || call->H == 0 || call->Lq == 0) return AF_OK;
     af_schedule s;
-    af_report own = {0};
+    af_report *report = d->report;
     af_schedule_call(&s, call);
-    count c = {.call = call, .plan = &s.plan, .report = &own, .watch = watch};
-    open_count(&c, rectangles, report->rectangles, room);
-    if (count_visits(&c) != AF_OK) return AF_INTERRUPTED;
-    add_report(report, &own);
+    if (describe_pieces(d, call, &s.plan, false) != AF_OK) return AF_INTERRUPTED;
     for (int i = 0; i < s.count; i++) report->tasks += s.pass[i].units;
-    const int threads = af_threads_for(run->threads, s.most_units, s.worth_threads);
-    const double memory = af_working_memory(&s, threads);
-    if (threads > report->threads) report->threads = threads;
-    if (memory > report->memory) report->memory = memory;
     if (report->kernel[0] == 'n' || !s.plan.decode) report->kernel = s.plan.decode ? "decode" : "forward";
+    if (queued && af_add_to_group(&d->group, &s)) {
+        if (d->group.calls == AF_QUEUED_CALLS) af_describe_group(d);
+    } else {
+        const int threads = af_threads_for(d->sink.run->threads, s.most_units, s.worth_threads);
+        af_describe_loop(report, threads, af_working_memory(&s, threads));
+    }
     return AF_OK;
 }
 
-void af_begin_report(const af_call *call, af_report *report)
+af_status af_describe_call(af_describer *d, const af_call *call) { return describe_call(d, call, false); }
+af_status af_describe_queued(af_describer *d, const af_call *call) { return describe_call(d, call, true); }
+
+static af_status take_call(af_sink *sink, const af_call *call)
 {
+    return af_describe_queued((af_describer *)sink, call);
+}
+
+static af_status take_barrier(af_sink *sink)
+{
+    af_describe_group((af_describer *)sink);
+    return AF_OK;
+}
+
+void af_open_describer(af_describer *d, const af_call *call, const af_run *run, af_watch *watch, af_report *report)
+{
+    *d = (af_describer){.sink = {take_call, take_barrier, run, watch, af_memory_for(run), true}, .report = report};
     *report = (af_report){.isa = af_isa_in_use(call->dtype), .kernel = "none", .threads = 1};
 }
 
@@ -264,8 +286,7 @@ void af_end_report(const af_call *call, af_report *report)
     report->bytes = size * (queries + keys);
 }
 
-af_status af_describe_any(const af_call *wanted, const af_run *run, af_watch *watch, af_report *report,
-                          af_rectangle *rectangles, int64_t room)
+af_status af_describe_any(af_describer *d, const af_call *wanted)
 {
     af_call call = *wanted;
     if (call.B == 0 || call.H == 0 || call.Lq == 0) return AF_OK;
@@ -273,7 +294,7 @@ af_status af_describe_any(const af_call *wanted, const af_run *run, af_watch *wa
         call.results.topk = 0;
         call.results.lse.data = &call;
     }
-    return af_describe_local(&call, run, watch, report, rectangles, room);
+    return af_describe_local(d, &call);
 }
 
 af_status af_describe(const af_problem *problem, const af_run *run, af_report *report, af_rectangle *rectangles,
@@ -282,10 +303,13 @@ af_status af_describe(const af_problem *problem, const af_run *run, af_report *r
     run = af_or_default_run(run);
     af_watch watch = af_start_watch(run);
     af_call call;
+    af_describer d;
     af_open_call(&call, problem);
     assert(af_is_legal(&call));
-    af_begin_report(&call, report);
-    const af_status status = af_describe_any(&call, run, &watch, report, rectangles, room);
+    af_open_describer(&d, &call, run, &watch, report);
+    d.rectangles = rectangles;
+    d.room = room;
+    const af_status status = af_describe_any(&d, &call);
     if (call.B > 0 && call.H > 0 && call.Lq > 0) af_end_report(&call, report);
     return status;
 }

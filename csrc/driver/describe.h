@@ -1,29 +1,41 @@
-/* What the passes of a call visit, counted without computing anything. */
+/* What the passes of calls visit, counted without computing anything. */
 #ifndef AF_DESCRIBE_H
 #define AF_DESCRIBE_H
 
-#include "plan/call.h"
-#include "plan/plan.h"
-#include "runtime/parallel.h"
+#include "driver/queue.h"
+#include "driver/sink.h"
 
-/* Adds any legal call to a report, as af_run_any would run it. */
-af_status af_describe_any(const af_call *call, const af_run *run, af_watch *watch, af_report *report,
-                          af_rectangle *rectangles, int64_t room);
+/* What calls are added to. */
+typedef struct af_describer {
+    af_sink sink; /* takes calls as af_describe_queued does */
+    af_report *report;
+    af_rectangle *rectangles; /* those that calls visit, or NULL */
+    int64_t room;             /* for rectangles */
+    af_group group;           /* calls whose common loop is not in the report yet */
+} af_describer;
 
-/* Adds a plain call to a report; `rectangles` (or NULL) receives the rectangles that it visits, at most `room` in all.
- */
-af_status af_describe_call(const af_call *call, const af_run *run, af_watch *watch, af_report *report,
-                           af_rectangle *rectangles, int64_t room);
+/* A report without calls. */
+void af_open_describer(af_describer *d, const af_call *call, const af_run *run, af_watch *watch, af_report *report);
 
-/* Adds the pairs of a call of gradients, whose plan is given. */
-af_status af_describe_pieces(const af_call *call, const af_plan *plan, af_watch *watch, af_report *report,
-                             af_rectangle *rectangles, int64_t room);
+/* Any legal call, as af_run_any would run it; a call that is one, as af_run_call would; and one that af_enqueue would
+ * run together with others. */
+af_status af_describe_any(af_describer *d, const af_call *call);
+af_status af_describe_call(af_describer *d, const af_call *call);
+af_status af_describe_queued(af_describer *d, const af_call *call);
+
+/* The loop of the calls that were queued: af_flush_queue. */
+void af_describe_group(af_describer *d);
+
+/* The pairs of a call of gradients, whose plan is given. */
+af_status af_describe_pieces(af_describer *d, const af_call *call, const af_plan *plan);
+
+/* A loop of units. */
+void af_describe_loop(af_report *report, int threads, double memory);
 
 /* Rectangles of one sequence, from number `first` on, in the rows of all. */
-void af_move_rectangles(af_rectangle *rectangles, int64_t first, int64_t end, af_part sequence);
+void af_move_rectangles(af_describer *d, int64_t first, af_part sequence);
 
-/* A report before the first call is added, and its totals after the last. */
-void af_begin_report(const af_call *call, af_report *report);
+/* The totals of a report. */
 void af_end_report(const af_call *call, af_report *report);
 
 #endif

@@ -141,34 +141,15 @@ af_status af_run_local(af_call *call, const af_run *run, af_watch *watch)
     return status;
 }
 
-typedef struct describer {
-    af_sink sink;
-    af_report *report;
-    af_rectangle *rectangles;
-    int64_t room;
-} describer;
-
-static af_status describe_one(af_sink *sink, const af_call *call)
-{
-    const describer *d = (const describer *)sink;
-    return af_describe_call(call, sink->run, sink->watch, d->report, d->rectangles, d->room);
-}
-
-static af_status go_on(af_sink *sink)
-{
-    (void)sink;
-    return AF_OK;
-}
-
-af_status af_describe_local(const af_call *wanted, const af_run *run, af_watch *watch, af_report *report,
-                            af_rectangle *rectangles, int64_t room)
+af_status af_describe_local(af_describer *d, const af_call *wanted)
 {
     af_call call = *wanted;
     af_arena arena = {0};
-    describer d = {{describe_one, go_on, run, watch, af_memory_for(run), true}, report, rectangles, room};
     bool causal, several;
-    af_status status = af_prepare_local(&call, &causal, &several, watch, &arena);
-    if (status == AF_OK) status = several ? af_call_pairs(&call, causal, &d.sink) : describe_one(&d.sink, &call);
+    af_status status = af_prepare_local(&call, &causal, &several, d->sink.watch, &arena);
+    if (status == AF_OK && !several) status = af_describe_call(d, &call);
+    if (status == AF_OK && several) status = af_call_pairs(&call, causal, &d->sink);
+    af_describe_group(d);
     af_give_back(&arena);
     return status;
 }

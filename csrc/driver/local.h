@@ -3,7 +3,12 @@
 #define AF_LOCAL_H
 
 #include "driver/arena.h"
+#include "driver/describe.h"
 #include "driver/sink.h"
+
+/* Bytes of copies that wait for calls of gradients; the same for any number of threads, as the order of sums depends on
+ * it. */
+enum { AF_GRADIENT_COPIES = 8 << 20 };
 
 /* Runs a call with windows of any kind. What is computed first may be written to `call`: it is of no use afterwards. */
 af_status af_run_local(af_call *call, const af_run *run, af_watch *watch);
@@ -18,8 +23,7 @@ af_status af_prepare_local(af_call *call, bool *causal, bool *several, af_watch 
 /* Makes the calls that several are. */
 af_status af_call_pairs(const af_call *call, bool causal, af_sink *sink);
 
-/* Adds to a report what af_run_local would do. */
-af_status af_describe_local(const af_call *call, const af_run *run, af_watch *watch, af_report *report,
-                            af_rectangle *rectangles, int64_t room);
+/* Describes what af_run_local would do. */
+af_status af_describe_local(af_describer *d, const af_call *call);
 
 #endif

@@ -12,9 +12,6 @@
 #include "driver/local.h"
 #include "plan/intervals.h"
 
-/* Bytes of copies that wait for calls; the same for any number of threads, as the order of sums depends on it. */
-enum { COPIES = 8 << 20 };
-
 static af_status run_one(af_sink *sink, const af_call *call) { return af_run_backward(call, sink->run, sink->watch); }
 
 static af_status go_on(af_sink *sink)
@@ -123,7 +120,7 @@ af_status af_run_local_backward(af_call *call, const af_run *run, af_watch *watc
     af_status status = af_prepare_local(call, &causal, &several, watch, &arena);
     if (status == AF_OK && !several) status = af_run_backward(call, run, watch);
     if (status == AF_OK && several) {
-        af_sink sink = {run_one, go_on, run, watch, COPIES, false};
+        af_sink sink = {run_one, go_on, run, watch, AF_GRADIENT_COPIES, false};
         if (call->visible.global) status = collect_rows(call, causal, &sink, &arena);
         if (status == AF_OK) status = af_call_pairs(call, causal, &sink);
     }

@@ -40,10 +40,11 @@ af_status af_attention_packed(const af_problem *problem, const af_packing *packi
     return status;
 }
 
-void af_move_rectangles(af_rectangle *rectangles, int64_t first, int64_t end, af_part sequence)
+void af_move_rectangles(af_describer *d, int64_t first, af_part sequence)
 {
-    for (int64_t n = first; rectangles && n < end; n++) {
-        af_rectangle *r = &rectangles[n];
+    const int64_t end = af_min(d->report->rectangles, d->room);
+    for (int64_t n = first; d->rectangles && n < end; n++) {
+        af_rectangle *r = &d->rectangles[n];
         r->b = sequence.row;
         r->first_query += sequence.i;
         r->end_query += sequence.i;
@@ -59,17 +60,23 @@ af_status af_describe_packed(const af_problem *problem, const af_packing *packin
     af_watch watch = af_start_watch(run);
     af_status status = AF_OK;
     af_call whole;
+    af_describer d;
     af_open_call(&whole, problem);
     assert(af_is_legal_packed(&whole, packing));
-    af_begin_report(&whole, report);
+    const bool together = af_is_plain(&whole);
+    if (together) af_causality_as_window(&whole.visible);
+    af_open_describer(&d, &whole, run, &watch, report);
+    d.rectangles = rectangles;
+    d.room = room;
     const int64_t sequences = whole.H == 0 ? 0 : packing->sequences;
     for (int64_t s = 0; s < sequences && status == AF_OK; s++) {
         const af_part part = af_packed_part(&whole, packing, s);
         const af_call call = af_cut_call(&whole, part);
         const int64_t before = af_min(report->rectangles, room);
-        status = af_describe_any(&call, run, &watch, report, rectangles, room);
-        af_move_rectangles(rectangles, before, af_min(report->rectangles, room), part);
+        status = together ? af_describe_queued(&d, &call) : af_describe_any(&d, &call);
+        af_move_rectangles(&d, before, part);
     }
+    af_describe_group(&d);
     af_end_report(&whole, report);
     return status;
 }

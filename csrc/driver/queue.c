@@ -10,10 +10,25 @@ void af_open_queue(af_queue *queue, const af_run *run, af_watch *watch, af_arena
     *queue = (af_queue){.run = run, .watch = watch, .arena = arena};
 }
 
+bool af_add_to_group(af_group *group, const af_schedule *s)
+{
+    if (s->count != 1 || s->plan.splits != 1 || s->pass[0].round != s->pass[0].units) return false;
+    group->calls++;
+    group->units += s->pass[0].units;
+    group->flops += s->flops;
+    if (group->scratch_bytes < s->scratch_bytes) group->scratch_bytes = s->scratch_bytes;
+    return true;
+}
+
+int af_threads_of_group(const af_group *group, const af_run *run)
+{
+    return af_threads_for(run->threads, group->units, af_worth_threads(group->flops));
+}
+
 static void queued_unit(void *context, int64_t index, void *scratch)
 {
     const af_queue *queue = context;
-    int64_t low = 0, high = queue->count - 1; /* the first whose end is beyond the unit */
+    int64_t low = 0, high = queue->group.calls - 1; /* the first whose end is beyond the unit */
     while (low < high) {
         const int64_t middle = (low + high) / 2;
         if (queue->queued[middle]->end > index) high = middle;
@@ -25,29 +40,21 @@ static void queued_unit(void *context, int64_t index, void *scratch)
 
 af_status af_flush_queue(af_queue *queue)
 {
-    if (!queue->count) return AF_OK;
-    const int64_t units = queue->queued[queue->count - 1]->end;
-    const int threads = af_threads_for(queue->run->threads, units, af_worth_threads(queue->flops));
+    const af_group *group = &queue->group;
+    if (!group->calls) return AF_OK;
+    const int threads = af_threads_of_group(group, queue->run);
     af_arena arena = {0};
-    char *scratch = af_take(&arena, threads, queue->scratch_bytes);
+    char *scratch = af_take(&arena, threads, group->scratch_bytes);
     af_status status = AF_NO_MEMORY;
     if (scratch) {
-        af_work work = {.unit = queued_unit, .context = queue, .count = units, .scratch = scratch};
-        work.share = af_share_of(queue->flops, units);
-        work.scratch_bytes = queue->scratch_bytes;
+        af_work work = {.unit = queued_unit, .context = queue, .count = group->units, .scratch = scratch};
+        work.share = af_share_of(group->flops, group->units);
+        work.scratch_bytes = group->scratch_bytes;
         status = af_run_work(&work, queue->watch, threads);
     }
     af_give_back(&arena);
-    queue->count = 0;
-    queue->flops = 0;
-    queue->scratch_bytes = 0;
+    queue->group = (af_group){0};
     return status;
-}
-
-/* Only calls of one pass whose units need no joining can be packed. */
-static bool can_be_packed(const af_schedule *s)
-{
-    return s->count == 1 && s->plan.splits == 1 && s->pass[0].round == s->pass[0].units;
 }
 
 /* Memory for as many calls again as there is memory for. */
@@ -63,13 +70,11 @@ static bool grow(af_queue *queue)
 af_status af_enqueue(af_queue *queue, const af_call *call)
 {
     if (!af_has_results(call)) return AF_OK;
-    if (queue->count == queue->room && !grow(queue)) return AF_NO_MEMORY;
-    af_queued *const *place = &queue->queued[queue->count], *next = *place;
+    if (queue->group.calls == queue->room && !grow(queue)) return AF_NO_MEMORY;
+    af_queued *next = queue->queued[queue->group.calls];
     next->call = *call;
     af_schedule_call(&next->schedule, &next->call);
-    if (!can_be_packed(&next->schedule)) return af_run_call(&next->call, queue->run, queue->watch);
-    next->end = (queue->count ? place[-1]->end : 0) + next->schedule.pass[0].units;
-    queue->flops += next->schedule.flops;
-    if (next->schedule.scratch_bytes > queue->scratch_bytes) queue->scratch_bytes = next->schedule.scratch_bytes;
-    return ++queue->count == AF_QUEUED_CALLS ? af_flush_queue(queue) : AF_OK;
+    if (!af_add_to_group(&queue->group, &next->schedule)) return af_run_call(&next->call, queue->run, queue->watch);
+    next->end = queue->group.units;
+    return queue->group.calls == AF_QUEUED_CALLS ? af_flush_queue(queue) : AF_OK;
 }

@@ -13,12 +13,24 @@ typedef struct af_queued {
     int64_t end; /* the number of its last unit plus 1 */
 } af_queued;
 
+/* Calls whose units make one loop. */
+typedef struct af_group {
+    int64_t calls, units;
+    double flops;
+    size_t scratch_bytes; /* for each thread */
+} af_group;
+
+/* Adds a call; false if it must run alone, because it has several passes or its units need joining. */
+bool af_add_to_group(af_group *group, const af_schedule *schedule);
+
+/* Threads of its loop. */
+int af_threads_of_group(const af_group *group, const af_run *run);
+
 typedef struct af_queue {
     const af_run *run;
     af_watch *watch;
-    int64_t count, room; /* calls that wait; calls for which there is memory */
-    double flops;
-    size_t scratch_bytes;
+    af_group group; /* calls that wait */
+    int64_t room;   /* calls for which there is memory */
     af_arena *arena;
     af_queued *queued[AF_QUEUED_CALLS]; /* they point into themselves and must not move */
 } af_queue;

@@ -319,6 +319,21 @@ def test_tiny_calls_stay_on_one_thread():
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize(
+    "function", [attnfast.attention_varlen, attnfast.attention_varlen_backward]
+)
+def test_packed_sequences_share_the_threads(function):
+    """Each of them alone stays on one thread; all are cut as they are alone."""
+    x, starts = zeros(200 * 16, 4, 64), np.arange(0, 201 * 16, 16)
+    one = attnfast.plan(function, x[:16], x[:16], x[:16], [0, 16], [0, 16], num_threads=2)
+    alone = attnfast.plan(function, x, x, x, starts, starts, num_threads=1)
+    together = attnfast.plan(function, x, x, x, starts, starts, num_threads=2)
+    assert (one.threads, alone.threads, together.threads) == (1, 1, 2)
+    assert together.tasks == alone.tasks == 200 * one.tasks
+    assert together.memory == 2 * alone.memory >= one.memory > 0
+
+
+@pytest.mark.usefixtures("isa")
 def test_a_plan_is_made_from_lists_too():
     assert attnfast.plan([[1.0]], [[1.0], [2.0]], [[1.0], [2.0]]).visible_pairs == 2
 
