@@ -32,7 +32,8 @@ Modules: `attnfast.layers` (layers with weights), `attnfast.plot` (pictures), `a
 (the same functions in plain NumPy: slow, but they define what every argument means). Each is loaded
 when it is first used. Only by name: `attnfast.torch`, the functions on PyTorch's tensors;
 `attnfast.jax`, on JAX's arrays; `attnfast.transformers`, for the models of transformers;
-`attnfast.autograd`, for the package autograd; `attnfast.onnx`, models of ONNX that use them.
+`attnfast.autograd`, for the package autograd; `attnfast.onnx`, models of ONNX that use them;
+`attnfast.dask`, for arrays in chunks.
 """
 
 import importlib as _importlib

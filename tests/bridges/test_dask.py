@@ -1,0 +1,247 @@
+"""Attention over chunks of dask arrays is attention; also on processes, one of which dies."""
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import attnfast
+from support.paths import ROOT
+from support.scripts import run_python
+
+dask = pytest.importorskip("dask")
+da = pytest.importorskip("dask.array")
+bridge = pytest.importorskip("attnfast.dask")
+
+pytestmark = pytest.mark.quick
+
+RNG = np.random.default_rng(5)
+Q = RNG.standard_normal((2, 4, 50, 8))
+K, V = RNG.standard_normal((2, 2, 2, 70, 8))
+SINKS = np.array([1.0, 2.0, 3.0, 4.0])
+CALLS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "end": {"is_causal": True, "q_offset": "end", "kv_lengths": [70, 40], "q_lengths": [50, 9]},
+    "window": {"window_size": 7, "q_offset": 3},
+    "rows": {
+        "window_size": (3, -1),
+        "is_causal": True,
+        "q_offset": [4, 30],
+        "kv_lengths": [60, 0],
+        "kv_starts": [2, 0],
+    },
+    "pairs": {
+        "mask": RNG.random((2, 1, 50, 70)) < 0.5,
+        "bias": RNG.standard_normal((1, 4, 1, 70)),
+    },
+    "scores": {
+        "alibi_slopes": SINKS / 10,
+        "sink_logits": SINKS,
+        "q_offset": 0,
+        "softcap": 2.0,
+        "scale": 0.5,
+    },
+    "nothing": {"is_causal": True, "q_offset": -60, "sink_logits": SINKS},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with dask.config.set(scheduler="synchronous"):
+        yield
+
+
+def arrays(dtype: Any = np.float64) -> tuple[list[np.ndarray], list[Any]]:
+    """Query, key and value, and the same in chunks that do not fit one another."""
+    plain = [x.astype(dtype) for x in (Q, K, V)]
+    chunks = (1, 2, 20, 8), (2, 1, 30, 4), (2, 2, 70, 8)
+    return plain, [da.from_array(x, chunks=c) for x, c in zip(plain, chunks, strict=True)]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_output_lse_and_gradients(name):
+    plain, chunked = arrays()
+    options = CALLS[name]
+    expected = attnfast.attention(*plain, return_lse=True, **options)
+    result = bridge.attention(*chunked, return_lse=True, **options)
+    assert result.output.chunks[:3] == chunked[0].chunks[:3]
+    output, lse = dask.compute(result.output, result.lse)
+    np.testing.assert_allclose(output, expected.output, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(lse, expected.lse, rtol=1e-10, atol=1e-12)
+    grad = np.random.default_rng(1).standard_normal(Q.shape)
+    found = bridge.attention_backward(grad, *chunked, result.output, result.lse, **options)
+    by_arrays = attnfast.attention_backward(
+        grad, *plain, expected.output, expected.lse, **options
+    )  # fmt: skip
+    for a, b in zip(dask.compute(*found[:3]), by_arrays[:3], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+    assert found[3:] == (None, None, None)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_fewer_axes(rank):
+    x = Q[(0,) * (4 - rank)]
+    chunked = da.from_array(x, chunks=(*(1,) * (rank - 2), 20, 8))
+    found = bridge.attention(chunked, chunked, chunked, window_size=4)
+    np.testing.assert_allclose(found, attnfast.attention(x, x, x, window_size=4), atol=1e-12)
+
+
+def test_masks_in_chunks():
+    plain, chunked = arrays()
+    mask = CALLS["pairs"]["mask"]
+    found = bridge.attention(*chunked, mask=da.from_array(mask, chunks=13))
+    np.testing.assert_allclose(found, attnfast.attention(*plain, mask=mask), atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_dtypes_are_kept_and_sums_are_wide(dtype):
+    dtype = np.dtype(getattr(pytest.importorskip("ml_dtypes"), dtype, dtype))
+    plain, chunked = arrays(dtype)
+    result = bridge.attention(*chunked, return_lse=True)
+    found = bridge.attention_backward(result.output, *chunked, *result[:2])
+    got = dask.compute(result.output, *found[:3])
+    wide = [x.astype(np.float64) for x in plain]
+    exact, pullback = attnfast.vjp(attnfast.attention, *wide)
+    expected = exact, *pullback(got[0].astype(np.float64))[:3]
+    step = 2.0 ** {"float32": -20, "float16": -10, "bfloat16": -7}[dtype.name]
+    # The output is rounded once: half a step.
+    np.testing.assert_allclose(got[0].astype(np.float64), exact, rtol=0.51 * step, atol=1e-6)
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(a.astype(np.float64), b, rtol=2 * step, atol=2 * step)
+
+
+def test_only_keys_within_the_window_are_needed():
+    """Those of other chunks are not read, and of these chunks only what is seen."""
+    read = []
+
+    def load(name: str, block_info: Any = None) -> np.ndarray:
+        (start, stop), _ = block_info[None]["array-location"]
+        read.append((name, start))
+        x = np.full((stop - start, 8), np.nan)
+        x[np.arange(start, stop) >= 380] = 1
+        return x
+
+    chunks = ((100,) * 10, 8)
+    key, value = (
+        da.map_blocks(load, name, chunks=chunks, dtype=float, meta=np.empty((0, 0)))
+        for name in "kv"
+    )
+    query = da.ones((1000, 8), chunks=(100, 8))
+    output = bridge.attention(query, key, value, window_size=(20, 0))
+    np.testing.assert_allclose(output[400:450].compute(), 1)
+    assert sorted(set(read)) == [(name, start) for name in "kv" for start in (300, 400)]
+
+
+def test_tasks_use_one_thread(monkeypatch):
+    seen = []
+    tasks = bridge.tasks
+
+    def attend(*operands: Any, **options: Any) -> Any:
+        seen.append(options["num_threads"])
+        return attnfast.attention(*operands, **options)
+
+    monkeypatch.setattr(tasks, "attention", attend)
+    bridge.attention(*arrays()[1]).compute()
+    assert set(seen) == {1}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"dropout": 0.1}, TypeError, r"^dropout is not an argument of attnfast\.dask"),
+        ({"causal": True}, TypeError, r"^causal is not .*is_causal"),
+        ({"window_size": -3}, ValueError, r"^window_size"),
+        ({"is_causal": True}, ValueError, r"q_offset"),
+        ({"mask": np.ones((50, 70))}, TypeError, r"^mask must be bool, got float64"),
+        ({"mask": np.ones((50, 69), bool)}, ValueError, r"^mask has shape \(50, 69\)"),
+        ({"kv_lengths": [1, 2, 3]}, ValueError, r"^kv_lengths"),
+    ],
+)
+def test_bad_input_raises_before_anything_runs(options, error, message):
+    with pytest.raises(error, match=message):
+        bridge.attention(*arrays()[1], **options)
+
+
+def test_bad_shapes():
+    q, k, v = arrays()[1]
+    with pytest.raises(ValueError, match="same batch rows"):
+        bridge.attention(q, k[:1], v[:1])
+    with pytest.raises(ValueError, match=r"^lse must have shape \(2, 4, 50\)"):
+        bridge.attention_backward(q, q, k, v, q, q)
+
+
+CLUSTER = """
+import os, sys
+import numpy as np, dask.array as da, attnfast
+from attnfast.dask import attention
+from distributed import Client, LocalCluster
+
+def kill_once(x):
+    try:
+        os.close(os.open({flag!r}, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return x
+    os._exit(1)
+
+if __name__ == "__main__":
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, 2, 400, 16), dtype=np.float32)
+    chunked = [da.from_array(x, chunks=(2, 100, 16)) for x in (q, k, v)]
+    alone = attention(*chunked, is_causal=True).compute(scheduler="synchronous")
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True,
+                      dashboard_address=None) as cluster, Client(cluster) as client:
+        first = set(client.nthreads())
+        last = chunked[2][:, 300:]
+        last = last.map_blocks(kill_once, dtype=last.dtype, meta=last._meta)
+        late = da.concatenate([chunked[2][:, :300], last], axis=1)
+        output = attention(chunked[0], chunked[1], late, is_causal=True).compute()
+        assert os.path.exists({flag!r}) and set(client.nthreads()) != first, "no worker died"
+    assert output.tobytes() == alone.tobytes()
+    np.testing.assert_allclose(output, attnfast.attention(q, k, v, is_causal=True), atol=1e-6)
+    print("right")
+"""
+
+
+def test_a_worker_dies(tmp_path):
+    pytest.importorskip("distributed")
+    script = tmp_path / "cluster.py"
+    script.write_text(CLUSTER.format(flag=str(tmp_path / "dead")))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0 and done.stdout == "right\n", done.stderr
+
+
+def test_the_example(tmp_path):
+    pytest.importorskip("distributed")
+    script = [str(ROOT / "examples" / "long_sequence.py"), "--tokens", "4000", "--chunk", "500"]
+    done = subprocess.run(
+        [sys.executable, *script, "--window", "32"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4,000 tokens in 8 chunks" in done.stdout
+    assert float(done.stdout.split()[-1]) < 1e-5
+
+
+def test_without_the_package(tmp_path):
+    code = (
+        "import sys; sys.modules['dask'] = None\n"
+        "import attnfast\n"
+        "try: import attnfast.dask\n"
+        "except ImportError as error: print(error)"
+    )
+    shown = run_python(code, tmp_path)
+    assert shown.startswith("attnfast.dask needs the package dask, 2024.8 or later: write pip")
