@@ -64,9 +64,9 @@ def _refuse_tensor(x: Any, name: str) -> None:
     """Refuse dask arrays, and torch tensors that NumPy cannot read."""
     libraries = {kind.__module__.split(".")[0] for kind in type(x).__mro__}
     if "dask" in libraries:
-        raise TypeError(
-            f"{name} is a dask array: write {name}.compute(), or map the call over its blocks"
-        )
+        chunked = name in ("query", "key", "value", "mask", "bias")
+        instead = ", or call attnfast.dask.attention, which takes chunks" if chunked else ""
+        raise TypeError(f"{name} is a dask array: write {name}.compute(){instead}")
     if "torch" not in libraries or not hasattr(x, "requires_grad"):
         return
     traits, write, read = "", name, ".numpy()"

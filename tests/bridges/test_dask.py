@@ -14,6 +14,7 @@ from support.scripts import run_python
 dask = pytest.importorskip("dask")
 da = pytest.importorskip("dask.array")
 bridge = pytest.importorskip("attnfast.dask")
+tasks = pytest.importorskip("attnfast.dask._tasks")
 
 pytestmark = pytest.mark.quick
 
@@ -21,6 +22,7 @@ RNG = np.random.default_rng(5)
 Q = RNG.standard_normal((2, 4, 50, 8))
 K, V = RNG.standard_normal((2, 2, 2, 70, 8))
 SINKS = np.array([1.0, 2.0, 3.0, 4.0])
+OTHERS = ("bias", "sink_logits", "alibi_slopes")
 CALLS: dict[str, dict[str, Any]] = {
     "plain": {},
     "end": {"is_causal": True, "q_offset": "end", "kv_lengths": [70, 40], "q_lengths": [50, 9]},
@@ -60,24 +62,110 @@ def arrays(dtype: Any = np.float64) -> tuple[list[np.ndarray], list[Any]]:
     return plain, [da.from_array(x, chunks=c) for x, c in zip(plain, chunks, strict=True)]
 
 
+def check(plain: Any, chunked: Any, lazy: dict[str, Any] | None = None, **options: Any) -> None:
+    """Output, lse, weights and all gradients of a call are those of attnfast.
+
+    `lazy` are options that dask gets in another form.
+    """
+    lazy = {**options, **(lazy or {})}
+    expected = attnfast.attention(*plain, return_lse=True, return_weights=True, **options)
+    result = bridge.attention(*chunked, return_lse=True, return_weights=True, **lazy)
+    for ours, theirs in zip(dask.compute(*result), expected, strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+    rng = np.random.default_rng(1)
+    loss = rng.standard_normal(expected.output.shape)
+    more = {"grad_lse": rng.standard_normal(expected.lse.shape)}
+    more["wanted"] = "query", "key", "value", *(name for name in OTHERS if name in options)
+    found = bridge.attention_backward(loss, *chunked, *result[:2], **lazy, **more)
+    by_arrays = attnfast.attention_backward(loss, *plain, *expected[:2], **options, **more)
+    for lazily, theirs in zip(found, by_arrays, strict=True):
+        assert (lazily is None) == (theirs is None)
+        if lazily is not None:
+            ours = lazily.compute()
+            assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+            np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", CALLS)
-def test_output_lse_and_gradients(name):
+def test_results_and_gradients(name):
+    check(*arrays(), **CALLS[name])
+    output = bridge.attention(*arrays()[1], **CALLS[name])
+    assert output.chunks[:3] == arrays()[1][0].chunks[:3]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [(2, 1, 1), (1, 2, 2), (2, 0, 0), (0, 2, 2), (1, 2, 1), (2, 2, 0)],
+    ids=lambda rows: "-".join(map(str, rows)),
+)
+def test_batch_rows_broadcast(rows):
+    """0: no axis of batch rows."""
     plain, chunked = arrays()
-    options = CALLS[name]
-    expected = attnfast.attention(*plain, return_lse=True, **options)
-    result = bridge.attention(*chunked, return_lse=True, **options)
-    assert result.output.chunks[:3] == chunked[0].chunks[:3]
-    output, lse = dask.compute(result.output, result.lse)
-    np.testing.assert_allclose(output, expected.output, rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(lse, expected.lse, rtol=1e-10, atol=1e-12)
-    grad = np.random.default_rng(1).standard_normal(Q.shape)
-    found = bridge.attention_backward(grad, *chunked, result.output, result.lse, **options)
-    by_arrays = attnfast.attention_backward(
-        grad, *plain, expected.output, expected.lse, **options
-    )  # fmt: skip
-    for a, b in zip(dask.compute(*found[:3]), by_arrays[:3], strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
-    assert found[3:] == (None, None, None)
+    plain = [x[:n] if n else x[0] for x, n in zip(plain, rows, strict=True)]
+    chunked = [x[:n] if n else x[0] for x, n in zip(chunked, rows, strict=True)]
+    options = {"window_size": (9, 3), "q_offset": [2, 11], "kv_lengths": [70, 33]}
+    bias = RNG.standard_normal((2, 1, 1, 70))
+    check(plain, chunked, bias=bias, sink_logits=SINKS, **options)
+
+
+@pytest.mark.parametrize("shape", [(50, 70), (4, 1, 70), (2, 1, 50, 1), (2, 4, 50, 70), (1, 1)])
+def test_gradients_of_a_bias(shape):
+    """Its chunks are other ones, and windows leave out parts of it."""
+    bias = RNG.standard_normal(shape)
+    lazy = {"bias": da.from_array(bias, chunks=17)}
+    check(*arrays(), lazy, bias=bias, window_size=(11, 2), q_offset=8)
+
+
+def test_gradients_of_a_single_row_of_queries():
+    plain, chunked = arrays()
+    last = slice(None), slice(None), slice(44, 45)
+    q = da.concatenate([chunked[0][last], chunked[0][:, :, :3]], axis=2)  # chunks of 1 and 3
+    x = np.concatenate([plain[0][last], plain[0][:, :, :3]], axis=2)
+    bias = RNG.standard_normal((4, 70))
+    check([x, *plain[1:]], [q, *chunked[1:]], bias=bias, window_size=30, q_offset=20)
+
+
+def test_slopes_for_each_row():
+    slopes = abs(RNG.standard_normal((2, 4)))
+    check(*arrays(), alibi_slopes=slopes, q_offset=[3, 20])
+
+
+@pytest.mark.parametrize("size", [(20, 30), (16, 8), (7, 3), (1, 1), (64, 128)])
+def test_block_masks(size):
+    """Blocks lie across the borders of chunks."""
+    shape = (4, -(-50 // size[0]), -(-70 // size[1]))
+    mask = attnfast.BlockMask(RNG.random(shape) < 0.4, size)
+    check(*arrays(), mask=mask)
+    check(*arrays(), mask=mask, window_size=(13, 5), q_offset=10, sink_logits=SINKS)
+
+
+def test_hidden_blocks_are_not_read():
+    read = []
+
+    def load(block_info: Any = None) -> np.ndarray:
+        (start, stop), _ = block_info[None]["array-location"]
+        read.append(start)
+        return np.ones((stop - start, 8))
+
+    key = da.map_blocks(load, chunks=((100,) * 5, 8), dtype=float, meta=np.empty((0, 0)))
+    mask = attnfast.BlockMask(np.eye(5, dtype=bool), 100)
+    query = da.ones((500, 8), chunks=(100, 8))
+    np.testing.assert_allclose(bridge.attention(query, key, key, mask=mask)[130:150], 1)
+    assert set(read) == {100}
+
+
+def test_visible_nan_stays_and_hidden_keys_weigh_nothing():
+    plain, _ = arrays()
+    plain[1][:, :, 65, 0] = np.nan  # in the last chunk of keys
+    lazy = [da.from_array(x, chunks=(2, 4, 20, 8)) for x in plain]
+    options = {"window_size": (20, 10), "q_offset": 8, "return_weights": True}
+    expected = attnfast.attention(*plain, **options)
+    found = bridge.attention(*lazy, **options)
+    np.testing.assert_array_equal(np.isnan(found.output), np.isnan(expected.output))
+    hidden = expected.weights == 0
+    assert np.isnan(found.weights.compute()).any()
+    np.testing.assert_array_equal(found.weights.compute()[hidden], 0)
 
 
 @pytest.mark.parametrize("rank", [2, 3])
@@ -113,6 +201,17 @@ def test_dtypes_are_kept_and_sums_are_wide(dtype):
         np.testing.assert_allclose(a.astype(np.float64), b, rtol=2 * step, atol=2 * step)
 
 
+def test_the_gradient_of_a_small_bias_is_rounded_once():
+    plain, chunked = arrays(np.float32)
+    bias = RNG.standard_normal((4, 1, 70)).astype(np.float16)
+    result = bridge.attention(*chunked, bias=bias, return_lse=True)
+    found = bridge.attention_backward(Q, *chunked, *result[:2], bias=bias, wanted=("bias",)).bias
+    _, pullback = attnfast.vjp(attnfast.attention, *plain, bias=bias.astype(float), wanted=["bias"])
+    exact = pullback(Q.astype(np.float32)).bias
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found.compute().astype(float), exact, rtol=0.51 / 2**10, atol=1e-5)
+
+
 def test_only_keys_within_the_window_are_needed():
     """Those of other chunks are not read, and of these chunks only what is seen."""
     read = []
@@ -137,7 +236,6 @@ def test_only_keys_within_the_window_are_needed():
 
 def test_tasks_use_one_thread(monkeypatch):
     seen = []
-    tasks = bridge.tasks
 
     def attend(*operands: Any, **options: Any) -> Any:
         seen.append(options["num_threads"])
@@ -151,11 +249,16 @@ def test_tasks_use_one_thread(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"dropout": 0.1}, TypeError, r"^dropout is not an argument of attnfast\.dask"),
+        ({"dropout": 0.1}, TypeError, r"^dropout is not an argument of attnfast\.dask: .*map"),
+        ({"num_threads": 2}, TypeError, r"^num_threads is not an argument of attnfast\.dask"),
+        ({"mask": [[True]]}, TypeError, r"^mask must be a NumPy or dask array.*np\.asarray"),
+        ({"bias": np.ones((50, 70), int)}, TypeError, r"^bias must be floating point, got int64"),
+        ({"kv_lengths": da.ones(2, dtype=int)}, TypeError, r"^kv_lengths is a dask array"),
+        ({"sink_logits": np.ones(3)}, ValueError, r"^sink_logits"),
         ({"causal": True}, TypeError, r"^causal is not .*is_causal"),
         ({"window_size": -3}, ValueError, r"^window_size"),
         ({"is_causal": True}, ValueError, r"q_offset"),
-        ({"mask": np.ones((50, 70))}, TypeError, r"^mask must be bool, got float64"),
+        ({"mask": np.ones((50, 70))}, TypeError, r"^mask must be bool, True .*got float64"),
         ({"mask": np.ones((50, 69), bool)}, ValueError, r"^mask has shape \(50, 69\)"),
         ({"kv_lengths": [1, 2, 3]}, ValueError, r"^kv_lengths"),
     ],
@@ -167,10 +270,19 @@ def test_bad_input_raises_before_anything_runs(options, error, message):
 
 def test_bad_shapes():
     q, k, v = arrays()[1]
-    with pytest.raises(ValueError, match="same batch rows"):
-        bridge.attention(q, k[:1], v[:1])
+    with pytest.raises(ValueError, match=r"^the batch axes of key do not broadcast"):
+        bridge.attention(q, da.concatenate([k, k[:1]]), v)
+    with pytest.raises(ValueError, match=r"^query must have 2 to 4 axes.*reshape"):
+        bridge.attention(q[None], k, v)
+    with pytest.raises(ValueError, match=r"^key must have a known shape.*compute_chunk_sizes"):
+        bridge.attention(q[0, 0], k[0, 0][k[0, 0, :, 0] > 0], v[0, 0])
     with pytest.raises(ValueError, match=r"^lse must have shape \(2, 4, 50\)"):
         bridge.attention_backward(q, q, k, v, q, q)
+    lse = q[..., 0]
+    with pytest.raises(ValueError, match=r"^wanted names bias, which the call does not have"):
+        bridge.attention_backward(q, q, k, v, q, lse, wanted=("bias",))
+    with pytest.raises(TypeError, match=r"^grad_weights is not an argument of attnfast\.dask"):
+        bridge.attention_backward(q, q, k, v, q, lse, grad_weights=lse)
 
 
 CLUSTER = """
@@ -214,7 +326,7 @@ def test_a_worker_dies(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0 and done.stdout == "right\n", done.stderr
@@ -228,7 +340,7 @@ def test_the_example(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
