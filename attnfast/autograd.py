@@ -27,7 +27,9 @@ from typing import Any
 import numpy as np
 
 try:
+    import autograd.numpy as anp
     from autograd.extend import Box, defvjp_argnums, primitive
+    from autograd.tracer import getval
 except (ImportError, AttributeError) as error:  # the latter: made for an older NumPy
     raise ImportError(
         "attnfast.autograd needs the package autograd, 1.7 or later: "
@@ -86,7 +88,7 @@ def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
         arguments = signature.bind(*operands, **options).arguments
         _check(function, arguments)
         names = tuple(name for name in differentiable(function) if arguments.get(name) is not None)
-        arrays = [arguments.pop(name) for name in names]
+        arrays = [_stacked(arguments.pop(name), name) for name in names]
         output, lse, *weights = run(*arrays, names=names, others=arguments)
         if not (has_lse or arguments.get("return_lse") or weights):
             return output
@@ -94,6 +96,22 @@ def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
         return AttentionResult(output, lse, weights[0] if weights else None)
 
     return traced
+
+
+def _stacked(x: Any, name: str) -> Any:
+    """One array in place of a sequence that holds traced ones, whose gradient reaches each."""
+    if not isinstance(x, (list, tuple)):
+        return x
+    parts = [_stacked(part, f"{name}[{n}]") for n, part in enumerate(x)]
+    if not any(isinstance(part, Box) for part in parts):
+        return x
+    values = [np.asarray(getval(part)) for part in parts]
+    for part in values:
+        if part.dtype != values[0].dtype:
+            raise TypeError(f"{name} must have one dtype, got {values[0].dtype} and {part.dtype}")
+        if part.shape != values[0].shape:
+            raise ValueError(f"{name} must have one shape, got {values[0].shape} and {part.shape}")
+    return anp.stack(parts)
 
 
 def _like(gradient: Any, array: Any) -> Any:

@@ -137,6 +137,34 @@ def test_a_loss_falls():
     assert loss(weights) < 0.9 * before
 
 
+def test_parts_that_are_traced_one_by_one():
+    halves = slice(4), slice(4, 9)
+
+    def merged(q: Any, k: Any, v: Any) -> Any:
+        parts = [
+            bridge.attention(q, k[..., half, :], v[..., half, :], return_lse=True)
+            for half in halves
+        ]
+        return bridge.merge_attention([p.output for p in parts], tuple(p.lse for p in parts))
+
+    np.testing.assert_allclose(merged(Q, K, V).output, attnfast.attention(Q, K, V), atol=1e-14)
+    check_grads(lambda *qkv: merged(*qkv).output)(Q, K, V)
+    check_grads(lambda q: merged(q, K, V).lse)(Q)
+    check_grads(lambda x: bridge.attention(Q, K, V, sink_logits=[x, 2 * x]))(0.5)
+
+
+def test_traced_parts_that_differ():
+    lses = [numbers(4)] * 2
+    with pytest.raises(ValueError, match=r"^outputs must have one shape, got \(4, 5\) and"):
+        autograd.grad(lambda x: bridge.merge_attention([x, x[:, :3]], lses).output.sum())(
+            numbers(4, 5)
+        )
+    with pytest.raises(TypeError, match=r"^outputs must have one dtype, got float64 and float32"):
+        autograd.grad(
+            lambda x: bridge.merge_attention([x, x.astype(np.float32)], lses).output.sum()
+        )(numbers(4, 5))
+
+
 def test_bad_input():
     with pytest.raises(TypeError, match=r"^causal is not an argument of attention: .*is_causal"):
         bridge.attention(Q, K, V, causal=True)
