@@ -8,7 +8,8 @@
 
 typedef struct af_kernels af_kernels;
 
-/* What an element of an additive score costs, in elements of a product. */
+/* What an element of an additive score costs, in elements of a product: 5 to 6 by the times of 4 x 100 x 100 x 128 (Zen
+ * 4, AVX-512 and AVX2), and more without a vector header. It decides on threads and sizes of units only. */
 enum { AF_TANH_WORK = 8 };
 
 /* One unit of work: some blocks of query rows of one (batch row, head group) against one split, or chunk, of their
