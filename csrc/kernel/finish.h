@@ -91,17 +91,18 @@ static uint64_t add_previous(const af_call *call, const af_plan *plan, const que
     return stay;
 }
 
-/* to[row] = factor[row] * O[row]; with `keep`, plus keep[row] times the old to[row]. Rows that are NULL are skipped. */
+/* to[row] = factor[row] * O[row]; with `keep`, plus keep[row] times the old to[row]. Rows that are NULL are skipped,
+ * and a zero has no sign, as in pack.h. */
 static void store_rows(int rows, int64_t Dv, const real *o, const real *factor, const real *keep, elem *const to[AF_NR])
 {
     for (int i = 0; i < rows; i++, o += Dv) {
         if (!to[i]) continue;
         const v scale = v_set1(factor[i]);
         int64_t d = 0;
-        for (; !keep && d + VL <= Dv; d += VL) e_store(to[i] + d, v_mul(v_load(o + d), scale));
+        for (; !keep && d + VL <= Dv; d += VL) e_store(to[i] + d, v_fma(v_load(o + d), scale, v_zero()));
         for (; d < Dv; d += VL) {
             const int here = Dv - d < VL ? (int)(Dv - d) : VL;
-            v x = v_mul(v_load_n(o + d, here), scale);
+            v x = v_fma(v_load_n(o + d, here), scale, v_zero());
             if (keep) x = v_fma(e_load_n(to[i] + d, here), v_set1(keep[i]), x);
             e_store_n(to[i] + d, x, here);
         }

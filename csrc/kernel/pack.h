@@ -30,7 +30,7 @@ static void rows_to_lanes(int n, int nv, int64_t width, elem *const rows[AF_NR],
 }
 
 /* rows[lane][0 .. width) = factor[lane] * lanes', for n lanes; with `keep`, plus keep[lane] times the old row, and
- * rows that are NULL are skipped. */
+ * rows that are NULL are skipped. A zero has no sign: that of a sum whose terms vanish depends on hidden values. */
 static void lanes_to_rows(int n, int nv, int64_t width, const real *lanes, const real *factor, const real *keep,
                           elem *const rows[AF_NR])
 {
@@ -41,7 +41,7 @@ static void lanes_to_rows(int n, int nv, int64_t width, const real *lanes, const
         for (int64_t c = 0; c < width; c += VL) {
             const int here = width - c < VL ? (int)(width - c) : VL;
             v x[VL];
-            UNROLL(r, VL) x[r] = r < here ? v_mul(v_load(lanes + (c + r) * AF_NR + j * VL), scale) : v_zero();
+            UNROLL(r, VL) x[r] = r < here ? v_fma(v_load(lanes + (c + r) * AF_NR + j * VL), scale, v_zero()) : v_zero();
             v_transpose(x);
             if (keep) {
                 UNROLL(r, VL)

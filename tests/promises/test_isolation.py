@@ -8,7 +8,16 @@ from hypothesis import given, settings
 
 import attnfast
 from attnfast import reference
-from support.arrays import DTYPE_IDS, DTYPES, POISON, assert_same, poisoned, qkv, same_bits
+from support.arrays import (
+    DTYPE_IDS,
+    DTYPES,
+    POISON,
+    assert_same,
+    compute_dtype,
+    poisoned,
+    qkv,
+    same_bits,
+)
 from support.drawn_call import Call
 from support.draws import DRAWN, any_call, calls
 
@@ -102,6 +111,26 @@ def test_only_those_who_see_a_key_feel_it(function, dtype, cut, lq, rng):
     dirty, others = function(q, k, v, **options), np.arange(10) != 3
     assert not np.isfinite(dirty[sees][:, 3].astype(np.float32)).any()
     assert same_bits(dirty[sees][:, others], clean.output[sees][:, others])
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("lq", [2, 60])
+def test_hidden_values_give_a_zero_no_sign(lq, dtype):
+    """Terms of some sums are negative and vanish, others are 0 times what is hidden."""
+    hides = np.arange(lq) % 2 == 0
+    mask = np.arange(70) < np.where(hides, 2, 70)[:, None]
+    bias = np.where(np.arange(70) == 0, -60, 0).astype(np.float32)
+    x, v = np.zeros((2, max(lq, 70), 8), dtype), np.zeros((2, 70, 8), np.float64)
+    v[:, 0] = -1e-30 if compute_dtype(dtype) == np.float32 else -1e-300
+    v[:, 1] = -0.0
+    found = []
+    for hidden in (1, -1, np.nan):
+        v[:, 2:] = hidden
+        output = attnfast.attention(x[:, :lq], x[:, :70], v.astype(dtype), bias=bias, mask=mask)
+        found.append(output[:, hides])
+    assert not found[0].any()
+    assert same_bits(found[0], found[1]) and same_bits(found[0], found[2])
 
 
 @pytest.mark.usefixtures("isa")
