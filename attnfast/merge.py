@@ -148,7 +148,9 @@ def merge_attention_backward(
         weights, seen, _ = _weights(output_parts, lse_parts)
         output = _output(output_parts, weights, seen)
         real = grad.astype(output.dtype)
-        by_output = np.where(seen[..., None], weights[..., None] * real, 0).astype(dtype)
+        by_output = np.empty((len(output_parts), *shape), dtype)  # no float32 copies of all parts
+        for part, weight, has in zip(by_output, weights, seen, strict=True):
+            part[...] = np.where(has[..., None], weight[..., None] * real, 0)
         by_weight = np.stack([(real * (part - output)).sum(axis=-1) for part in output_parts])
         if grad_lse is not None:
             by_weight += _loss(grad_lse, "grad_lse", shape[:-1])

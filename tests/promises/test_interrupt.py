@@ -69,6 +69,13 @@ X = np.broadcast_to(np.zeros(64, np.float32), (1000, 1, 8192, 64))
 G = X[:40]
 PACKED = (np.broadcast_to(X[0, :, :1], (8192 * 500, 1, 64)),) * 3
 BOUNDS = (np.arange(501) * 8192,) * 2
+
+
+def local_gradients(**options):
+    x = G
+    attnfast.local_attention_backward(x, x, x, x, x, x[..., 0], window_size=1000, **options)
+
+
 LONG = {
     "dilation": lambda: attnfast.local_attention(X, X, X, 1000, dilation=3),
     "global tokens": lambda: attnfast.local_attention(X, X, X, 1000, global_tokens=np.arange(999)),
@@ -84,6 +91,20 @@ LONG = {
     "importance": lambda: attnfast.key_importance(X, X),
     "varlen": lambda: attnfast.attention_varlen(*PACKED, *BOUNDS),
     "gradients": lambda: attnfast.attention_backward(G, G, G, G, G, G[..., 0]),
+    "weights": lambda: attnfast.attention_weights(X[:200, :, :4096], X[:200, :, :4096]),
+    "gradients by weights": lambda: attnfast.attention_backward(
+        *(G, G, G, G, G, G[..., 0]), grad_weights=np.broadcast_to(G[..., :1], (*G.shape[:3], 8192))
+    ),
+    "gradients of blocks": lambda: attnfast.attention_backward(
+        *(G, G, G, G, G, G[..., 0]), mask=attnfast.BlockMask(blocks(8192, 8192, 64), 64)
+    ),
+    "gradients of dilation": lambda: local_gradients(dilation=3),
+    "gradients of global tokens": lambda: local_gradients(global_tokens=np.arange(999)),
+    "gradients of local-m": lambda: local_gradients(centers=np.arange(8192)[::-1]),
+    "gradients of local-p": lambda: local_gradients(
+        centers=np.arange(8192.0)[::-1], sigma=500.0, wanted=("query", "centers")
+    ),
+    "vjp": lambda: attnfast.vjp(attnfast.attention, X, X, X),
     "gradients of additive": lambda: attnfast.additive_attention_backward(G, G, G, G, G, G[..., 0]),
     "gradients of varlen": lambda: attnfast.attention_varlen_backward(
         *(PACKED[0], *PACKED, PACKED[0], PACKED[0][..., 0], *BOUNDS), wanted=("query",)

@@ -115,6 +115,63 @@ def backward(function, *shape, **options):  # three gradients, and no scores
 
     return call
 
+def local_backward():  # scores would be 5 GB, and so would their gradients
+    x = np.ones((2, 25_000, 16), np.float32)
+    c = np.random.default_rng(1).uniform(0, 25_000, (2, 25_000))
+
+    def call(rows, n):
+        y = x[:, rows]
+        for options in (
+            {"dilation": [1, 3], "global_tokens": [0, y.shape[1] // 2]},
+            {"centers": c[:, rows].astype(np.int64)},
+            {"centers": c[:, rows], "sigma": 16.0, "wanted": ("query", "key", "value", "centers")},
+        ):
+            attnfast.local_attention_backward(
+                y, y, y, y, y, y[..., 0], window_size=32, num_threads=n, **options)
+
+    return call
+
+def packed(count, length, **options):
+    x = np.ones((count * length, 2, 16), np.float32)
+
+    def call(rows, n):
+        y = x[rows]
+        bounds = np.minimum(np.arange(0, len(y) + length, length), len(y))
+        attnfast.attention_varlen(y, y, y, bounds, bounds, num_threads=n, **options)
+
+    return call
+
+def packed_backward(count, length, **options):
+    x = np.ones((count * length, 2, 16), np.float32)
+
+    def call(rows, n):
+        y = x[rows]
+        bounds = np.minimum(np.arange(0, len(y) + length, length), len(y))
+        loss = y, y, y, y, y, y[..., 0]
+        attnfast.attention_varlen_backward(*loss, bounds, bounds, num_threads=n, **options)
+
+    return call
+
+def merge():  # results are 46 MB, float32 copies of all parts would be 92
+    x = np.ones((6, 60_000, 64), np.float16)
+
+    def call(rows, n):
+        y = x[:, rows]
+        lses = y[..., 0].astype(np.float32)
+        attnfast.merge_attention(y, lses)
+        attnfast.merge_attention_backward(y[0], y, lses)
+
+    return call
+
+def pulled_back():
+    x = np.ones((1, 5000, 64), np.float32)
+
+    def call(rows, n):
+        result, pullback = attnfast.vjp(attention, *(x[:, rows],) * 3, num_threads=n)
+        pullback(result)
+
+    return call
+
 attention = attnfast.attention
 CASES = {
     "long": (2000, lambda: in_rows(attention, 1, 65536, 64, window_size=256)),
@@ -136,6 +193,12 @@ CASES = {
         9000, lambda: backward(attnfast.attention_backward, 1, 5000, 64, dropout=0.5)),
     "gradients of additive": (
         9000, lambda: backward(attnfast.additive_attention_backward, 1, 3000, 16)),
+    "gradients of local": (20000, local_backward),
+    "packed": (4000, lambda: packed(250, 100)),
+    "gradients of packed": (12000, lambda: packed_backward(250, 100)),
+    "gradients of long packed": (9000, lambda: packed_backward(2, 2000, is_causal=True)),
+    "vjp": (12000, pulled_back),
+    "merge": (150_000, merge),
 }
 """
 

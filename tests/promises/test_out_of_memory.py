@@ -49,7 +49,7 @@ def test_every_allocation_of_the_c_library(tmp_path, monkeypatch):
     done = subprocess.run([program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     counts = dict(line.rsplit(": ", 1) for line in done.stdout.splitlines())
-    assert len(counts) == 25
+    assert len(counts) == 28
     assert {name: int(counts[name].split()[0]) for name in ALLOCATIONS} == ALLOCATIONS
 
 
@@ -68,6 +68,18 @@ CASES = {
     "num_threads=1, wanted=('value',))",
     "gradients of additive": "attnfast.additive_attention_backward(k[:, :5], k, k, k[:, :5], "
     "k[:, :5], k[:, 0], num_threads=1, wanted=('value',))",
+    "gradients by weights": "attnfast.attention_backward(k[:, :5], k, k, k[:, :5], k[:, :5], "
+    "k[:, 0], grad_weights=k[:, :10], num_threads=1, wanted=('value',))",
+    "gradients of dilation": "attnfast.local_attention_backward(k[:, :5], k, k, k[:, :5], "
+    "k[:, :5], k[:, 0], window_size=1, dilation=2, num_threads=1, wanted=('value',))",
+    "gradients of global tokens": "attnfast.local_attention_backward(k[:, :5], k, k, k[:, :5], "
+    "k[:, :5], k[:, 0], window_size=1, global_tokens=[7], num_threads=1, wanted=('value',))",
+    "gradients of centers": "attnfast.local_attention_backward(k[:, :5], k, k, k[:, :5], "
+    "k[:, :5], k[:, 0], window_size=1, centers=np.arange(10), num_threads=1, wanted=('value',))",
+    "gradients of packed": "attnfast.attention_varlen_backward(k[:, None, :5], k[:, None], "
+    "k[:, None], k[:, None, :5], k[:, None, :5], k[:, :1], [0, 2, 10], [0, 5, 10], num_threads=1, "
+    "wanted=('value',))",
+    "vjp": "attnfast.vjp(attnfast.attention, q, k, k[:, :5], num_threads=1)",
     "packed": "attnfast.attention_varlen(q[:, None], k[:, None], k[:, None, :5], [0, 2, 9], "
     "[0, 5, 10], out=out[:, None], num_threads=1)",
 }

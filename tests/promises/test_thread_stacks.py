@@ -78,8 +78,19 @@ def cases(dtype):
         "additive_attention", (long[0][:, :, :2], *long[1:]), np.ones(16))
     wild = 9 * q, 9 * k, v
     yield "gradients of wild additive", trained("additive_attention", wild, np.ones(64))
+    yield "gradients of dilation", trained(
+        "local_attention", (q, k, v), 9, dilation=[1, 2, 1, 3], mask=mask)
+    yield "gradients of global tokens", trained(
+        "local_attention", (q, k, v), 9, global_tokens=[0, 80], dropout=0.3)
+    yield "gradients of centers", trained(
+        "local_attention", (q, k, v), 40, centers=np.linspace(150, 0, length), sigma=20.0,
+        wanted=("centers",))
+    yield "gradients of ranges", trained("attention", (long[0][:, :, :900], *long[1:]))
+    yield "gradients of a block mask", trained(
+        "attention", (q, k, v), mask=a.BlockMask(np.eye(5, dtype=bool), 32))
     yield "top", lambda n: a.attention_topk(q, k, 64, num_threads=n)
     yield "split top", lambda n: a.attention_topk(long[0][:, :, :20], long[1], 5, num_threads=n)
+    yield "long top", lambda n: a.attention_topk(q, k, 100, num_threads=n)
     yield "importance", lambda n: a.key_importance(q, k, is_causal=True, num_threads=n)
     rows = [x[0].swapaxes(0, 1) for x in (q, k, v)]
     yield "packed gradients", trained("attention_varlen", rows, *[[0, 30, 90, length]] * 2)

@@ -90,23 +90,45 @@ def merge(q: Any, place: Any) -> Any:
 
 
 def gradients(
-    q: Any, k: Any, v: Any, place: Any, wanted: Any = (), out: Any = None, **options: Any
+    q: Any,
+    k: Any,
+    v: Any,
+    place: Any,
+    wanted: Any = (),
+    *,
+    by_all: bool = False,
+    out: Any = None,
+    **options: Any,
 ) -> Any:
-    output, lse, _ = attnfast.attention(q, k, v, return_lse=True, **options)
-    loss = place(output), q, k, v, place(output), place(lse)
-    wanted = ("query", "key", "value", *wanted)
-    found = attnfast.attention_backward(*loss, wanted=wanted, **options)
-    return tuple(getattr(found, name) for name in wanted)
+    """Those of `attention`; `by_all`: of a loss that depends on all that it returns."""
+    return trained("attention", (q, k, v), place, wanted, by_all=by_all, **options)
 
 
 def local_gradients(
-    q: Any, k: Any, v: Any, place: Any, wanted: Any = (), out: Any = None, **options: Any
+    q: Any,
+    k: Any,
+    v: Any,
+    place: Any,
+    wanted: Any = (),
+    *,
+    by_all: bool = False,
+    out: Any = None,
+    **options: Any,
 ) -> Any:
-    output, lse, _ = attnfast.local_attention(q, k, v, return_lse=True, **options)
-    loss = place(output), q, k, v, place(output), place(lse)
+    return trained("local_attention", (q, k, v), place, wanted, by_all=by_all, **options)
+
+
+def trained(
+    name: str, arrays: Any, place: Any, wanted: Any, *, by_all: bool, **options: Any
+) -> Any:
+    forward, backward = getattr(attnfast, name), getattr(attnfast, f"{name}_backward")
+    output, lse, weights = forward(*arrays, return_lse=True, return_weights=by_all, **options)
+    loss = place(output), *arrays, place(output), place(lse)
+    if by_all:
+        options |= {"grad_lse": place(lse), "grad_weights": place(weights)}
     wanted = ("query", "key", "value", *wanted)
-    found = attnfast.local_attention_backward(*loss, wanted=wanted, **options)
-    return tuple(getattr(found, name) for name in wanted)
+    found = backward(*loss, wanted=wanted, **options)
+    return tuple(getattr(found, each) for each in wanted)
 
 
 def additive_gradients(q: Any, k: Any, v: Any, place: Any, out: Any = None, **options: Any) -> Any:
@@ -154,6 +176,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     "dilation": lambda q, k, v, place, **more: local(
         q, k, v, 3, dilation=place(np.array([2, 3])), q_offset=5, **keys(k, place), **more
     ),
+    "dilation and dropout": lambda q, k, v, place, **more: local(
+        q, k, v, 3, dilation=place(np.array([1, 3])), q_offset=5, **DROPOUT, **more
+    ),
     "global tokens": lambda q, k, v, place, **more: local(
         q, k, v, 3, global_tokens=place(np.array([0, k.shape[-2] - 1])), q_offset=0, **more
     ),
@@ -166,6 +191,12 @@ CALLS: dict[str, Callable[..., Any]] = {
     "gradients of pairs": lambda q, k, v, place, **more: gradients(
         q, k, v, place, ("bias",), softcap=5.0, **pairs(q, k, place), **more
     ),
+    "gradients of blocks": lambda q, k, v, place, **more: gradients(
+        q, k, v, place, mask=block_mask(q, k, place), **more
+    ),
+    "gradients by weights": lambda q, k, v, place, **more: gradients(
+        q, k, v, place, by_all=True, softcap=5.0, **more
+    ),
     "gradients of dilation": lambda q, k, v, place, **more: local_gradients(
         *(q, k, v, place),
         **{"window_size": 3, "dilation": place(np.array([2, 3])), "q_offset": 5},
@@ -176,6 +207,18 @@ CALLS: dict[str, Callable[..., Any]] = {
         *(q, k, v, place),
         **{"window_size": 3, "global_tokens": place(np.array([0, k.shape[-2] - 1]))},
         q_offset=0,
+        **more,
+    ),
+    "gradients by local weights": lambda q, k, v, place, **more: local_gradients(
+        *(q, k, v, place),
+        **{"window_size": 3, "global_tokens": place(np.array([0, k.shape[-2] - 1]))},
+        q_offset=0,
+        by_all=True,
+        **more,
+    ),
+    "gradients of local-m": lambda q, k, v, place, **more: local_gradients(
+        *(q, k, v, place),
+        **{"window_size": 5, "centers": place(np.arange(q.shape[-2])[::-1] * 7 % k.shape[-2])},
         **more,
     ),
     "gradients of local-p": lambda q, k, v, place, **more: local_gradients(
@@ -203,14 +246,22 @@ CALLS: dict[str, Callable[..., Any]] = {
         **FLAGS,
         **more,
     ),
+    "additive and dropout": lambda q, k, v, place, **more: attnfast.additive_attention(
+        q, k, v, place(np.ones(q.shape[-1], np.float32)), **FLAGS, **DROPOUT, **more
+    ),
     "gradients of additive": additive_gradients,
+    "gradients of additive with dropout": lambda q, k, v, place, **more: additive_gradients(
+        q, k, v, place, **DROPOUT, **more
+    ),
     "top": lambda q, k, v, place, **more: top(q, k, 7, **keys(k, place), **more),
     "top of rows": lambda q, k, v, place, **more: top(q, k, 65, **more),
     "importance": lambda q, k, v, place, **more: importance(q, k, **keys(k, place), **more),
     "grouped": lambda q, k, v, place, **more: importance(q, k, per_kv_head=True, **more),
+    "weights": lambda q, k, v, place, **more: stage(q, k, "weights", **keys(k, place), **more),
     "scores": lambda q, k, v, place, **more: stage(q, k, "scores", **more),
     "biased": lambda q, k, v, place, **more: stage(q, k, "biased", **pairs(q, k, place), **more),
     "varlen": lambda q, k, v, place, **more: varlen(q, k, v, place, **more),
+    "varlen and dropout": lambda q, k, v, place, **more: varlen(q, k, v, place, **DROPOUT, **more),
     "gradients of varlen": lambda q, k, v, place, **more: packed_gradients(
         q, k, v, place, is_causal=True, q_offset="end", **more
     ),
@@ -218,9 +269,10 @@ CALLS: dict[str, Callable[..., Any]] = {
     "gradients of merge": lambda q, k, v, place, **more: merge_gradients(q, place),
 }
 # Those without batch axes.
-PACKED = ("varlen", "gradients of varlen")
+PACKED = ("varlen", "varlen and dropout", "gradients of varlen")
 # Those that write `out`.
 WITH_OUT = (
     *("plain", "per row", "per pair", "window", "blocks", "dropout", "dilation", "global tokens"),
-    *("global bools", "local-m", "local-p", "additive", "varlen"),
+    *("dilation and dropout", "global bools", "local-m", "local-p"),
+    *("additive", "additive and dropout", "varlen", "varlen and dropout"),
 )
