@@ -20,6 +20,13 @@ def attention(query, key, value, *, mask=None, **options):
 attention.__signature__ = _inspect.signature(_old).replace(parameters=[
     p for p in _inspect.signature(_old).parameters.values() if p.name != "softcap"])
 del key_importance
+
+import collections as _collections
+_old_plan, _names = plan, ("flops", "further")
+
+def plan(*operands, return_blocks=False, **options):
+    found = _old_plan(*operands, return_blocks=return_blocks, **options)
+    return _collections.namedtuple(type(found).__name__, _names)(found.flops, 1)
 """
 
 
@@ -51,8 +58,12 @@ def test_a_planted_bit(build):
 
 def test_a_build_with_other_functions(build, tmp_path):
     other = copy_build(tmp_path / "other", OTHER)
-    options = "--calls", 60, "--functions", "attention", "key_importance", "--isa", "generic"
+    names = "attention", "key_importance", "plan"
+    options = "--calls", 72, "--functions", *names, "--isa", "generic"
     code, text = same_bits(build, other, *options)
+    assert "only in old: plan: field memory\n" in text, text
+    assert "only in new: plan: field further\n" in text, text
+    assert re.search(r"^plan +generic +12 +\d+ +0$", text, re.MULTILINE), text
     assert code == 1 and "only in old: attention: softcap\n" in text, text
     assert "only in old: key_importance: all\n" in text
     (found,) = re.findall(r"^attention +generic +60 +\d+ +(\d+)$", text, re.MULTILINE)

@@ -6,11 +6,11 @@
 
 Draws calls of every function (tests/support/family_draws.py): any shape, dtype, memory layout and
 option, `out`, keys and values with NaN and infinity, bad arguments; gradients by way of the call
-that they are of. Both builds make the same calls
-on every instruction set. Compared are dtypes, shapes, order in memory and bytes of all that is
-returned, the contents of `out`, and the type of an error or warning, with --messages its text too.
-All NaN count as one. Options and functions that only one build has are left out; what tests/support
-imports must be in both.
+that they are of. Both builds make the same calls on every instruction set. Compared are dtypes,
+shapes, order in memory and bytes of all that is returned, the contents of `out`, and the type of an
+error or warning, with --messages its text too.
+All NaN count as one. Options, functions and fields of results that only one build has are left out
+and named; what tests/support imports must be in both.
 
 Ends with 1 if anything differs. Of each function the first differing calls are printed with their
 names; the same command with `--call NAME` makes one of them again and shows which elements differ.
@@ -100,12 +100,14 @@ class BuildError(Exception):
 
 @dataclass
 class Findings:
-    """How many outcomes were compared and differ, by function and instruction set."""
+    """How many outcomes were compared and differ, by function and instruction set; and the fields
+    of results that one build alone has."""
 
     compared: Counter[tuple[str, str]] = field(default_factory=Counter)
     differ: Counter[tuple[str, str]] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     shown: Counter[str] = field(default_factory=Counter)
+    alone: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
     def add(self, old: list[Any], new: list[Any], messages: bool) -> Iterator[str]:
         """Count a call; lines that describe it if it differs."""
@@ -118,6 +120,11 @@ class Findings:
                 for fields in (outcome, new[3][isa])
             ]
             self.compared[function, isa] += 1
+            if "type" in pair[0] and "type" in pair[1]:  # named results, not errors
+                common = pair[0].keys() & pair[1].keys()
+                for build, named in zip(("old", "new"), pair, strict=True):
+                    self.alone.update((build, function, n) for n in named.keys() - common)
+                pair = [{n: x for n, x in named.items() if n in common} for named in pair]
             if pair[0] != pair[1]:
                 self.differ[function, isa] += 1
                 names = [n for n in {**pair[0], **pair[1]} if pair[0].get(n) != pair[1].get(n)]
@@ -198,6 +205,8 @@ def show_elements(kept: list[Path]) -> None:
 
 
 def print_table(findings: Findings) -> None:
+    for build, function, name in sorted(findings.alone):
+        print(f"only in {build}: {function}: field {name}")
     print(f"{'function':20} {'isa':8} {'calls':>7} {'errors':>7} {'differ':>7}")
     for (function, isa), n in findings.compared.items():
         errors, differ = findings.errors[function], findings.differ[function, isa]
