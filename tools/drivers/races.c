@@ -15,8 +15,8 @@
 
 enum { CALLERS = 4, MOST_ISAS = 8, CHANGING = -1 };
 
-/* Each worth a team, and with several units of work: what that takes is in csrc/driver/passes.c and csrc/plan/plan.c.
- * The first lasts long enough to be interrupted. */
+/* Each worth a team, and with several units of work: what that takes is in csrc/driver/passes.c and csrc/plan/plan.c;
+ * panels of gradients are smaller than there. The first lasts long enough to be interrupted. */
 static const wish cases[] = {
     {.kind = ATTEND,
      .B = 2,
@@ -165,6 +165,34 @@ static const wish cases[] = {
      .right = 30,
      .center = true,
      .gaussian = 0.1},
+    /* Many panels of each head, more than are in flight: all ranges of keys; those that a window sees; the same where
+     * heads take turns; one range, where heads take turns. */
+    {.kind = GRADIENTS, .B = 4, .H = 2, .Hk = 1, .Lq = 250, .Lk = 300, .D = 8, .Dv = 8, .causal = true},
+    {.kind = GRADIENTS,
+     .B = 2,
+     .H = 2,
+     .Hk = 1,
+     .Lq = 400,
+     .Lk = 500,
+     .D = 8,
+     .Dv = 8,
+     .window = true,
+     .left = 40,
+     .right = 20,
+     .sink = true},
+    {.kind = GRADIENTS,
+     .B = 2,
+     .H = 2,
+     .Hk = 1,
+     .Lq = 400,
+     .Lk = 500,
+     .D = 4,
+     .Dv = 4,
+     .window = true,
+     .left = 20,
+     .right = 9,
+     .additive = true},
+    {.kind = GRADIENTS, .B = 4, .H = 2, .Hk = 1, .Lq = 400, .Lk = 60, .D = 8, .Dv = 8, .alibi = true},
     {.kind = PACKED_GRADIENTS,
      .H = 2,
      .Hk = 1,

@@ -42,7 +42,7 @@ SMALL = [
     Patch("driver/queue.h", "AF_QUEUED_CALLS = 256 ", "AF_QUEUED_CALLS = 3 "),
     Patch("driver/global_tokens.c", "MOST_WAITING = 1 << 22 ", "MOST_WAITING = 1 << 11 "),
     Patch("driver/topk.c", "ROW_PAIRS = 1 << 21 ", "ROW_PAIRS = 1 << 10 "),
-    Patch("driver/backward.c", "HEAD_BYTES = 4 << 20 ", "HEAD_BYTES = 4 << 10 "),
+    Patch("driver/backward.c", "PANEL_BYTES = 4 << 20 ", "PANEL_BYTES = 1 << 16 "),
     Patch("plan/backward.c", "BLOCK_KEYS = 128 ", "BLOCK_KEYS = 32 "),
     Patch("plan/backward.c", "LEAST_RANGE = 512,", "LEAST_RANGE = 64,"),
     Patch("plan/backward.c", "PANEL_ROWS = 768 ", "PANEL_ROWS = 96 "),
