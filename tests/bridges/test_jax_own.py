@@ -124,7 +124,7 @@ def test_what_is_not_ours_goes_to_jax(monkeypatch):
         calls.append(options)
         return jnp.zeros(arrays[0].shape if arrays else options["query"].shape)
 
-    monkeypatch.setattr(jax.nn, "dot_product_attention", own)
+    monkeypatch.setattr("attnfast.jax._dot_product.OWN", own)
     dot_product_attention(q, k, v, implementation="xla")
     assert calls.pop()["implementation"] == "xla"
     small = [jnp.asarray(x, jnp.float8_e5m2) for x in (q, k, v)]
@@ -134,6 +134,15 @@ def test_what_is_not_ours_goes_to_jax(monkeypatch):
     assert calls.pop()["local_window_size"] == (-1, 3)
     jax.jit(lambda s: dot_product_attention(q, k, v, scale=s))(0.5)
     assert calls.pop()["scale"] is not None
+
+
+def test_in_the_place_of_jax_own(monkeypatch):
+    q, k, v = draw((2, T, N, 16), (2, S, K, 16), (2, S, K, 16))
+    own = jax.nn.dot_product_attention(q, k, v)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", dot_product_attention)
+    expected = attnfast.attention(*(x.swapaxes(1, 2) for x in (q, k, v)))
+    assert same(jax.nn.dot_product_attention(q, k, v), expected.swapaxes(1, 2))
+    assert same(jax.nn.dot_product_attention(q, k, v, implementation="xla"), own)
 
 
 @pytest.mark.parametrize(
