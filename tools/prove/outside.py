@@ -8,7 +8,7 @@ tests; it must fit the installed version of its library. The tests run twice, as
 attnfast behind their library's attention, with the interpreter that runs this script. A test that
 passes as it is and fails with attnfast is a finding, unless the suite says why it does not apply.
 Ends non-zero if there is a finding. The table is docs/outside.md, made from docs/outside.json, in
-which each run replaces its own suites. Nothing of the tests is copied.
+which a run replaces its suites of the same version of the library. Nothing of the tests is copied.
 """
 
 import argparse
@@ -40,6 +40,7 @@ class Suite:
     select: str  # pytest's -k
     switch: str  # module:function that switches attnfast in for the whole run
     not_applicable: dict[str, str] = field(default_factory=dict)  # pattern of tests: why
+    note: str = ""  # what the page says of it
 
 
 SUITES = {
@@ -53,7 +54,57 @@ SUITES = {
             "fastpath|mha_fast": "asks that the fast path with its own attention was taken",
         },
     ),
+    "jax": Suite(
+        package="jax",
+        files=("tests/nn_test.py",),
+        select="DotProductAttention",
+        switch="outside:into_jax",
+        note='what the tests call with `implementation="xla"` is attnfast, what they compare it '
+        "with is JAX's own",
+    ),
+    "onnx": Suite(
+        package="onnx",
+        files=("tests/python/backend_reference_test.py",),
+        select="test_attention and not expanded and not cuda",
+        switch="outside:into_onnx",
+        note="the cases are those of the installed package",
+    ),
 }
+
+
+# ---- switches of libraries whose bridge has none ----
+
+
+def into_jax() -> None:
+    """Behind JAX's function, but where a test asks for JAX's own by ``implementation=None``.
+
+    These tests compare an implementation, "xla" on CPUs, with that.
+    """
+    import jax
+
+    from attnfast.jax import dot_product_attention
+
+    own = jax.nn.dot_product_attention
+
+    def replaced(*arrays: Any, implementation: str | None = "xla", **options: Any) -> Any:
+        if implementation == "xla":
+            return dot_product_attention(*arrays, **options)
+        return own(*arrays, implementation=implementation, **options)
+
+    jax.nn.dot_product_attention = replaced
+
+
+def into_onnx() -> None:
+    """Into every evaluator."""
+    import onnx.reference
+
+    from attnfast.onnx import Attention
+
+    class Evaluator(onnx.reference.ReferenceEvaluator):  # type: ignore[misc]
+        def __init__(self, proto: Any, *, new_ops: Any = None, **options: Any) -> None:
+            super().__init__(proto, new_ops=[*(new_ops or ()), Attention], **options)
+
+    onnx.reference.ReferenceEvaluator = Evaluator
 
 
 # ---- the plugin: this file, inside the pytest of a suite ----
@@ -135,7 +186,8 @@ def page(results: dict[str, Any]) -> str:
         "| tests | version | passed | not applicable | failed | as they are: skipped, failing |",
         "|---|---|---|---|---|---|",
     ]
-    for suite, r in sorted(results.items()):
+    for key, r in sorted(results.items()):
+        suite = key.partition(" ")[0]
         why = "; ".join(f"{n}: {reason}" for reason, n in r["not_applicable"].items()) or "0"
         failed = ", ".join(r["failed"]) or "0"
         source = f", {r['source']}" if r["source"] else ""
@@ -145,7 +197,14 @@ def page(results: dict[str, Any]) -> str:
             f"| {suite}, {files}{source} | {r['package']} {r['version']} "
             f"| {r['passed']} | {why} | {failed} | {not_run} |"
         )
+    lines += ["", *(f"- {name}: {SUITES[name].note}." for name in notes(results))]
     return "\n".join(lines) + "\n"
+
+
+def notes(results: dict[str, Any]) -> list[str]:
+    """Suites of the table of which there is more to say."""
+    names = {key.partition(" ")[0] for key in results}
+    return sorted(name for name in names if SUITES[name].note)
 
 
 def main() -> int:
@@ -164,9 +223,10 @@ def main() -> int:
         name, _, path = given.partition("=")
         if name not in SUITES or not Path(path).is_dir():
             parser.error(f"{given} must be NAME=PATH of a suite that --list shows and a folder")
-        results[name] = {**run(name, Path(path)), "source": options.source}
-        findings += len(results[name]["failed"])
-        print(json.dumps({name: results[name]}, indent=1))
+        found = {**run(name, Path(path)), "source": options.source}
+        results[f"{name} {found['version']}"] = found
+        findings += len(found["failed"])
+        print(json.dumps({name: found}, indent=1))
     DATA.write_text(json.dumps(results, indent=1) + "\n")
     PAGE.write_text(page(results))
     return 1 if findings else 0
