@@ -47,6 +47,7 @@ cdef class Call(Score):
                             self.option("dilation", 1))
         self.set_lengths(self.option("q_lengths"), self.option("kv_lengths"))
         self.set_starts(self.option("kv_starts"))
+        self.check_pages()
         self.set_scale(self.option("scale"))
         self.set_softcap(self.option("softcap"))
         self.set_alibi(self.option("alibi_slopes"))

@@ -86,6 +86,7 @@ include "_xla.pxi"
 
 def attention(query, key, value, dict options):
     cdef Call call = new_call(options)
+    call.set_table(call.option("block_table"))
     call.set_operands(query, key, value, True)
     return call.attend()
 

@@ -80,6 +80,10 @@ FOREIGN: dict[str, list[tuple[str, str]]] = {
     "seqlens_k": [("kv_lengths", "write kv_lengths=seqlens_k")],
     "nonpad_kv_seqlen": [("kv_lengths", "write kv_lengths=nonpad_kv_seqlen")],
     **{
+        name: [("block_table", f"write block_table={name}, with pages (pages, Hk, page_size, D)")]
+        for name in ("block_tables", "page_table", "page_indices")
+    },
+    **{
         name: [("kv_starts", f"write kv_starts={name} where it counts padded keys on the left")]
         for name in ("leftpad_k", "cache_leftpad", "left_pad", "left_padding")
     },

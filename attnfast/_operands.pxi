@@ -17,6 +17,7 @@ cdef class Operands:
     cdef af_results results
     cdef list keep
     cdef cnp.ndarray query, key, value
+    cdef cnp.ndarray table  # block_table, where key and value are pools of pages, else None
     cdef object layout  # the array whose axis order the output takes
     cdef bint packed, local  # of attention_varlen, of local_attention
     cdef int batch_ndim, ndim
@@ -36,6 +37,8 @@ cdef class Operands:
             self.value = self.checked_rows(value, "value", &dv)
             self.check_dtype("value", value, self.value, dq, dv)
         self.p.dtype = <af_dtype>dq
+        self.check_pool("key", self.key)
+        self.check_pool("value", self.value)
         self.layout = self.query
         if cnp.PyArray_Check(query):
             self.layout = query.swapaxes(0, 1) if self.packed else query
@@ -63,28 +66,33 @@ cdef class Operands:
     cdef int set_shape(self) except -1:
         cdef af_problem *p = &self.p
         cdef cnp.ndarray query = self.query, key = self.key, value = self.value
+        cdef bint paged = self.table is not None
         p.H, p.Lq, p.D, p.Hk, p.Lk = axis(query, 3), axis(query, 2), axis(query, 1), axis(key, 3), axis(key, 2)
-        self.ndim = max(cnp.PyArray_NDIM(query), cnp.PyArray_NDIM(key))
+        self.ndim = cnp.PyArray_NDIM(self.table) + 2 if paged else cnp.PyArray_NDIM(key)
+        self.ndim = max(self.ndim, cnp.PyArray_NDIM(query))
         if axis(key, 1) != p.D:
             raise ValueError(f"key must have the head size of query, {p.D} (last axis), got {axis(key, 1)}: "
                              f"{self.shapes('key')}")
         if value is not None:
             p.Dv = axis(value, 1)
-            self.ndim = max(self.ndim, cnp.PyArray_NDIM(value))
-            if axis(value, 2) != p.Lk or axis(value, 3) != p.Hk:
-                raise ValueError(f"value must have the heads and length of key, got {self.shapes('value', 'key')}")
+            self.ndim = self.ndim if paged else max(self.ndim, cnp.PyArray_NDIM(value))
+            if axis(value, 2) != p.Lk or axis(value, 3) != p.Hk or paged and axis(value, 4) != axis(key, 4):
+                raise ValueError(f"value must have the {'pages, heads and page size' if paged else 'heads and length'} "
+                                 f"of key, got {self.shapes('value', 'key')}")
         if (p.Hk == 0 and p.H != 0) or (p.Hk != 0 and p.H % p.Hk != 0):
             lacks_axis = cnp.PyArray_NDIM(query) == cnp.PyArray_NDIM(key) - 1
             write = ": write query[..., None, :] if it is one query without the axis of lengths" if lacks_axis else ""
             raise ValueError(f"key must have a number of heads that divides the {p.H} heads of query, got {p.Hk}: "
                              f"{self.shapes('key')}{write}")
-        if cnp.PyArray_NDIM(query) < cnp.PyArray_NDIM(key):
+        if cnp.PyArray_NDIM(query) < cnp.PyArray_NDIM(key) and not paged:
             check_query(shape_of(query), shape_of(key))
         if self.ndim > MAX_DIMS:
             raise ValueError(f"query, key and value must have at most {MAX_DIMS} axes, got {self.ndim}")
         self.batch_ndim = max(0, self.ndim - 3)
         self.set_batch()
         self.set_strides(&self.operands.query, query)
+        if paged:
+            return self.set_pages()
         self.set_strides(&self.operands.key, key)
         if value is not None:
             self.set_strides(&self.operands.value, value)
@@ -104,6 +112,9 @@ cdef class Operands:
             if n == 1 or n == self.batch[k]:
                 continue
             if self.batch[k] != 1:
+                if name == "block_table":
+                    raise ValueError(f"the batch axes of block_table do not broadcast: block_table "
+                                     f"{shape_of(a)[:-2]}, query {shape_of(self.query)}")
                 others = [("query", self.query), ("key", self.key)]
                 shapes = [f"{other} {shape_of(x)}" for other, x in others if other != name]
                 raise ValueError(
@@ -118,8 +129,11 @@ cdef class Operands:
         for k in range(self.batch_ndim):
             self.batch[k] = 1
         self.join_batch("query", self.query)
-        self.join_batch("key", self.key)
-        if self.value is not None:
+        if self.table is not None:
+            self.join_batch("block_table", self.table[..., None, None])
+        else:
+            self.join_batch("key", self.key)
+        if self.table is None and self.value is not None:
             self.join_batch("value", self.value)
         for k in range(self.batch_ndim):
             if self.batch[k] != 0 and total > AF_FAR // self.batch[k]:
@@ -133,8 +147,15 @@ cdef class Operands:
 
     cdef int set_strides(self, af_tensor *t, cnp.ndarray a) except -1:
         """Strides of an array whose last three axes are (heads, rows, elements), broadcast where they are 1."""
-        cdef int nd = cnp.PyArray_NDIM(a)
         cdef cnp.npy_intp size = cnp.PyArray_ITEMSIZE(a)
+        self.set_inner_strides(t, a, size)
+        if self.p.B > 1 and cnp.PyArray_NDIM(a) > 3:
+            self.set_batch_strides(t, a, size)
+        return 0
+
+    cdef int set_inner_strides(self, af_tensor *t, cnp.ndarray a, cnp.npy_intp size) except -1:
+        """Those of the last three axes."""
+        cdef int nd = cnp.PyArray_NDIM(a)
         cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(a)
         cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(a)
         t.data = cnp.PyArray_DATA(a)
@@ -143,8 +164,6 @@ cdef class Operands:
         t.h = strides[nd - 3] // size if nd > 2 and shape[nd - 3] != 1 else 0
         t.i = strides[nd - 2] // size if nd > 1 and shape[nd - 2] != 1 else 0
         t.j = strides[nd - 1] // size if nd > 0 and shape[nd - 1] != 1 else 0
-        if self.p.B > 1 and nd > 3:
-            self.set_batch_strides(t, a, size)
         return 0
 
     cdef int set_batch_strides(self, af_tensor *t, cnp.ndarray a, cnp.npy_intp size) except -1:
@@ -170,6 +189,67 @@ cdef class Operands:
         for k in range(self.batch_ndim):
             offsets = np.add.outer(offsets, np.arange(self.batch[k], dtype=np.int64) * step[k]).ravel()
         t.batch = <const int64_t *>self.kept(offsets)
+        return 0
+
+    # ---- keys and values in pages ----
+
+    cdef int set_table(self, object block_table) except -1:
+        """Before the operands, whose shapes mean something else with it."""
+        cdef cnp.ndarray a
+        if block_table is None:
+            return 0
+        a = as_array(block_table, "block_table")
+        if a.dtype.kind not in "iu":
+            raise wrong_integers(a, block_table, "block_table")
+        if cnp.PyArray_NDIM(a) == 0:
+            raise ValueError("block_table must have the pages of each batch row in its last axis, got shape ()")
+        self.table = np.ascontiguousarray(a if a.dtype == np.int64 else whole_array(a))
+        return 0
+
+    cdef int check_pool(self, str name, cnp.ndarray a) except -1:
+        if self.table is not None and a is not None and cnp.PyArray_NDIM(a) != 4:
+            raise ValueError(f"{name} must have 4 axes beside block_table (pages, heads, page size, head size), "
+                             f"got shape {shape_of(a)}")
+        return 0
+
+    cdef int set_pool_strides(self, af_tensor *t, cnp.ndarray a) except -1:
+        self.set_inner_strides(t, a, cnp.PyArray_ITEMSIZE(a))
+        t.batch = NULL
+        t.b = cnp.PyArray_STRIDES(a)[0] // cnp.PyArray_ITEMSIZE(a) if axis(a, 4) > 1 else 0
+        return 0
+
+    cdef int set_pages(self) except -1:
+        """The table and the pools; which of its entries are read, lengths will tell."""
+        cdef int64_t blocks = axis(self.table, 1)
+        self.operands.page_size = max(self.p.Lk, 1)
+        self.operands.blocks = blocks
+        if blocks > AF_FAR // self.operands.page_size:
+            raise ValueError(f"block_table has more keys than can be counted, got shape {shape_of(self.table)}")
+        self.p.Lk *= blocks
+        self.table = np.broadcast_to(self.table, self.batch_shape() + (blocks,))
+        self.operands.block_table = <const int64_t *>self.kept(np.ascontiguousarray(self.table))
+        self.set_pool_strides(&self.operands.key, self.key)
+        if self.value is not None:
+            self.set_pool_strides(&self.operands.value, self.value)
+        return 0
+
+    cdef int check_pages(self) except -1:
+        """Every page that holds a key which is not padding must be there."""
+        cdef int64_t b, n, begin, end, page, pages, size = self.operands.page_size
+        if self.table is None:
+            return 0
+        pages = axis(self.key, 4)
+        for b in range(self.p.B):
+            end = self.visible.kv_length[b] if self.visible.kv_length != NULL else self.p.Lk
+            begin = self.visible.kv_start[b] if self.visible.kv_start != NULL else 0
+            n = begin // size
+            while begin < end and n * size < end:
+                page = self.operands.block_table[b * self.operands.blocks + n]
+                if not 0 <= page < pages:
+                    raise ValueError(f"block_table must name pages 0 .. {pages - 1} of key where kv_lengths and "
+                                     f"kv_starts have keys, got {page} for keys {n * size} .. "
+                                     f"{min(end, (n + 1) * size) - 1} of batch row {b}")
+                n += 1
         return 0
 
     cdef void *kept(self, cnp.ndarray a) except? NULL:

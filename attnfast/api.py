@@ -112,6 +112,11 @@ def attention(
         Adds ``-slope * abs(p - j)`` [3]_.
     sink_logits : array_like ``(H,)``, optional
         One more logit in each head's softmax denominator that carries no value.
+    block_table : array_like of int ``(B, blocks)``, optional
+        `key` and `value` are pools of pages ``(pages, Hk, page_size, D)`` (or ``Dv``), and the keys
+        of batch row ``b`` are those of pages ``block_table[b]``, one page after the other:
+        ``Lk = blocks * page_size``. Pages may be shared. One that `kv_lengths` and `kv_starts` do
+        not reach is never read, and its number may be any. Without batch axes ``(blocks,)``.
     dropout : float in [0, 1), optional
         Probability with which each weight is dropped after the softmax, for training; the others
         are divided by ``1 - dropout``. `lse` and returned weights are those before.
@@ -178,6 +183,13 @@ def attention(
     (2, 4, 100)
     >>> bool((o[1, :, 70:] == 0).all())
     True
+
+    One new query for each of two texts, whose keys are in pages of 16 and begin with the same page:
+
+    >>> pool = rng.standard_normal((10, 4, 16, 64), dtype=np.float32)
+    >>> table = [[7, 3, 2], [7, 5, -1]]
+    >>> attention(q[:, :, :1], pool, pool, block_table=table, kv_lengths=[48, 20]).shape
+    (2, 4, 1, 64)
     """
     if extra or options:
         check_arguments(attention, extra, options)

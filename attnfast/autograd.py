@@ -38,7 +38,7 @@ except (ImportError, AttributeError) as error:  # the latter: made for an older 
 
 from . import additive, api, local, merge, varlen
 from ._keywords import refuse_unknown
-from .pullback import call_backward, call_with_lse, differentiable
+from .pullback import call_backward, call_with_lse, differentiable, refuse_stored
 from .result import AttentionResult
 
 __all__ = [
@@ -124,6 +124,7 @@ def _check(function: Callable[..., Any], arguments: dict[str, Any]) -> None:
         raise ValueError(
             "out must be left out, as autograd keeps every result: use what is returned"
         )
+    refuse_stored(arguments)
     names = differentiable(function)
     for name, x in arguments.items():
         if isinstance(x, Box) and name not in names:

@@ -22,6 +22,8 @@ cdef extern from "attnfast.h" nogil:
     ctypedef struct af_operands:
         size_t size
         af_tensor query, key, value
+        const int64_t *block_table
+        int64_t blocks, page_size
     ctypedef struct af_visible:
         size_t size
         int64_t left, right

@@ -53,6 +53,12 @@ class Lengths(TypedDict, total=False):
     kv_starts: Annotated[ArrayLike | None, None]
 
 
+class Pages(TypedDict, total=False):
+    """Keys and values in pages."""
+
+    block_table: Annotated[ArrayLike | None, None]
+
+
 class Scale(TypedDict, total=False):
     """The scale of scores."""
 
@@ -150,11 +156,11 @@ class Attending(Pairs, Causal, Sides, Positions, Lengths, Scale, Scores, total=F
     """Who sees whom, and the scores."""
 
 
-class AttentionOptions(Attending, Dropout, Out, Threads, total=False):
+class AttentionOptions(Attending, Pages, Dropout, Out, Threads, total=False):
     """Those of :func:`attnfast.attention`, without flags."""
 
 
-class AttentionKeywords(Attending, Dropout, Lse, Weights, Out, Threads, total=False):
+class AttentionKeywords(Attending, Pages, Dropout, Lse, Weights, Out, Threads, total=False):
     """Those of :func:`attnfast.attention`."""
 
 

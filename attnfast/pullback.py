@@ -25,6 +25,9 @@ BACKWARDS: dict[Callable[..., Any], Callable[..., Any]] = {
     merge_attention: merge_attention_backward,
 }
 
+# Arguments that say how keys and values are stored; no function has gradients of such.
+FORWARD_ONLY = ("block_table",)
+
 
 def vjp(
     function: Callable[..., Any],
@@ -69,7 +72,7 @@ def vjp(
         A function that has no backward, an argument that it does not take, or as it raises itself.
     ValueError
         A name in `wanted` whose argument is not there or has no gradient, an `out` that overlaps
-        another argument, or as the function raises itself.
+        another argument, keys and values in pages, or as the function raises itself.
     MemoryError
         As for :func:`attention`.
 
@@ -101,6 +104,7 @@ def vjp(
     arguments = signature.bind(*operands, **options).arguments
     if wanted is not None:
         _check_wanted(function, wanted, arguments)
+    refuse_stored(arguments)
     _check_out(arguments)
     result = call_with_lse(function, arguments)
 
@@ -118,6 +122,16 @@ def vjp(
     if "return_lse" not in signature.parameters or arguments.get("return_lse"):
         return result, pullback
     return result._replace(lse=None) if result.weights is not None else result.output, pullback
+
+
+def refuse_stored(arguments: Mapping[str, Any]) -> None:
+    """Refuse keys and values that are not plain arrays."""
+    for name in FORWARD_ONLY:
+        if arguments.get(name) is not None:
+            raise ValueError(
+                f"{name} must be left out, as there are no gradients of keys and values that are "
+                "stored so: pass them as plain arrays"
+            )
 
 
 def differentiable(function: Callable[..., Any]) -> tuple[str, ...]:

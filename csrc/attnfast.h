@@ -37,6 +37,11 @@ typedef struct af_operands {
     size_t size;
     af_tensor query, key;
     af_tensor value; /* read only where the output is wanted */
+    /* Keys and values in pages: row j of batch row b is row j % page_size of page block_table[b * blocks + j /
+     * page_size]. Stride b of key and value is then the distance of pages, and `batch` is NULL. An entry without a key
+     * from kv_start to kv_length may be any number. */
+    const int64_t *block_table; /* [B][blocks], or NULL: no pages */
+    int64_t blocks, page_size;
 } af_operands;
 
 /* Who sees whom. Query i is at position p = i + q_offset[b] of the key axis. It sees the keys of its window,
@@ -84,6 +89,7 @@ typedef struct af_score {
  *   the same with a gaussian       yes           every stage   no      no
  *   dilation or global tokens      yes           AF_WEIGHTS    no      no    (scores must not be additive)
  *   packed sequences               yes           every stage   yes     no    (there must be no block mask)
+ *   keys and values in pages       yes           AF_WEIGHTS    no      no    (plain windows, scores not additive)
  *
  * Only one of weights, top_* and importance can be wanted, and no output or lse beside weights of another stage than
  * AF_WEIGHTS. Except for AF_F64, top_* needs fewer than 2^32 keys. */

@@ -23,8 +23,9 @@ kernels is judged.
 True
 
 Read `scores.py` (who sees whom, and the score of a pair) and `softmax.py` (weights and output)
-first; `family.py` holds what is made of them, `dropout.py` the generator of dropped weights,
-`gradients.py` and `family_gradients.py` the derivatives of all of it.
+first; `stored.py` says what pages of keys and values stand for, `family.py` holds what is made of
+all this, `dropout.py` the generator of dropped weights, `gradients.py` and `family_gradients.py`
+the derivatives.
 """
 
 from .family import (

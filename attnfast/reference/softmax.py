@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from ..result import AttentionResult
 from .dropout import dropout_factor
 from .scores import Array, arrange, score_stages
+from .stored import real_rows
 
 STAGES = ("scores", "capped", "biased", "weights")
 
@@ -17,6 +18,7 @@ def attention(
     key: ArrayLike,
     value: ArrayLike,
     *,
+    block_table: ArrayLike | None = None,
     compute_dtype: DTypeLike = np.float64,
     **options: Any,
 ) -> Array | AttentionResult:
@@ -26,6 +28,9 @@ def attention(
     ----------
     query, key, value : array_like
         ``(..., H, Lq, D)``, ``(..., Hk, Lk, D)`` and ``(..., Hk, Lk, Dv)``.
+    block_table : array_like, optional
+        ``(..., blocks)``: key and value are pages ``(pages, Hk, page_size, D)``, and the keys of a
+        batch row are those of the pages that its numbers name, one page after the other.
     compute_dtype : dtype
         Precision of the computation and of the results.
     **options
@@ -40,6 +45,7 @@ def attention(
     ndarray or AttentionResult
         The output ``(..., H, Lq, Dv)`` in `compute_dtype`, alone or with what was asked for.
     """
+    key, value = (real_rows(a, block_table=block_table) for a in (key, value))
     (q, k, v), rank = arrange(compute_dtype, query, key, value)
     return attend(q, k, v, rank, **options)
 

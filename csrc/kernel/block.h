@@ -87,7 +87,7 @@ typedef struct scratch {
     real *o;                     /* [Dv][NR], or [rows][Dv] in decode */
     real *m, *l;                 /* [NR] running maximum and sum */
     af_rows *keys, *values;      /* those of the unit's key/value head */
-    real *key_copy, *value_copy; /* of 16-bit rows */
+    real *key_copy, *value_copy; /* see rows.h */
     uint64_t *words;             /* [key_block + 1], or [key_block / 64][DECODE_ROWS] in decode */
     additive_terms additive;
     real *top, *top_key; /* [topk][NR] */
@@ -116,6 +116,14 @@ static int64_t output_size(const af_call *call, const af_plan *plan)
     return call->Dv * (plan->decode ? plan->block_rows : AF_NR);
 }
 
+/* The most keys, or values, of this width of which there are copies at a time. */
+static int64_t copy_room(const af_call *call, const af_plan *plan, int64_t width)
+{
+    if (!af_copies_keys(call)) return 0;
+    if (plan->decode) return call->operands.block_table ? near_rows(width) : 0;
+    return plan->key_block * (plan->unit_blocks > 1 ? 2 : 1);
+}
+
 /* Lays out the scratch memory from `base`, unless that is NULL; returns its size. Unless it is for decode, it begins
  * with the blocks of a unit, block_run[unit_blocks]. */
 static size_t carve(scratch *s, const af_call *call, const af_plan *plan, char *base)
@@ -127,7 +135,6 @@ static size_t carve(scratch *s, const af_call *call, const af_plan *plan, char *
         size += ((size_t)(count) * sizeof *(s)->field + 63) & ~(size_t)63;                                             \
     } while (0)
     const int64_t keys = plan->key_block, blocks = plan->unit_blocks;
-    const int64_t copied = AF_HALF && !plan->decode ? keys * (blocks > 1 ? 2 : 1) : 0;
     TAKE(query, blocks * call->D * AF_NR);
     TAKE(s, keys * (plan->decode ? plan->block_rows : AF_NR));
     TAKE(o, blocks * output_size(call, plan));
@@ -135,8 +142,8 @@ static size_t carve(scratch *s, const af_call *call, const af_plan *plan, char *
     TAKE(l, blocks * AF_NR);
     TAKE(keys, 1);
     TAKE(values, 1);
-    TAKE(key_copy, copied * call->D);
-    TAKE(value_copy, copied * call->Dv);
+    TAKE(key_copy, copy_room(call, plan, call->D) * call->D);
+    TAKE(value_copy, copy_room(call, plan, call->Dv) * call->Dv);
     TAKE(words, keys + 1);
     const bool exps = call->score.additive && !plan->decode;
     TAKE(additive.query_exp, exps ? call->D * AF_NR : 0);
@@ -162,12 +169,11 @@ static void carve_block(scratch *s, const scratch *unit, const af_call *call, co
     s->l += g * AF_NR;
 }
 
-/* The keys and values of a block's head. 16-bit rows are widened in the room that carve gives them. */
+/* The keys and values of a block's head. Copies have the room that carve gives them. */
 static void open_key_rows(const scratch *s, const af_call *call, const af_plan *plan, const af_visibility *vis)
 {
-    const int64_t room = plan->key_block * (plan->unit_blocks > 1 ? 2 : 1);
-    *s->keys = open_rows(&call->operands.key, vis, call->D, s->key_copy, room);
-    *s->values = open_rows(&call->operands.value, vis, call->Dv, s->value_copy, room);
+    *s->keys = open_rows(call, &call->operands.key, vis, call->D, s->key_copy, copy_room(call, plan, call->D));
+    *s->values = open_rows(call, &call->operands.value, vis, call->Dv, s->value_copy, copy_room(call, plan, call->Dv));
 }
 
 static size_t scratch_bytes(const af_call *call, const af_plan *plan)

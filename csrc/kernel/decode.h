@@ -92,25 +92,48 @@ static void decode_softmax(const af_plan *plan, const scratch *scratch, int r, i
     *l += v_hsum(sum);
 }
 
+static void unpaged_scores(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
+                           int64_t j0, int n)
+{
+    elem_rows key = rows_in_place(s->keys, j0);
+    const bool interleave = interleaves(block->n, call->D);
+    const int few = block->n <= dot_group(call->D) && key.ld == call->D ? n : near_rows(call->D);
+    if (call->score.additive) {
+        additive_rows(call, block, n, s->query, key.at, s->s, plan->key_block);
+        return;
+    }
+    for (int j = 0; j < n; j += few, key = rows_from(key, few)) {
+        const int here = n - j < few ? n - j : few;
+        const score_rows to = {s->s + j, plan->key_block};
+        if (interleave) interleaved_scores(block->n, here, n - j, s->query, key, to, call->D);
+        else {
+            prefetch_apart(few, n - j, key, call->D);
+            decode_scores(block->n, here, s->query, key, to, call->D);
+        }
+    }
+}
+
+static void paged_scores(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
+                         int64_t j0, int n)
+{
+    const bool interleave = interleaves(block->n, call->D);
+    const int few = near_rows(call->D);
+    for (int j = 0; j < n; j += few) {
+        const int here = n - j < few ? n - j : few;
+        const score_rows to = {s->s + j, plan->key_block};
+        const elem_rows key = elems_at(s->keys, j0 + j, here, n - j);
+        if (interleave) interleaved_scores(block->n, here, 0, s->query, key, to, call->D);
+        else decode_scores(block->n, here, s->query, key, to, call->D);
+    }
+}
+
 /* Scores of one block of keys after modifiers and masks. words[j / 64][r]: the keys whose score is not -inf, where
  * something may be hidden. Returns whether there are any; where nothing can be hidden, true. */
 static bool decode_block(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
                          int64_t j0, int n)
 {
-    elem_rows key = rows_in_place(s->keys, j0);
-    const bool interleave = interleaves(block->n, call->D);
-    const int few = block->n <= dot_group(call->D) && key.ld == call->D ? n : near_rows(call->D);
-    if (call->score.additive) additive_rows(call, block, n, s->query, key.at, s->s, plan->key_block);
-    else
-        for (int j = 0; j < n; j += few, key = rows_from(key, few)) {
-            const int here = n - j < few ? n - j : few;
-            const score_rows to = {s->s + j, plan->key_block};
-            if (interleave) interleaved_scores(block->n, here, n - j, s->query, key, to, call->D);
-            else {
-                prefetch_apart(few, n - j, key, call->D);
-                decode_scores(block->n, here, s->query, key, to, call->D);
-            }
-        }
+    if (s->keys->pages) paged_scores(call, plan, block, s, j0, n);
+    else unpaged_scores(call, plan, block, s, j0, n);
     if (!block->hides && call->score.softcap == 0 && !call->score.alibi) return true;
     uint64_t any = 0;
     for (int j = 0; j < n; j += 64)
@@ -140,17 +163,32 @@ static __attribute__((noinline)) void decode_output(const query_block *block, co
     }
 }
 
+static void paged_output(const query_block *block, const scratch *s, int64_t lds, int64_t j0, int n, int64_t Dv)
+{
+    const bool interleave = interleaves(block->n, Dv);
+    const int few = near_rows(Dv);
+    for (int j = 0; j < n; j += few) {
+        const int here = n - j < few ? n - j : few;
+        const score_rows p = {s->s + j, lds};
+        const elem_rows value = elems_at(s->values, j0 + j, here, n - j);
+        if (interleave) interleaved_values(block->n, here, 0, p, value, s->o, Dv);
+        else decode_values(block->n, here, p, value, s->o, Dv);
+    }
+}
+
 /* The same without the (row, key) pairs whose score was -inf: 0 times a value that is not finite would be NaN. */
 static __attribute__((noinline)) void decode_output_nan_safe(const query_block *block, const scratch *s, int64_t lds,
-                                                             int n, elem_rows value, int64_t Dv)
+                                                             int64_t j0, int n, int64_t Dv)
 {
     const int few = near_rows(Dv);
-    for (int j = 0; j < n; j += few, value = rows_from(value, few))
+    for (int j = 0; j < n; j += few) {
+        const elem_rows value = elems_at(s->values, j0 + j, n - j < few ? n - j : few, n - j);
         for (int r = 0; r < block->n; r++) {
             const score_rows p = {s->s + r * lds + j, lds}, acc = {s->o + r * Dv, Dv};
             const uint64_t word = s->words[j / 64 * DECODE_ROWS + r] >> j % 64;
             axpy_rows(1, n - j < few ? n - j : few, p, value, acc, &word, 0);
         }
+    }
 }
 
 static void decode_keys(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
@@ -167,13 +205,14 @@ static void decode_keys(const af_call *call, const af_plan *plan, const query_bl
         const int n = (int)keys;
         if (!decode_block(call, plan, block, s, j0, n)) continue;
         const elem_rows value = Dv ? rows_in_place(s->values, j0) : (elem_rows){0};
-        line_queue next = {value.at, Dv ? n : 0, value.ld, Dv, 0};
+        line_queue next = {value.at, Dv ? rows_in_line(s->values, j0, n) : 0, value.ld, Dv, 0};
         for (int r = 0; r < block->n; r++) {
             decode_softmax(plan, s, r, n, Dv, &next);
             if (call->score.gaussian > 0) gaussian_row(call, block, r, j0, n, s->s + r * plan->key_block);
             if (call->score.dropout > 0 && Dv) drop_row(call, block, r, j0, n, s->s + r * plan->key_block);
         }
-        if (nan_safe) decode_output_nan_safe(block, s, plan->key_block, n, value, Dv);
+        if (nan_safe) decode_output_nan_safe(block, s, plan->key_block, j0, n, Dv);
+        else if (s->values->pages && Dv) paged_output(block, s, plan->key_block, j0, n, Dv);
         else if (Dv) decode_output(block, s, plan->key_block, n, value, Dv);
     }
 }

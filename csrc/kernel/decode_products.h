@@ -57,16 +57,6 @@ AF_INLINE void prefetch_apart(int n, int left, elem_rows rows, int64_t width)
         prefetch_row(rows.at + j * rows.ld, width, 0, true);
 }
 
-/* How many rows of keys or values stay in the first-level cache while they are read again: a divisor of 64. 4 KiB,
- * reasoned and not measured, are an eighth of the 32 KiB that most processors have; queries, weights and outputs take
- * their part of it. */
-AF_INLINE int near_rows(int64_t width)
-{
-    int n = 64;
-    while (n > 8 && n * width * (int)sizeof(elem) > 4096) n /= 2;
-    return n;
-}
-
 /* Query rows that are computed together: two where they stay in registers. */
 AF_INLINE int dot_group(int64_t D) { return D == AF_DECODE_COLUMNS * VL || D == AF_DECODE_COLUMNS / 2 * VL ? 2 : 4; }
 

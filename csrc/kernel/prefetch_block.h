@@ -25,11 +25,14 @@ static void find_next_keys(edges *e, const af_call *call, const af_plan *plan, a
     af_interval seen = af_visible_keys(call, next.b, 0, vis.query[0]);
     if (same) seen.end = af_min(seen.end, begin);
     const int64_t n = af_min(plan->key_block, seen.end - seen.begin);
-    const af_rows keys = open_rows(&call->operands.key, &vis, call->D, NULL, 0);
-    queue_rows(e, (row_queue){row_address(&keys, seen.begin), n, keys.stride, call->D, false});
+    if (n < 1) return;
+    const af_rows keys = open_rows(call, &call->operands.key, &vis, call->D, NULL, 0);
+    queue_rows(e, (row_queue){row_address(&keys, seen.begin), rows_in_line(&keys, seen.begin, n), keys.stride, call->D,
+                              false});
     if (!same || !call->operands.value.data) return;
-    const af_rows values = open_rows(&call->operands.value, &vis, call->Dv, NULL, 0);
-    queue_rows(e, (row_queue){row_address(&values, seen.begin), n, values.stride, call->Dv, false});
+    const af_rows values = open_rows(call, &call->operands.value, &vis, call->Dv, NULL, 0);
+    queue_rows(e, (row_queue){row_address(&values, seen.begin), rows_in_line(&values, seen.begin, n), values.stride,
+                              call->Dv, false});
 }
 
 /* The edges of block g, the first key of whose unit is `begin`. */
@@ -73,11 +76,11 @@ static prefetch values_and_next_keys(const af_call *call, const af_plan *plan, b
     if (!run->edge.far) return a;
     if (call->operands.value.data) {
         a.value = row_address(run->s.values, piece.begin);
-        a.values = piece.end - piece.begin;
+        a.values = rows_in_line(run->s.values, piece.begin, piece.end - piece.begin);
     }
     if (left > 0) {
         a.key = row_address(run->s.keys, piece.end);
-        a.keys = af_min(plan->key_block, left);
+        a.keys = rows_in_line(run->s.keys, piece.end, af_min(plan->key_block, left));
     }
     return a;
 }

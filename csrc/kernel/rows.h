@@ -1,45 +1,74 @@
 /* The keys or values of one head as rows. Whoever wants rows, or the address of one, asks for them here: as reals, in
- * place or widened here; or as elements where they are stored, for those who widen them in registers.
+ * place or copied here; or as elements where they are stored, for those who widen them in registers.
  *
- * 16-bit rows are widened into `copy`, which holds `room` rows from row `base` on; of these, begin .. end are there.
- * Blocks of queries that go through the keys together ask for rows near each other: each row is then widened once for
- * all of them. */
+ * 16-bit rows are widened into `copy`, and rows that pages keep apart are copied to it. It holds `room` rows from row
+ * `base` on; of these, begin .. end are there. Blocks of queries that go through the keys together ask for rows near
+ * each other: each row is then copied once for all of them. Decoding copies a few rows at a time, and only where a page
+ * ends among them. */
 #ifndef AF_ROWS_H
 #define AF_ROWS_H
 
-#include "kernel/types.h"
+#include "kernel/prefetch.h"
 #include "plan/visibility.h"
 
 typedef struct af_rows {
-    const elem *first; /* row 0 */
+    const elem *first; /* row 0, or that of page 0 */
     int64_t stride, width;
+    const int64_t *pages; /* the page of each page_size rows; NULL: all rows are `stride` apart */
+    int64_t page_size, page_stride;
     real *copy;
     int64_t room, base, begin, end;
 } af_rows;
 
-/* `copy` has room for so many rows, and is not used where elements are reals. A request may be for at most `room`. */
-static af_rows open_rows(const af_tensor *t, const af_visibility *vis, int64_t width, real *copy, int64_t room)
+/* `copy` has room for so many rows, and is not used where elements are reals in one array. A request may be for at most
+ * `room`. */
+static af_rows open_rows(const af_call *call, const af_tensor *t, const af_visibility *vis, int64_t width, real *copy,
+                         int64_t room)
 {
-    const int64_t at = t->data ? af_offset(t, vis->b, vis->hk, 0) : 0;
-    return (af_rows){.first = (const elem *)t->data + at, .stride = t->i, .width = width, .copy = copy, .room = room};
+    const af_operands *p = &call->operands;
+    const int64_t at = t->data ? af_offset(t, p->block_table ? 0 : vis->b, vis->hk, 0) : 0;
+    af_rows rows = {.first = (const elem *)t->data + at, .stride = t->i, .width = width, .copy = copy, .room = room};
+    if (p->block_table) {
+        rows.pages = p->block_table + vis->b * p->blocks;
+        rows.page_size = p->page_size;
+        rows.page_stride = t->b;
+    }
+    return rows;
 }
 
-AF_INLINE const elem *row_address(const af_rows *rows, int64_t j) { return rows->first + j * rows->stride; }
+AF_INLINE const elem *row_address(const af_rows *rows, int64_t j)
+{
+    if (!rows->pages) return rows->first + j * rows->stride;
+    return rows->first + rows->pages[j / rows->page_size] * rows->page_stride + j % rows->page_size * rows->stride;
+}
 
-/* The rows from row j on as elements, where they are stored. */
+/* How many of n rows from row j on are `stride` apart. */
+AF_INLINE int64_t rows_in_line(const af_rows *rows, int64_t j, int64_t n)
+{
+    return rows->pages ? af_min(n, rows->page_size - j % rows->page_size) : n;
+}
+
+/* The rows from row j on as elements, where they are stored: up to the end of the page. */
 AF_INLINE elem_rows rows_in_place(const af_rows *rows, int64_t j)
 {
     return (elem_rows){row_address(rows, j), rows->stride};
 }
 
-/* From now on rows before row j are not asked for. */
-static void forget_rows_before(af_rows *rows, int64_t j)
+/* How many rows of keys or values stay in the first-level cache while they are read again: a divisor of 64. 4 KiB,
+ * reasoned and not measured, are an eighth of the 32 KiB that most processors have; queries, weights and outputs take
+ * their part of it. */
+AF_INLINE int near_rows(int64_t width)
 {
-    if (AF_HALF) rows->base = rows->begin = rows->end = j;
+    int n = 64;
+    while (n > 8 && n * width * (int)sizeof(elem) > 4096) n /= 2;
+    return n;
 }
 
-#if AF_HALF
-static void widen_rows(const af_rows *rows, int64_t begin, int64_t end)
+/* From now on rows before row j are not asked for. */
+static void forget_rows_before(af_rows *rows, int64_t j) { rows->base = rows->begin = rows->end = j; }
+
+/* Gathers rows begin .. end as reals. */
+static void gather_rows(const af_rows *rows, int64_t begin, int64_t end)
 {
     const int64_t width = rows->width;
     for (int64_t j = begin; j < end; j++) {
@@ -50,24 +79,59 @@ static void widen_rows(const af_rows *rows, int64_t begin, int64_t end)
         if (c < width) v_store_n(to + c, e_load_n(from + c, (int)(width - c)), (int)(width - c));
     }
 }
-#endif
 
-/* Rows j .. j + n. */
-static matrix rows_at(af_rows *rows, int64_t j, int64_t n)
+/* Rows j .. j + n of the copy, which are made unless they are there. */
+static __attribute__((noinline)) matrix copied_rows(af_rows *rows, int64_t j, int64_t n)
 {
-#if AF_HALF
     const int64_t end = j + n;
     if (j < rows->base || end > rows->base + rows->room) forget_rows_before(rows, j);
     if (j > rows->end || end < rows->begin || rows->begin == rows->end) rows->begin = rows->end = j;
-    if (j < rows->begin) widen_rows(rows, j, rows->begin);
-    if (end > rows->end) widen_rows(rows, rows->end, end);
+    if (j < rows->begin) gather_rows(rows, j, rows->begin);
+    if (end > rows->end) gather_rows(rows, rows->end, end);
     rows->begin = af_min(rows->begin, j);
     rows->end = af_max(rows->end, end);
     return (matrix){rows->copy + (j - rows->base) * rows->width, rows->width};
+}
+
+/* Rows j .. j + n. */
+AF_INLINE matrix rows_at(af_rows *rows, int64_t j, int64_t n)
+{
+#if AF_HALF
+    return copied_rows(rows, j, n);
 #else
-    (void)n;
+    if (rows_in_line(rows, j, n) < n) return copied_rows(rows, j, n);
     return (matrix){row_address(rows, j), rows->stride};
 #endif
+}
+
+/* The hardware foresees no page, so rows are requested this many bytes before they are copied. */
+enum { PAGED_BYTES_AHEAD = 1 << 13, LONG_PAGE_BYTES = 1 << 16 };
+
+/* Rows j .. j + n of `left` rows in pages, as elements side by side; n is at most `room`. */
+static __attribute__((noinline)) elem_rows copied_elems(const af_rows *rows, int64_t j, int64_t n, int64_t left)
+{
+    const int64_t width = rows->width, ahead = 1 + PAGED_BYTES_AHEAD / (1 + width * (int64_t)sizeof(elem));
+    elem *to = (elem *)rows->copy;
+    for (int64_t i = 0; i < n; i++, to += width) {
+        const elem *from = row_address(rows, j + i), *far = row_address(rows, j + af_min(i + ahead, left - 1));
+        int64_t c = 0;
+        for (; c + LINE_ELEMS <= width; c += LINE_ELEMS) {
+            __builtin_prefetch(far + c, 0, 2);
+            memcpy(to + c, from + c, 64);
+        }
+        if (c < width) memcpy(to + c, from + c, (size_t)(width - c) * sizeof(elem));
+    }
+    return (elem_rows){(elem *)rows->copy, width};
+}
+
+/* The same of any rows: where they are stored, unless that is in pages. */
+AF_INLINE elem_rows elems_at(const af_rows *rows, int64_t j, int64_t n, int64_t left)
+{
+    if (!rows->pages) return rows_in_place(rows, j);
+    if (rows->page_size * rows->width * (int64_t)sizeof(elem) < LONG_PAGE_BYTES || rows_in_line(rows, j, n) < n)
+        return copied_elems(rows, j, n, left);
+    if (n < left && rows_in_line(rows, j, n + 1) == n) prefetch_bytes(row_address(rows, j + n), 1024);
+    return rows_in_place(rows, j);
 }
 
 #endif

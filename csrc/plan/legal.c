@@ -14,6 +14,24 @@ static bool sizes_are_legal(const af_call *call)
     return call->H == 0 || (call->Hk > 0 && call->H % call->Hk == 0);
 }
 
+/* Pages go with plain windows and what reads visible keys only, and every page with a key that is not padding exists:
+ * how many there are is not known here. */
+static bool pages_are_legal(const af_call *call)
+{
+    const af_operands *p = &call->operands;
+    const af_visible *v = &call->visible;
+    if (!p->block_table) return true;
+    if (p->page_size < 1 || p->blocks < 0 || p->key.batch || p->value.batch) return false;
+    if (call->Lk / p->page_size + (call->Lk % p->page_size != 0) > p->blocks) return false;
+    for (int64_t b = 0; b < call->B; b++) {
+        const int64_t begin = v->kv_start ? v->kv_start[b] : 0, end = v->kv_length ? v->kv_length[b] : call->Lk;
+        for (int64_t n = begin / p->page_size; begin < end && n * p->page_size < end; n++)
+            if (p->block_table[b * p->blocks + n] < 0) return false;
+    }
+    if (v->center.data || v->global || af_is_dilated(call) || call->score.additive) return false;
+    return !call->results.topk && !call->results.importance && call->results.stage == AF_WEIGHTS;
+}
+
 /* Of `rows` entries for each batch row. */
 static bool visible_is_legal(const af_call *call, int64_t rows)
 {
@@ -54,7 +72,8 @@ static bool results_are_legal(const af_call *call)
 
 bool af_is_legal(const af_call *call)
 {
-    return sizes_are_legal(call) && visible_is_legal(call, call->B) && score_is_legal(call) && results_are_legal(call);
+    return sizes_are_legal(call) && visible_is_legal(call, call->B) && score_is_legal(call) &&
+           results_are_legal(call) && pages_are_legal(call);
 }
 
 static bool rows_are_legal(const af_tensor *t, int64_t width) { return !t->data || width < 2 || t->j == 1; }
@@ -70,7 +89,8 @@ bool af_are_legal_gradients(const af_call *call)
 {
     const af_score *s = &call->score;
     const af_gradients *g = &call->gradients;
-    if (call->dtype > AF_F64 || !g->output.data || !g->lse.data || !g->grad_output.data) return false;
+    if (call->operands.block_table || call->dtype > AF_F64 || !g->output.data || !g->lse.data || !g->grad_output.data)
+        return false;
     if (!rows_are_legal(&g->output, call->Dv) || !rows_are_legal(&g->grad_output, call->Dv)) return false;
     if (!rows_are_legal(&g->grad_weights, call->Lk)) return false;
     if (!sums_are_legal(&g->query, call->H, call->Lq, call->D)) return false;
@@ -98,6 +118,6 @@ bool af_is_legal_packed(const af_call *whole, const af_packing *packing)
     if (!bounds_are_legal(first_query, sequences, whole->Lq, v->q_length)) return false;
     if (!bounds_are_legal(first_key, sequences, whole->Lk, v->kv_length)) return false;
     if (!bounds_are_legal(first_key, sequences, whole->Lk, v->kv_start)) return false;
-    if (v->blocks.data || whole->results.importance) return false;
+    if (v->blocks.data || whole->results.importance || whole->operands.block_table) return false;
     return visible_is_legal(whole, sequences) && score_is_legal(whole) && results_are_legal(whole);
 }

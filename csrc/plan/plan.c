@@ -53,11 +53,11 @@ static int decode_keys(const af_call *call)
 }
 
 /* Twice as many keys would skip only half of what a mask of blocks hides, and take twice the memory where keys are
- * widened or added to queries. */
+ * copied or added to queries. */
 static int forward_keys(const af_call *call, const af_kernels *kernels)
 {
     const bool narrow = kernels->nr * af_real_bytes(call->dtype) <= NARROW_BYTES;
-    return narrow && call->dtype <= AF_F64 && !call->visible.mask.data && !call->score.additive ? NARROW_KEYS
+    return narrow && !af_copies_keys(call) && !call->visible.mask.data && !call->score.additive ? NARROW_KEYS
                                                                                                 : FORWARD_KEYS;
 }
 
@@ -96,14 +96,14 @@ static int unit_blocks(const af_plan *plan, const af_call *call, const af_kernel
     const int64_t width = af_max(1, call->D + (call->results.output.data ? call->Dv : 0));
     const int64_t real_size = kernels->real_size;
     const int64_t span = af_max(1, af_min(longest_span(call, plan), plan->split_keys));
-    const bool half = call->dtype > AF_F64;
-    if (!half && (double)span * (double)(width * real_size) <= (double)kernels->cache_bytes / 2) return 1;
-    const int64_t keys = plan->key_block * width * real_size * (half ? 2 : 1);
+    const bool copies = af_copies_keys(call);
+    if (!copies && (double)span * (double)(width * real_size) <= (double)kernels->cache_bytes / 2) return 1;
+    const int64_t keys = plan->key_block * width * real_size * (copies ? 2 : 1);
     const int64_t fit = (kernels->cache_bytes - keys) / (kernels->nr * width * real_size);
     int64_t most = af_min(MOST_UNIT_BLOCKS, (int64_t)(UNIT_WORK / ((double)span * (double)width)));
     /* Rows of different blocks of a mask may have no key in common: BigBird in float32 is 10 % slower with 8 blocks a
      * unit (Zen 4, AVX-512). 16-bit keys are 4 to 7 % faster with 8 even so, as fewer of them are widened twice. */
-    if (call->visible.blocks.data && !half)
+    if (call->visible.blocks.data && !copies)
         most = af_min(most, af_min(call->visible.block_q, call->Lq) * plan->group / plan->block_rows);
     return (int)af_max(1, af_min(af_min(fit, most), plan->blocks / LEAST_UNITS));
 }

@@ -274,8 +274,10 @@ void xla_fill_problem(xla_call *call)
         .results = &call->results,
     };
     for (int n = 0; n < call->batch_axes; n++) call->problem.B *= call->batch[n];
-    call->operands = (af_operands){sizeof call->operands, xla_rows(call, call->query, 3), xla_rows(call, call->key, 3),
-                                   xla_rows(call, call->value, 3)};
+    call->operands = (af_operands){.size = sizeof call->operands,
+                                   .query = xla_rows(call, call->query, 3),
+                                   .key = xla_rows(call, call->key, 3),
+                                   .value = xla_rows(call, call->value, 3)};
     call->results = (af_results){.size = sizeof call->results, .stage = AF_WEIGHTS};
     fill_visible(call);
     fill_score(call);

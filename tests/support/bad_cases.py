@@ -341,6 +341,18 @@ LISTED = [
     (ValueError, "k", 6, "5.*6"),
     (ValueError, "k", 2**70, "5"),
 ]
+PAGED = [
+    (TypeError, "block_table", np.zeros((2, 1)), "block_table.*integers.*float64.*astype"),
+    (TypeError, "block_table", np.zeros((2, 1), bool), "block_table.*bool"),
+    (TypeError, "block_table", "0", "block_table"),
+    (ValueError, "block_table", 0, r"block_table.*\(\)"),
+    (ValueError, "block_table", [[0], [1], [0]], r"block_table.*\(3, 1\), query \(2, 4, 3, 8\)"),
+    (ValueError, "block_table", [[0], [2]], r"block_table must.*0 \.\. 1.*got 2.*batch row 1"),
+    (ValueError, "block_table", [[-1], [1]], "block_table must.*got -1 for keys 0 .. 4 of"),
+    (ValueError, "key", K[0], r"key must have 4 axes beside block_table.*\(2, 5, 8\)"),
+    (ValueError, "value", V[:1], r"value must have the pages.*\(1, 2, 5, 6\)"),
+    (ValueError, "kv_lengths", [5, 6], r"kv_lengths.*5.*6"),
+]
 LOSS = [
     *(
         case
@@ -408,9 +420,12 @@ OWN = {
     ],
     "vjp": [
         *WANTED,
+        (ValueError, "block_table", [[1], [0]], "block_table must be left out.*no gradients"),
         (TypeError, "function", np.sum, "function .* backward, attention.*got <.*sum"),
         (TypeError, "function", None, "function.*None"),
     ],
+    "attention, pages": PAGED,
+    "plan, pages": PAGED,
     "plan": [(kind, "return_blocks", bad, "return_blocks") for kind, bad in FLAG],
     "local_attention": WINDOW,
     "local_attention, centers": CENTERED,

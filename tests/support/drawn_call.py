@@ -23,6 +23,14 @@ class Call:
         self.query, self.key, self.value, self.options = query, key, value, options
         self.function = function
 
+    def parts(self) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """What a call is made of, beside its function."""
+        return self.query, self.key, self.value, self.options
+
+    def like(self, query: Any, key: Any, value: Any, options: dict[str, Any]) -> "Call":
+        """A call of the same function and form."""
+        return Call(query, key, value, options, self.function)
+
     def run(self, **more: Any) -> Any:
         function = getattr(attnfast, self.function)
         arrays = (self.query, self.key, self.value)[: 2 if self.function in OF_KEYS else 3]
@@ -36,7 +44,7 @@ class Call:
         """The same call with each poison in the keys and values that no query sees."""
         arrays = [(a, self.unseen(a)) for a in (self.key, self.value)]
         return [
-            Call(self.query, *(poisoned(*a, poison) for a in arrays), self.options, self.function)
+            self.like(self.query, *(poisoned(*a, poison) for a in arrays), self.options)
             for poison in poisons
         ]
 
@@ -85,7 +93,7 @@ class Call:
                     options[name] = BlockMask(blocks, options[name].block_size)
                 elif name in options and query.ndim > 2:
                     options[name] = np.broadcast_to(options[name], shape)[row]
-            yield row, Call(*(a[row] for a in arrays), options, self.function)
+            yield row, self.like(*(a[row] for a in arrays), options)
 
     def __repr__(self) -> str:
         def show(x: Any) -> str:

@@ -15,6 +15,7 @@ from support.criterion import SCORE_OPTIONS
 from support.dice import DICE, Dice
 from support.drawn_call import Call
 from support.layouts import EDGES, LAYOUTS, lay_out
+from support.paged_call import PagedCall
 
 MOST_PAIRS = 40_000  # of queries and keys, for what takes longer than `attention`
 SIZES = [1, 3, 16, 64, 100, (1, 64), (48, 7), (130, 1), (64, 128), (1000, 1000)]  # of blocks
@@ -61,8 +62,14 @@ def importance_calls(dtypes: Any = tuple(DTYPES)) -> st.SearchStrategy[Call]:
     return DICE.map(lambda dice: _importance_call(dice, dtypes))
 
 
+def paged_calls(dtypes: Any = tuple(DTYPES)) -> st.SearchStrategy[Call]:
+    """Any legal call of `attention` with keys and values in pages."""
+    return DICE.map(lambda dice: _paged_call(dice, dtypes))
+
+
 DRAWN = {
     "attention": calls,
+    "pages": paged_calls,
     "blocks": block_masked_calls,
     "local": local_calls,
     "additive": additive_calls,
@@ -77,7 +84,8 @@ def any_call(name: str, examples: int) -> Callable[[Any], Any]:
     return lambda test: count(given(call=DRAWN[name]())(test))
 
 
-def _call(dice: Dice, dtypes: Any, most_pairs: int) -> Call:
+def _call(dice: Dice, dtypes: Any, most_pairs: int, multiple: int = 1) -> Call:
+    """`multiple` divides the number of keys."""
     rng = dice.random()
     dtype = dice.pick(dtypes)
     batch = dice.pick([(), (), (1,), (2,), (3,), (2, 2), (1, 3)])
@@ -92,6 +100,7 @@ def _call(dice: Dice, dtypes: Any, most_pairs: int) -> Call:
     dv = dice.pick([d, d, 1, 5, 8, 17, 48, 64, 96])
     while math.prod(batch) * kv_heads * group * lq * lk > most_pairs:
         batch, kv_heads, lk = batch[:-1], 1, lk - lk // 3
+    lk -= lk % multiple
     heads = kv_heads * group
 
     amplitude = dice.pick([0.0, 1.0, 1.0, 3.0, 100.0])
@@ -187,6 +196,12 @@ def _block_masked_call(dice: Dice, dtypes: Any, most_pairs: int) -> Call:
     call = _call(dice, dtypes, most_pairs)
     call.options["mask"] = block_mask_of(dice, call)
     return call
+
+
+def _paged_call(dice: Dice, dtypes: Any) -> Call:
+    size, seed = dice.pick([16, 1, 2, 5, 64, 130]), dice.number(0, 2**32 - 1)
+    call = _call(dice, dtypes, MOST_PAIRS, multiple=size)
+    return PagedCall(*call.parts(), page_size=size, seed=seed)
 
 
 def _topk_call(dice: Dice, dtypes: Any) -> Call:

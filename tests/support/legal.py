@@ -31,6 +31,8 @@ GOOD = {
     "num_threads": 2,
 }
 
+# K and V as pools of two pages, one for each batch row.
+PAGES = {"block_table": np.array([[1], [0]])}
 DROPOUT = {"dropout": 0.25, "dropout_seed": 3}
 RESULTS = {"out": np.full((2, 4, 3, 6), 7, np.float32), "return_lse": True, "return_weights": True}
 LOSS = {
@@ -78,11 +80,16 @@ def parameters_of(function):
     return names - {"operands", "options"} | parameters_of("attention")
 
 
+# Arguments that are taken to be refused.
+REFUSED = {"vjp": {"block_table"}}
+
 # By name; what stands behind a comma tells two forms of one function apart.
 FUNCTIONS = {
     "attention": {**GOOD, **DROPOUT, **RESULTS},
+    "attention, pages": {**GOOD, **DROPOUT, **RESULTS, **PAGES},
     "attention_weights": {**without(GOOD, "value"), "stage": "weights"},
     "plan": {**GOOD, **DROPOUT, **RESULTS, "return_blocks": True},
+    "plan, pages": {**GOOD, **DROPOUT, **RESULTS, **PAGES, "return_blocks": True},
     "local_attention": {**GOOD, **DROPOUT, **RESULTS, "dilation": 2, "global_tokens": [0]},
     "local_attention, centers": {
         **GOOD,

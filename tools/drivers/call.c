@@ -76,6 +76,9 @@ static void mend(wish *w)
     if (has_gradients(w)) mend_gradients(w);
     else if (is_free(w)) mend_free(w);
     else mend_kind(w);
+    if ((w->kind != ATTEND && w->kind != SUMS && w->kind != FREE) || w->additive || w->center || w->dilation ||
+        w->global || w->topk || w->importance || w->stage != AF_WEIGHTS)
+        w->page_size = 0;
     if (w->block_q == 1 && w->block_k == 1) w->block_k = 2;
     w->block_q = least(w->block_q, most(w->Lq, 1));
     w->block_k = least(w->block_k, most(w->Lk, 1));
@@ -289,6 +292,53 @@ static void set_loss(call *c)
     }
 }
 
+/* A pool with the rows of an array in the pages that the table names; NaN beside them. */
+static void fill_pool(call *c, int which, af_tensor *t, int64_t pages)
+{
+    const af_operands *p = &c->operands;
+    const array *rows = &c->inputs[which];
+    array *pool = &c->pools[which - KEY];
+    *pool = new_array(rows->type, pages, rows->H, p->page_size, rows->J, 0, c->wish.layouts ? &c->chance : NULL, 0xff);
+    free(pool->table); /* pages have a stride */
+    pool->table = NULL;
+    pool->tensor.batch = NULL;
+    for (int64_t b = 0; b < c->wish.B; b++)
+        for (int64_t j = 0; j < c->wish.Lk; j++) {
+            const int64_t page = p->block_table[b * p->blocks + j / p->page_size], i = j % p->page_size;
+            for (int64_t h = 0; page >= 0 && h < rows->H; h++)
+                for (int64_t d = 0; d < rows->J; d++) put(pool, page, h, i, d, get(rows, b, h, j, d));
+        }
+    *t = pool->tensor;
+}
+
+/* The same keys and values in pages: those of a batch row in any order, and no page where nobody may look. */
+static void set_pages(call *c)
+{
+    const wish *w = &c->wish;
+    af_operands *p = &c->operands;
+    if (!w->page_size) return;
+    p->page_size = w->page_size;
+    p->blocks = (w->Lk + w->page_size - 1) / w->page_size + (w->Lk == 0);
+    const int64_t pages = w->B * p->blocks + 2;
+    int64_t *table = own(c, w->B * p->blocks, sizeof *table);
+    for (int64_t n = 0; n < w->B * p->blocks; n++) table[n] = n + 1;
+    for (int64_t n = w->B * p->blocks - 1; n > 0; n--) {
+        const int64_t other = between(&c->chance, 0, n), page = table[n];
+        table[n] = table[other];
+        table[other] = page;
+    }
+    for (int64_t b = 0; b < w->B; b++) {
+        const int64_t begin = c->visible.kv_start ? c->visible.kv_start[b] : 0;
+        const int64_t end = c->visible.kv_length ? c->visible.kv_length[b] : w->Lk;
+        for (int64_t n = 0; n < p->blocks; n++)
+            if (begin >= end || (n + 1) * p->page_size <= begin || n * p->page_size >= end)
+                table[b * p->blocks + n] = INT64_MIN;
+    }
+    p->block_table = table;
+    fill_pool(c, KEY, &p->key, pages);
+    if (p->value.data) fill_pool(c, VALUE, &p->value, pages);
+}
+
 void make_call(call *c, const wish *w)
 {
     *c = (call){.wish = *w, .chance = {w->seed}};
@@ -299,11 +349,13 @@ void make_call(call *c, const wish *w)
     set_positions(c);
     set_local(c);
     set_masks(c);
+    set_pages(c);
     set_loss(c);
 }
 
 void free_call(call *c)
 {
     for (int k = 0; k < INPUTS; k++) free_array(&c->inputs[k]);
+    for (int k = 0; k < 2; k++) free_array(&c->pools[k]);
     for (int k = 0; k < c->owned_count; k++) free(c->owned[k]);
 }

@@ -38,6 +38,7 @@ typedef struct wish {
     double density;              /* of what masks, block masks and global tokens show */
     int poison;                  /* one in so many keys or values overflows or is NaN; 0: none */
     bool layouts;                /* arrays in any layout */
+    int64_t page_size;           /* of keys and values; 0: no pages */
     uint64_t seed;               /* of all numbers */
 } wish;
 
@@ -54,6 +55,7 @@ typedef struct call {
     af_gradients loss; /* derivatives of the loss by what a call returns, and nothing else */
     array inputs[INPUTS];
     int64_t *first_query, *first_key; /* of packed sequences */
+    array pools[2];                   /* of pages of key and value */
     void *owned[16];
     int owned_count;
 } call;

@@ -44,7 +44,10 @@ static void make(case_ *c)
         c->output[n] = -1;
     }
     for (int i = 0; i < L; i++) c->lse[i] = -1;
-    c->operands = (af_operands){sizeof c->operands, rows_of(c->query, D), rows_of(c->key, D), rows_of(c->value, D)};
+    c->operands = (af_operands){.size = sizeof c->operands,
+                                .query = rows_of(c->query, D),
+                                .key = rows_of(c->key, D),
+                                .value = rows_of(c->value, D)};
     c->visible = (af_visible){.size = sizeof c->visible, .left = AF_FAR, .right = AF_FAR};
     c->score = (af_score){.size = sizeof c->score, .scale = 1};
     c->results = (af_results){.size = sizeof c->results, .stage = AF_WEIGHTS};
@@ -273,6 +276,22 @@ static void try_illegal(void)
     REFUSE("dilation and a list", v->dilation = c.dilation; r->top_index = index; r->top_weight = top; r->topk = 1);
     REFUSE("tokens and importance", v->global = c.global; r->importance = c.importance);
     REFUSE("tokens and additive scores", v->global = c.global; c.score.additive = true; c.score.score_weight = center);
+    const int64_t nowhere[] = {0, -1}, two[] = {0, 0};
+#define PAGED c.operands.block_table = two, c.operands.blocks = 2, c.operands.page_size = 2
+    REFUSE("pages of no size", PAGED; c.operands.page_size = 0);
+    REFUSE("too few pages", PAGED; c.operands.page_size = 1);
+    REFUSE("a page that is not there", PAGED; c.operands.block_table = nowhere);
+    REFUSE("pages and dilation", PAGED; v->dilation = c.dilation);
+    REFUSE("pages and a list", PAGED; r->top_index = index; r->top_weight = top; r->topk = 1);
+    REFUSE("pages and scores of all pairs", PAGED; r->weights = weights; r->stage = AF_SCORES; r->output.data = NULL;
+           r->lse.data = NULL);
+    make(&c);
+    PAGED;
+    c.operands.block_table = nowhere;
+    c.length[0] = 2;
+    v->kv_length = c.length;
+    af_open_call(&call, &c.problem);
+    expect(af_is_legal(&call), "no page beyond the length");
     const int64_t rising[] = {0, 2, L}, falling[] = {0, L + 1, L};
     const af_packing legal = {2, rising, rising}, illegal = {2, rising, falling};
     make(&c);

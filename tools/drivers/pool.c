@@ -69,7 +69,8 @@ static af_tensor rows_of(float *data) { return (af_tensor){.data = data, .h = L 
 
 static void attend(float *output, int threads)
 {
-    const af_operands operands = {sizeof operands, rows_of(query), rows_of(key), rows_of(value)};
+    const af_operands operands = {
+        .size = sizeof operands, .query = rows_of(query), .key = rows_of(key), .value = rows_of(value)};
     const af_results results = {.size = sizeof results, .output = rows_of(output)};
     const af_problem problem = {.size = sizeof problem,
                                 .B = 1,

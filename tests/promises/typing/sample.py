@@ -58,6 +58,7 @@ def attention_and_options() -> None:
     assert_type(attention(q, k, v, is_causal=True, q_offset="end", num_threads=2), Array)
     assert_type(attention(q, k, v, window_size=(128, None), kv_lengths=[300, 211]), Array)
     assert_type(attention(q, k, v, kv_starts=[0, 89]), Array)
+    assert_type(attention(q, k, v, block_table=[[1], [0]]), Array)
     assert_type(attention(q, k, v, mask=np.ones((300, 300), bool), bias=0.5 * q[..., :1]), Array)
     assert_type(attention(q, k, v, scale=1, softcap=30.0, alibi_slopes=np.ones(8)), Array)
     assert_type(attention(q, k, v, sink_logits=[0.0] * 8, out=np.empty_like(q)), Array)

@@ -1,0 +1,150 @@
+"""block_table: keys and values in pages give what they give side by side."""
+
+import mmap
+
+import numpy as np
+import pytest
+
+import attnfast
+from attnfast import attention, plan, reference
+from support.arrays import DTYPE_IDS, DTYPES, assert_same, qkv, randn
+from support.criterion import check
+from support.fences import PAGE, fence, fenced, libc
+from support.layouts import paired
+from support.paged_call import NOWHERE, in_pages
+
+pytestmark = [pytest.mark.quick, pytest.mark.usefixtures("isa")]
+
+FLAGS = {"return_lse": True, "return_weights": True}
+
+
+@pytest.mark.parametrize("size", [1, 3, 16, 400])
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+def test_as_side_by_side(dtype, size, rng):
+    """Few queries have the very bits; the rows of more meet keys in blocks of another size."""
+    length = size * (400 // size)
+    for lq, d in paired([1, 2, 7, 40], [8, 33, 64, 128, 130], times=1):
+        q, k, v = qkv(rng, lq, length, d, 48, heads=2, kv_heads=1, dtype=dtype)
+        options = {"kv_lengths": [length, length // 3], "is_causal": True, "q_offset": "end"}
+        (keys, values), table = in_pages(rng, (k, v), size, options)
+        result = attention(q, keys, values, block_table=table, **options, **FLAGS)
+        if lq <= 2:
+            assert_same(result, attention(q, k, v, **options, **FLAGS))
+        check(result, q, k, v, **options)
+
+
+@pytest.mark.parametrize("lq", [1, 30])
+def test_neither_the_order_of_pages_nor_their_size_changes_a_bit(lq, rng):
+    q, k, v = qkv(rng, lq, 960, 64, heads=4, kv_heads=2)
+    results = []
+    for size in (1, 16, 48, 960):
+        (keys, values), table = in_pages(rng, (k, v), size)
+        results.append(attention(q, keys, values, block_table=table, **FLAGS))
+    for result in results:
+        for a, b in zip(result, results[0], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    for result in results[:3]:
+        assert_same(result, results[0])
+
+
+def test_the_reference_reads_pages_in_the_order_of_the_table():
+    pool = np.arange(24.0).reshape(3, 2, 2, 2)  # page, head, row, element
+    rows = reference.stored.rows_of_pages(pool, [[2, 0], [1, 7]])
+    assert rows.shape == (2, 2, 4, 2)
+    np.testing.assert_array_equal(rows[0, 1], [*pool[2, 1], *pool[0, 1]])
+    np.testing.assert_array_equal(rows[1, 0, :2], pool[1, 0])
+    assert np.isnan(rows[1, :, 2:]).all()
+
+
+def test_shared_pages_and_a_shared_table(rng):
+    """Two texts with one beginning; and one text that all batch rows read."""
+    q = randn(rng, (2, 4, 3, 32))
+    pool = randn(rng, (5, 2, 16, 32))
+    table = np.array([[4, 0, 1], [4, 0, 3]])
+    k = pool[table].swapaxes(1, 2).reshape(2, 2, 48, 32)
+    assert_same(attention(q, pool, pool, block_table=table, **FLAGS), attention(q, k, k, **FLAGS))
+    for shared in (table[0], table[:1]):
+        result = attention(q, pool, pool, block_table=shared, **FLAGS)
+        assert_same(result, attention(q, k[:1], k[:1], **FLAGS))
+
+
+def test_shapes_of_one_batch_row_and_of_several_batch_axes(rng):
+    pool = randn(rng, (9, 1, 4, 16))
+    query = randn(rng, (3, 2, 5, 6, 16))
+    table = rng.integers(0, 9, (3, 2, 2))
+    result = attention(query, pool, pool, block_table=table, kv_lengths=np.full((3, 2), 7))
+    assert result.shape == query.shape
+    for row in np.ndindex(3, 2):
+        alone = attention(query[row], pool, pool, block_table=table[row], kv_lengths=7)
+        assert alone.shape == (5, 6, 16)
+        assert_same(alone, result[row])
+
+
+@pytest.mark.parametrize("layout", ["(pages, page_size, Hk, D)", "every second page", "reversed"])
+def test_layouts(layout, rng):
+    q, k, v = qkv(rng, 3, 64, 24, heads=2, dtype=np.float32)
+    pools, table = in_pages(rng, (k, v), 8)
+    expected = attention(q, *pools, block_table=table)
+    if layout == "every second page":
+        pools = [np.repeat(pool, 2, axis=0)[::2] for pool in pools]
+    elif layout == "reversed":
+        pools = [np.ascontiguousarray(pool[::-1, :, ::-1])[::-1, :, ::-1] for pool in pools]
+    else:
+        pools = [np.ascontiguousarray(pool.swapaxes(1, 2)).swapaxes(1, 2) for pool in pools]
+    for dtype in ("i4", "u2", ">i8"):
+        assert_same(attention(q, *pools, block_table=table.astype(dtype)), expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (2, 0), (0, 3)])
+def test_nothing_to_see(shape, rng):
+    pages, blocks = shape
+    q, pool = randn(rng, (1, 2, 3, 8)), np.full((pages, 2, 4, 8), np.nan, np.float32)
+    table = np.full((1, blocks), -1)
+    result = attention(q, pool, pool, block_table=table, kv_lengths=[0], **FLAGS)
+    assert not result.output.any() and np.isneginf(result.lse).all()
+    assert result.weights.shape == (1, 2, 3, 4 * blocks)
+
+
+@pytest.mark.parametrize("lq", [1, 50])
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+def test_a_page_that_no_length_reaches_is_never_read(dtype, lq, rng):
+    """The process may not even read it: pools are as long as forbidden memory needs."""
+    size, d = PAGE // np.dtype(dtype).itemsize // 64, 64
+    q, k, v = qkv(rng, lq, 4 * size, d, heads=1, batch=(1,), dtype=dtype)
+    pools = []
+    for a in (k, v):
+        memory = mmap.mmap(-1, 6 * PAGE)
+        pool = np.frombuffer(memory, np.uint8, 6 * PAGE).view(dtype).reshape(6, 1, size, d)
+        pool[[1, 3, 4, 2]] = a.reshape(4, 1, size, d)
+        for page in (0, 2, 5):
+            fence(pool.ctypes.data + page * PAGE)
+        pools.append(pool)
+    for nowhere in (2, *NOWHERE):
+        table = fenced(np.array([1, 3, 4, nowhere]), at_end=True)
+        options = {"kv_lengths": 3 * size, "is_causal": True, "q_offset": "end"}
+        check(attention(q, *pools, block_table=table[None], **options), q, k, v, **options)
+        table = fenced(np.array([nowhere, 3, 4, 1]), at_end=False)
+        options = {"kv_starts": [size], "kv_lengths": [2 * size + 1], "q_offset": 2 * size}
+        expected = attention(q, k, v, **options, is_causal=True)
+        actual = attention(q, *pools, block_table=table[None], **options, is_causal=True)
+        np.testing.assert_allclose(actual.astype(float), expected.astype(float), rtol=2e-2)
+    for pool in pools:  # before the memory is given back
+        for page in (0, 2, 5):
+            libc().mprotect(pool.ctypes.data + page * PAGE, PAGE, 3)
+
+
+def test_a_plan(rng):
+    q, k, v = qkv(rng, 40, 96, 16)
+    pools, table = in_pages(rng, (k, v), 8)
+    options = {"kv_lengths": [96, 40], "is_causal": True, "q_offset": "end", "return_blocks": True}
+    paged, plain = plan(q, *pools, block_table=table, **options), plan(q, k, v, **options)
+    assert paged.visible_pairs == plain.visible_pairs
+    assert paged.bytes == plain.bytes and paged.flops == plain.flops
+
+
+def test_there_are_no_gradients_of_pages(rng):
+    q, pool = randn(rng, (1, 2, 3, 8)), randn(rng, (2, 2, 4, 8))
+    with pytest.raises(ValueError, match=r"^block_table must be left out.*no gradients"):
+        attnfast.vjp(attention, q, pool, pool, block_table=[[1, 0]])
+    with pytest.raises(TypeError, match="block_table"):
+        attnfast.attention_backward(q, q, pool, pool, q, q[..., 0], block_table=[[1, 0]])
