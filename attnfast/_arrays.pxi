@@ -1,4 +1,4 @@
-# From what callers pass to what C may read: arrays of legal dtype and strides, plain numbers. Included by _core.pyx.
+# From what callers pass to what C may read: arrays of legal dtype and strides. Included by _core.pyx.
 
 cdef int dtype_of(cnp.ndarray a) except -2:
     """The af_dtype of an array, or -1."""
@@ -18,6 +18,10 @@ cdef int dtype_of(cnp.ndarray a) except -2:
     return -1
 
 
+cdef cnp.ndarray array_of(object x, str name):
+    return x if cnp.PyArray_CheckExact(x) else as_array(x, name)
+
+
 cdef bint has_legal_strides(cnp.ndarray a):
     """Whether C may use the array in place: native, aligned, whole strides, the last one 1."""
     cdef int k, nd = cnp.PyArray_NDIM(a)
@@ -34,7 +38,7 @@ cdef bint has_legal_strides(cnp.ndarray a):
 
 cdef cnp.ndarray operand(object x, str name, int *dtype):
     """Query, key or value: one of the four dtypes, legal strides; copied where that is needed."""
-    cdef cnp.ndarray a = x if cnp.PyArray_CheckExact(x) else as_array(x, name)
+    cdef cnp.ndarray a = array_of(x, name)
     dtype[0] = dtype_of(a)
     if dtype[0] < 0:
         raise wrong_operand(a, x, name)
@@ -71,50 +75,30 @@ cdef int64_t axis(cnp.ndarray a, int k):
     return cnp.PyArray_DIMS(a)[nd - k] if k <= nd else 1
 
 
-cdef double real_number(object x, str name) except? -1.0:
-    if type(x) is float:
-        return x
-    scalar_array = isinstance(x, np.ndarray) and x.ndim == 0 and x.dtype.kind in "fiu"
-    if isinstance(x, (bool, np.bool_, np.timedelta64)) or not (isinstance(x, numbers.Real) or scalar_array):
-        raise TypeError(f"{name} must be a real number, got {type(x).__name__}")
-    try:
-        return float(x)
-    except OverflowError:
-        return float("inf") if x > 0 else float("-inf")
+cdef bint share_memory(cnp.ndarray a, cnp.ndarray b):
+    """Whether there is a byte of both between the first and the last of each."""
+    cdef char *first_a
+    cdef char *first_b
+    cdef char *end_a = extent(a, &first_a)
+    cdef char *end_b = extent(b, &first_b)
+    return first_a < end_b and first_b < end_a
 
 
-cdef object whole_number(object x, str name):
-    if isinstance(x, (bool, np.bool_, np.timedelta64)) or not isinstance(x, numbers.Integral):
-        raise TypeError(f"{name} must be an int, got {type(x).__name__}")
-    return int(x)
-
-
-cdef bint flag(object x, str name) except -1:
-    if x is True or x is False:
-        return x
-    if isinstance(x, np.bool_):
-        return bool(x)
-    raise TypeError(f"{name} must be True or False, got {type(x).__name__}")
-
-
-cdef cnp.ndarray real_array(object x, str name):
-    cdef cnp.ndarray a = as_array(x, name)
-    if dtype_of(a) < 0 and a.dtype.kind not in "fiu":
-        raise wrong_dtype(a, x, name, "real numbers", "write {0}.astype(np.float32)")
-    return np.asarray(a, dtype=np.float64, order="C")
-
-
-cdef cnp.ndarray whole_array(cnp.ndarray a):
-    """Whole numbers of any dtype as positions that C can add to."""
-    if a.dtype.kind == "u":
-        a = np.asarray(np.minimum(a.astype(np.uint64), np.uint64(AF_MAX_POSITION)))
-    return np.asarray(np.clip(a.astype(np.int64), -AF_MAX_POSITION, AF_MAX_POSITION))
-
-
-cdef cnp.ndarray narrow(cnp.ndarray a):
-    """float64 to float32 where finite values stay finite: -inf excludes a key, a large value does not."""
-    limit = np.finfo(np.float32).max
-    return np.where(np.isinf(a), a, np.clip(a, -limit, limit)).astype(np.float32)
+cdef char *extent(cnp.ndarray a, char **first):
+    """The end of the memory of an array, and its first byte, which is the end if there is no element."""
+    cdef int k
+    cdef cnp.npy_intp n, stride
+    cdef char *end = cnp.PyArray_BYTES(a)
+    first[0] = end
+    if cnp.PyArray_SIZE(a) == 0:
+        return end
+    for k in range(cnp.PyArray_NDIM(a)):
+        n, stride = cnp.PyArray_DIMS(a)[k], cnp.PyArray_STRIDES(a)[k]
+        if stride < 0:
+            first[0] += stride * (n - 1)
+        else:
+            end += stride * (n - 1)
+    return end + cnp.PyArray_ITEMSIZE(a)
 
 
 cdef bint falls(cnp.ndarray a):
@@ -130,3 +114,55 @@ cdef bint falls(cnp.ndarray a):
             return False
         last = here
     return True
+
+
+cdef void find_places(cnp.ndarray a, cnp.npy_intp *place) noexcept:
+    """Where each axis of `a` is when its outer ones are in the order of their strides; those of length 1 and of stride
+    0 and the last stay where they are."""
+    cdef int axes[MAX_DIMS]
+    cdef int free[MAX_DIMS]
+    cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(a)
+    cdef int k, i, n = 0, nd = cnp.PyArray_NDIM(a)
+    for k in range(nd):
+        place[k] = k
+        if k == nd - 1 or strides[k] == 0 or cnp.PyArray_DIMS(a)[k] <= 1:
+            continue
+        free[n], i = k, n
+        while i > 0 and is_shorter(strides[axes[i - 1]], strides[k]):
+            axes[i] = axes[i - 1]
+            i -= 1
+        axes[i] = k
+        n += 1
+    for i in range(n):
+        place[axes[i]] = free[i]
+
+
+cdef bint is_shorter(cnp.npy_intp a, cnp.npy_intp b) noexcept:
+    """Of strides, whatever their signs."""
+    return (-a if a < 0 else a) < (-b if b < 0 else b)
+
+
+cdef bint repeats_itself(cnp.ndarray a):
+    """Whether two elements share memory; also where axes are interleaved, which may not."""
+    cdef cnp.npy_intp stride[MAX_DIMS]
+    cdef cnp.npy_intp length[MAX_DIMS]
+    cdef cnp.npy_intp step, reach = cnp.PyArray_ITEMSIZE(a)
+    cdef int k, i, n = 0
+    if cnp.PyArray_SIZE(a) == 0:
+        return False
+    for k in range(cnp.PyArray_NDIM(a)):
+        if cnp.PyArray_DIMS(a)[k] == 1:
+            continue
+        step = cnp.PyArray_STRIDES(a)[k]
+        step = -step if step < 0 else step
+        i = n
+        while i > 0 and stride[i - 1] > step:
+            stride[i], length[i] = stride[i - 1], length[i - 1]
+            i -= 1
+        stride[i], length[i] = step, cnp.PyArray_DIMS(a)[k]
+        n += 1
+    for k in range(n):
+        if stride[k] < reach:
+            return True
+        reach += stride[k] * (length[k] - 1)
+    return False

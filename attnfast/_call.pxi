@@ -4,10 +4,11 @@ cdef int thread_count(object num_threads) except -1:
     """0: the default, which C looks up where it matters."""
     if num_threads is None:
         return 0
-    n = whole_number(num_threads, "num_threads")
+    number = whole_number(num_threads, "num_threads")
+    cdef int64_t n = position(number)
     if n < 1:
-        raise ValueError(f"num_threads must be at least 1, got {n}")
-    return min(n, 1024)
+        raise ValueError(f"num_threads must be at least 1, got {number}")
+    return <int>min(n, 1024)
 
 
 cdef int interrupted() noexcept nogil:
@@ -82,36 +83,32 @@ cdef class Call(Score):
         shape = self.outer_shape() + (self.p.Dv,)
         if self.packed:
             shape = (self.p.Lq, self.p.H, self.p.Dv)
-        if not isinstance(out, np.ndarray):
+        if not cnp.PyArray_Check(out):
             raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
         if dtype_of(out) != self.p.dtype:
             raise TypeError(f"out must have the dtype of query, {DTYPES[self.p.dtype]}, got {out.dtype}")
-        if out.shape != shape:
+        if shape_of(out) != shape:
             raise ValueError(f"out must have shape {shape}, got {out.shape}")
-        if not out.flags.writeable:
+        if not cnp.PyArray_ISWRITEABLE(out):
             raise ValueError("out must be writable, got a read-only array")
-        if isinstance(out, np.ma.MaskedArray):
+        if not cnp.PyArray_CheckExact(out) and isinstance(out, np.ma.MaskedArray):
             raise TypeError("out must be a plain array, got a masked array, whose mask is not written: write out.data")
-        extent = out.itemsize
-        for stride, n in sorted((abs(s), n) for n, s in zip(out.shape, out.strides) if n > 1):
-            if stride < extent and out.size:
-                raise ValueError(f"out must have memory of its own for each element, got elements that share it: "
-                                 f"shape {out.shape}, strides {out.strides}")
-            extent += stride * (n - 1)
-        self.out = out.swapaxes(0, 1) if self.packed else out
+        if repeats_itself(out):
+            raise ValueError(f"out must have memory of its own for each element, got elements that share it: "
+                             f"shape {out.shape}, strides {out.strides}")
+        self.out = cnp.PyArray_SwapAxes(out, 0, 1) if self.packed else out
         return 0
 
     cdef bint can_write(self, cnp.ndarray out):
         """Whether C may write to `out` while it reads the inputs."""
-        if not has_legal_strides(out):
+        if not has_legal_strides(out) or share_memory(out, self.query) or share_memory(out, self.key):
             return False
-        for a in [self.query, self.key, self.value, *(self.keep or ())]:
-            if a is not None and np.may_share_memory(out, a):
+        if share_memory(out, self.value):
+            return False
+        for a in self.keep or ():
+            if share_memory(out, a):
                 return False
         return True
-
-    cdef object real_type(self):
-        return np.float64 if self.p.dtype == AF_F64 else np.float32
 
     cdef int take_memory(self) except -1:
         if self.value is not None:
@@ -119,7 +116,7 @@ cdef class Call(Score):
             self.output = self.out if writes else self.new_output()
             self.set_strides(&self.results.output, self.output)
         if self.results.lse.data != NULL:
-            self.lse = np.empty(self.outer_shape(), self.real_type())
+            self.lse = self.new_numbers(self.p.Lq)
             self.results.lse.data = cnp.PyArray_DATA(self.lse)
             self.results.lse.b, self.results.lse.h, self.results.lse.i = self.p.H * self.p.Lq, self.p.Lq, 1
         if self.results.weights.data != NULL:
@@ -127,11 +124,11 @@ cdef class Call(Score):
             self.set_strides(&self.results.weights, self.weights)
         if self.results.top_index.data != NULL:
             self.top_weight = self.new_array(self.results.topk)
-            self.top_index = np.empty(shape_of(self.top_weight), np.int64)
+            self.top_index = cnp.PyArray_EMPTY(self.ndim, cnp.PyArray_DIMS(self.top_weight), cnp.NPY_INT64, 0)
             self.set_strides(&self.results.top_index, self.top_index)
             self.set_strides(&self.results.top_weight, self.top_weight)
         if self.results.importance != NULL:
-            self.importance = np.zeros(self.batch_shape() + (self.p.H, self.p.Lk), self.real_type())
+            self.importance = self.new_numbers(self.p.Lk)
             self.results.importance = cnp.PyArray_DATA(self.importance)
         return 0
 

@@ -6,8 +6,8 @@ Legality is decided here and nowhere else. A call is a ``Call``: operands first 
 option that is there, then memory for the results. Nothing is written before the last check.
 """
 
-from libc.math cimport isfinite, log, sqrt
-from libc.stdint cimport int64_t, uint8_t
+from libc.math cimport isfinite, isinf, log, sqrt
+from libc.stdint cimport int32_t, int64_t, uint8_t
 cimport cython
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_New
@@ -71,6 +71,7 @@ STAGES = ("scores", "capped", "biased", "weights")
 cdef int bfloat16_number = -1  # NumPy's number for ml_dtypes.bfloat16, once it has been seen
 
 include "_arrays.pxi"
+include "_numbers.pxi"
 include "_operands.pxi"
 include "_visible.pxi"
 include "_score.pxi"
@@ -174,7 +175,8 @@ def key_importance(query, key, dict options):
     total = call.importance
     if grouped:
         total = total.reshape(call.batch_shape() + (call.p.Hk, call.p.H // max(call.p.Hk, 1), call.p.Lk)).sum(axis=-2)
-    return total[0] if call.ndim == 2 else total
+        total = total[0] if call.ndim == 2 else total
+    return total
 
 
 def set_threads(num_threads):

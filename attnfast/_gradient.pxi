@@ -7,6 +7,37 @@ OF_ADDITIVE = (*DIFFERENTIABLE, "score_weight", "score_bias")
 OF_LOCAL = (*DIFFERENTIABLE, "centers")
 
 
+cdef bint has_reals(object name):
+    """Whether its gradient is computed in what C computes in; others are float64."""
+    return name in QKV or name == "bias"
+
+
+cdef cnp.npy_intp whole_lines(cnp.ndarray a, cnp.npy_intp line):
+    """As many elements as it has, up to the next multiple of `line`."""
+    return (cnp.PyArray_SIZE(a) + line - 1) // line * line
+
+
+cdef cnp.ndarray part_of(cnp.ndarray whole, cnp.npy_intp begin, cnp.ndarray like):
+    """An array of this shape on the memory of a contiguous one."""
+    cdef char *first = cnp.PyArray_BYTES(whole) + begin * cnp.PyArray_ITEMSIZE(whole)
+    cdef cnp.ndarray a = cnp.PyArray_SimpleNewFromData(
+        cnp.PyArray_NDIM(like), cnp.PyArray_DIMS(like), cnp.PyArray_TYPE(whole), first
+    )
+    cnp.set_array_base(a, whole)
+    return a
+
+
+cdef object rounded(object total, cnp.ndarray operand):
+    """A gradient in the dtype of its operand, if that is one of attnfast."""
+    cdef int number = cnp.PyArray_TYPE(operand)
+    if number == cnp.PyArray_TYPE(total) or dtype_of(operand) < 0:
+        return total
+    if number == cnp.NPY_FLOAT:
+        return as_floats(total)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return total.astype(operand.dtype.newbyteorder("="))
+
+
 @cython.final
 @cython.no_gc
 cdef class Backward:
@@ -72,9 +103,9 @@ cdef class Backward:
 
     cdef int set_numbers(self, af_tensor *t, object x, str name) except -1:
         """A real number for every query of every head."""
-        cdef cnp.ndarray a = real_array(x, name)
-        a = self.of_queries(a, name, ()).astype(self.call.real_type(), order="C")
-        t.data = self.call.kept(a)
+        cdef int number = self.call.number_of_reals()
+        cdef cnp.ndarray a = self.of_queries(real_array(x, name, number), name, ())
+        t.data = self.call.kept(cnp.PyArray_FROM_OTF(a, number, cnp.NPY_ARRAY_CARRAY_RO))
         t.b, t.h, t.i = self.call.p.H * self.call.p.Lq, self.call.p.Lq, 1
         return 0
 
@@ -98,15 +129,23 @@ cdef class Backward:
     cdef dict zeros(self, dict given):
         """Where gradients go, in the shapes of their operands as C takes them: one piece of memory, as large ones cost
         fewer page faults. 8x12x128x64 takes 18 ms instead of 27 for forward and backward (Zen 4, a virtual machine)."""
-        line = 64 // np.dtype(self.call.real_type()).itemsize  # reals in a cache line
-        sizes = {name: math.prod(shape_of(given[name])) for name in self.wanted if name in (*QKV, "bias")}
-        steps = [-(-size // line) * line for size in sizes.values()]
-        whole = np.zeros(sum(steps), self.call.real_type())
-        totals = {}
-        for name, size, step in zip(sizes, sizes.values(), steps):
-            totals[name] = whole[:size].reshape(shape_of(given[name]))
-            whole = whole[step:]
-        totals |= {name: np.zeros(shape_of(given[name])) for name in self.wanted if name not in totals}
+        cdef int number = self.call.number_of_reals()
+        cdef cnp.npy_intp line = 8 if number == cnp.NPY_DOUBLE else 16  # reals in a cache line
+        cdef cnp.npy_intp size = 0, begin = 0
+        cdef cnp.ndarray whole, a
+        cdef dict totals = {}
+        for name in self.wanted:
+            if has_reals(name) and name not in totals:
+                totals[name] = None
+                size += whole_lines(given[name], line)
+        whole = cnp.PyArray_ZEROS(1, &size, number, 0)
+        for name in self.wanted:
+            a = given[name]
+            if not has_reals(name):
+                totals[name] = cnp.PyArray_ZEROS(cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), cnp.NPY_DOUBLE, 0)
+            elif totals[name] is None:
+                totals[name] = part_of(whole, begin, a)
+                begin += whole_lines(a, line)
         for name, total in totals.items():
             self.set_gradient(name, total)
         return totals
@@ -135,7 +174,7 @@ cdef class Backward:
     cdef dict operands(self):
         """What gradients are wanted of, by name."""
         given = {"query": self.call.query, "key": self.call.key, "value": self.call.value}
-        return given | {name: as_array(self.call.option(name), name) for name in self.wanted if name not in QKV}
+        return given | {name: array_of(self.call.option(name), name) for name in self.wanted if name not in QKV}
 
     cdef object plan(self):
         """The values of a Plan, for which no gradient has memory."""
@@ -143,7 +182,7 @@ cdef class Backward:
         how.threads, how.interrupted = thread_count(self.call.option("num_threads")), interrupted
         given = self.operands()
         for name in self.wanted:
-            shape, real = shape_of(given[name]), np.dtype(self.call.real_type())
+            shape, real = shape_of(given[name]), np.dtype(np.float64 if self.call.p.dtype == AF_F64 else np.float32)
             steps = [real.itemsize * math.prod(shape[k + 1:]) for k in range(len(shape))]
             self.set_gradient(name, as_strided(np.zeros(1, real), shape, steps))
         if self.call.p.dtype > AF_F64:
@@ -165,12 +204,10 @@ cdef class Backward:
             else:
                 status = af_attention_backward(&self.call.p, &self.g, &how)
         finished(status)
-        with np.errstate(over="ignore", invalid="ignore"):
-            for name, total in totals.items():
-                if dtype_of(given[name]) >= 0:
-                    totals[name] = total.astype(given[name].dtype.newbyteorder("="), copy=False)
-                if self.call.packed and name in QKV:
-                    totals[name] = totals[name].swapaxes(0, 1)
+        for name, total in totals.items():
+            totals[name] = rounded(total, given[name])
+            if self.call.packed and name in QKV:
+                totals[name] = totals[name].swapaxes(0, 1)
         return tuple([totals.get(name) for name in self.names()])
 
     cdef object differentiate(self, object grad_output, object output, object lse):

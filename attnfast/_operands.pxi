@@ -267,29 +267,45 @@ cdef class Operands:
             return (self.p.Lq,)
         return self.batch_shape() + (self.p.H, self.p.Lq)
 
-    cdef cnp.ndarray new_array(self, int64_t last):
-        """An array (..., H, Lq, last) in the dtype of query."""
-        cdef cnp.npy_intp shape[MAX_DIMS]
+    cdef int number_of_reals(self):
+        """NumPy's number of the dtype that C computes in."""
+        return cnp.NPY_DOUBLE if self.p.dtype == AF_F64 else cnp.NPY_FLOAT
+
+    cdef void set_axes(self, cnp.npy_intp *shape, int64_t rows, int64_t last) noexcept:
+        """(..., H, rows, last), of which arrays of rank 2 have the last two."""
         cdef int k
         for k in range(self.batch_ndim):
             shape[k] = self.batch[k]
         if self.ndim > 2:
             shape[self.ndim - 3] = self.p.H
-        shape[self.ndim - 2] = self.p.Lq
+        shape[self.ndim - 2] = rows
         shape[self.ndim - 1] = last
-        if self.p.dtype == AF_BF16:
-            return np.empty([shape[k] for k in range(self.ndim)], self.query.dtype)
+
+    cdef cnp.ndarray new_array(self, int64_t last):
+        """An array (..., H, Lq, last) in the dtype of query."""
+        cdef cnp.npy_intp shape[MAX_DIMS]
+        self.set_axes(shape, self.p.Lq, last)
         return cnp.PyArray_EMPTY(self.ndim, shape, cnp.PyArray_TYPE(self.query), 0)
+
+    cdef cnp.ndarray new_numbers(self, int64_t rows):
+        """An array (..., H, rows) of zeros, in what C computes in."""
+        cdef cnp.npy_intp shape[MAX_DIMS]
+        self.set_axes(shape, rows, 1)
+        return cnp.PyArray_ZEROS(self.ndim - 1, shape, self.number_of_reals(), 0)
 
     cdef cnp.ndarray new_output(self):
         """An output whose memory has the axis order of the caller's query."""
         cdef cnp.ndarray like = self.layout
+        cdef cnp.npy_intp shape[MAX_DIMS]
+        cdef cnp.npy_intp stored[MAX_DIMS]
+        cdef cnp.npy_intp place[MAX_DIMS]  # of each axis, in memory
+        cdef cnp.PyArray_Dims axes
+        cdef int k
         if cnp.PyArray_NDIM(like) != self.ndim or falls(like):
             return self.new_array(self.p.Dv)
-        strides, lengths = (<object>like).strides, shape_of(like)
-        clear = [k for k in range(self.ndim - 1) if strides[k] != 0 and lengths[k] > 1]
-        order = list(range(self.ndim))
-        for place, k in zip(clear, sorted(clear, key=lambda k: -abs(strides[k]))):
-            order[place] = k
-        shape = self.outer_shape() + (self.p.Dv,)
-        return np.empty([shape[k] for k in order], self.query.dtype).transpose(np.argsort(order))
+        self.set_axes(shape, self.p.Lq, self.p.Dv)
+        find_places(like, place)
+        for k in range(self.ndim):
+            stored[place[k]] = shape[k]
+        axes.ptr, axes.len = place, self.ndim
+        return cnp.PyArray_Transpose(cnp.PyArray_EMPTY(self.ndim, stored, cnp.PyArray_TYPE(self.query), 0), &axes)

@@ -73,10 +73,6 @@ cdef cnp.ndarray whole_numbers(x):
     return None if x is None else np.ascontiguousarray(x, np.int64)
 
 
-cdef int64_t *first_number(cnp.ndarray a) noexcept:
-    return NULL if a is None else <int64_t *>cnp.PyArray_DATA(a)
-
-
 def probe_visibility(
     int64_t lq, int64_t lk, window, blocks, bint causal=False, q_offset=None, q_length=None, kv_length=None,
     kv_start=None, centers=None, query_order=None, key_position=None,

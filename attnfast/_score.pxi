@@ -20,7 +20,7 @@ cdef class Score(Visible):
         if shape_of(a) != shared and shape_of(a) != own:
             raise ValueError(f"{name} must have shape {shared} or {own}, got {shape_of(a)}")
         t.h = self.p.D if cnp.PyArray_NDIM(a) == 2 else 0
-        a = a if self.p.dtype == AF_F64 else narrow(a)
+        a = a if self.p.dtype == AF_F64 else as_floats(a, True)
         t.data = self.kept(a if a.size else np.zeros(1, a.dtype))
         t.j = 1
         return 0
@@ -30,14 +30,14 @@ cdef class Score(Visible):
         cdef int dtype, wanted = AF_F64 if self.p.dtype == AF_F64 else AF_F32
         if bias is None:
             return 0
-        a = as_array(bias, "bias")
+        a = array_of(bias, "bias")
         dtype = dtype_of(a)
         if dtype < 0:
             raise wrong_bias(a, bias)
         self.check_pairs(a, "bias", self.p.Lq, self.p.Lk, False)
         a = without_repeats(a, 0)
         if dtype == AF_F64 and wanted == AF_F32:
-            a = narrow(a)
+            a = as_floats(a, True)
         elif dtype != wanted:
             a = a.astype(np.float64 if wanted == AF_F64 else np.float32)
         return self.set_pairs(&self.score.bias, a)
@@ -47,10 +47,7 @@ cdef class Score(Visible):
         cdef cnp.ndarray a = real_array(x, name)
         if shape_of(a) not in shapes:
             raise ValueError(f"{name} must have shape {' or '.join([str(s) for s in shapes[:2]])}, got {shape_of(a)}")
-        if self.p.dtype == AF_F64:
-            return a
-        limit = np.finfo(np.float32).max
-        return np.where(np.isinf(a), a, np.clip(a, -limit, limit))
+        return a if self.p.dtype == AF_F64 else finite_as_floats(a)
 
     cdef int set_alibi(self, object alibi_slopes) except -1:
         cdef cnp.ndarray a

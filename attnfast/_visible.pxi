@@ -1,10 +1,5 @@
 # Who sees whom: masks, windows, positions, lengths. Included by _core.pyx.
 
-cdef int64_t position(object x):
-    """A whole number of any size as a position that C can add to."""
-    return max(-AF_MAX_POSITION, min(AF_MAX_POSITION, int(x)))
-
-
 cdef tuple window_sides(object window_size):
     if isinstance(window_size, (tuple, list)):
         if len(window_size) != 2:
@@ -18,10 +13,31 @@ cdef tuple window_sides(object window_size):
 cdef int64_t window_bound(object x) except? -2:
     if x is None:
         return AF_FAR
-    n = whole_number(x, "window_size")
+    number = whole_number(x, "window_size")
+    cdef int64_t n = position(number)
     if n < -1:
-        raise ValueError(f"window_size bounds must be -1 (unbounded) or more, got {n}")
+        raise ValueError(f"window_size bounds must be -1 (unbounded) or more, got {number}")
     return AF_FAR if n == -1 or n >= AF_MAX_POSITION else n
+
+
+cdef bint rises(cnp.ndarray a, int64_t total):
+    """Whether int64 begin with 0, end with `total`, and none is below the one before."""
+    cdef int64_t *n = first_number(a)
+    cdef cnp.npy_intp k, last = cnp.PyArray_SIZE(a) - 1
+    for k in range(last):
+        if n[k + 1] < n[k]:
+            return False
+    return n[0] == 0 and n[last] == total
+
+
+cdef cnp.ndarray steps_of(cnp.ndarray a):
+    """How much each of int64 is above the one before."""
+    cdef cnp.ndarray steps = repeated(0, cnp.PyArray_SIZE(a) - 1)
+    cdef int64_t *n = first_number(a)
+    cdef cnp.npy_intp k
+    for k in range(cnp.PyArray_SIZE(steps)):
+        first_number(steps)[k] = n[k + 1] - n[k]
+    return steps
 
 
 @cython.no_gc
@@ -88,7 +104,7 @@ cdef class Visible(Operands):
         blocks = isinstance(mask, BlockMask)
         if blocks and mask.block_size != (1, 1):
             return self.set_blocks(mask)
-        a = mask.blocks if blocks else as_array(mask, "mask")  # one pair a block: an elementwise mask
+        a = mask.blocks if blocks else array_of(mask, "mask")  # one pair a block: an elementwise mask
         if cnp.PyArray_TYPE(a) != cnp.NPY_BOOL:
             raise wrong_mask(a, mask, "mask")
         self.check_pairs(a, "mask", self.p.Lq, self.p.Lk, blocks)
@@ -115,59 +131,81 @@ cdef class Visible(Operands):
             return self.set_global_tokens(global_tokens)
         if global_tokens is not None:
             raise ValueError("centers must be None beside global_tokens, got both: leave one of them out")
-        if np.any(np.asarray(dilation) != 1):
+        if not (type(dilation) is int and dilation == 1) and np.any(np.asarray(dilation) != 1):
             raise ValueError("centers must be None beside a dilation other than 1, got both: leave one of them out")
         return self.set_centers(centers, sigma)
 
     cdef int set_dilation(self, object dilation) except -1:
-        cdef cnp.ndarray a = as_array(dilation, "dilation")
-        if a.dtype.kind not in "iu":
+        cdef cnp.ndarray a
+        if type(dilation) is int and dilation == 1:
+            return 0
+        a = array_of(dilation, "dilation")
+        if not cnp.PyArray_ISINTEGER(a):
             raise wrong_integers(a, dilation, "dilation")
         if shape_of(a) != () and shape_of(a) != (self.p.H,):
             raise ValueError(f"dilation must be an int or have shape {(self.p.H,)}, got {shape_of(a)}")
-        if a.size and a.min() < 1:
+        own = positions(a)
+        if not are_within(own, 1, AF_MAX_POSITION):
             raise ValueError(f"dilation must be at least 1, got {a.min()}")
-        a = np.ascontiguousarray(np.broadcast_to(whole_array(a), (self.p.H,)))
-        self.positioned = self.positioned or bool((a != 1).any())
+        a = repeated(first_number(own)[0], self.p.H) if cnp.PyArray_NDIM(own) == 0 else own
+        self.positioned = self.positioned or not are_within(a, 1, 1)
         self.visible.dilation = <const int64_t *>self.kept(a)
         return 0
 
     cdef int set_global_tokens(self, object global_tokens) except -1:
-        cdef cnp.ndarray a, tokens
-        cdef int64_t Lk = self.p.Lk
+        cdef cnp.ndarray a, tokens, indices
+        cdef cnp.npy_intp *shape = [self.p.B, self.p.Lk]
         if global_tokens is None:
             return 0
-        a = as_array(global_tokens, "global_tokens")
-        if a.dtype.kind not in "biu" and a.size:
+        a = listed(global_tokens)
+        a = cnp.PyArray_NewCopy(array_of(global_tokens, "global_tokens"), cnp.NPY_CORDER) if a is None else a
+        if not cnp.PyArray_ISBOOL(a) and not cnp.PyArray_ISINTEGER(a) and a.size:
             raise wrong_dtype(a, global_tokens, "global_tokens", "indices or bool",
                               "write {0}.astype(np.int64) if they are indices, {0} != 0 if one for each key")
-        check_global_tokens(a, self.batch_shape(), self.p.B, Lk)
-        shape = (self.p.B, shape_of(a)[-1])
-        a = np.broadcast_to(a if a.ndim == 1 else a.reshape(shape), shape)
-        tokens = np.zeros((self.p.B, Lk), np.bool_)
-        if a.dtype.kind == "b":
-            tokens[...] = a
-        elif a.size:
-            np.put_along_axis(tokens, a.astype(np.int64), True, axis=1)
-        self.positioned = self.positioned or bool(tokens.any())
+        tokens = cnp.PyArray_ZEROS(2, shape, cnp.NPY_BOOL, 0)
+        if cnp.PyArray_ISBOOL(a):
+            check_global_tokens(a, self.batch_shape(), self.p.B, self.p.Lk)
+            tokens[...] = a if cnp.PyArray_NDIM(a) == 1 else a.reshape(shape_of(tokens))
+            self.positioned = self.positioned or bool(tokens.any())
+        else:
+            indices = own_integers(a)
+            if not self.are_some_keys(indices):
+                check_global_tokens(a, self.batch_shape(), self.p.B, self.p.Lk)
+            self.mark(tokens, indices)
+            self.positioned = self.positioned or cnp.PyArray_SIZE(tokens) > 0 and cnp.PyArray_SIZE(indices) > 0
         self.visible.global_tokens = <const uint8_t *>self.kept(tokens)
         return 0
 
+    cdef bint are_some_keys(self, cnp.ndarray indices):
+        """Whether they are one row of key numbers, too few or many to be a bool for each key."""
+        return (cnp.PyArray_NDIM(indices) == 1 and cnp.PyArray_SIZE(indices) != self.p.Lk
+                and are_within(indices, 0, self.p.Lk - 1))
+
+    cdef void mark(self, cnp.ndarray tokens, cnp.ndarray indices) noexcept:
+        """Set the tokens of these indices, of all batch rows or one row of indices for each."""
+        cdef uint8_t *token = <uint8_t *>cnp.PyArray_DATA(tokens)
+        cdef int64_t *index = first_number(indices)
+        cdef int64_t n = axis(indices, 1), step = 0 if cnp.PyArray_NDIM(indices) == 1 else n, b, k
+        for b in range(self.p.B):
+            for k in range(n):
+                token[b * self.p.Lk + index[b * step + k]] = True
+
     cdef int set_centers(self, object centers, object sigma) except -1:
-        cdef cnp.ndarray a = as_array(centers, "centers"), places
-        if a.dtype.kind not in "iu" and dtype_of(a) < 0:
+        cdef cnp.ndarray a = array_of(centers, "centers"), places
+        cdef bint smooth = not cnp.PyArray_ISINTEGER(a)
+        if smooth and dtype_of(a) < 0:
             raise wrong_dtype(a, centers, "centers", "integers or floating point", "write {0}.astype(np.float64)")
-        places = a.astype(np.float64)
-        if not np.isfinite(places).all():
+        places = real_array(a, "centers")
+        if not are_finite(places):
             raise ValueError(f"centers must be finite, got {places[~np.isfinite(places)][0]}")
-        smooth, sides = a.dtype.kind not in "iu", (self.visible.left, self.visible.right)
+        sides = (self.visible.left, self.visible.right)
         check_sigma(centers, sigma, smooth, sides if sum(sides) < AF_FAR else None)
         if smooth:
             sigma = real_number(sigma, "sigma")
             if not (isfinite(sigma) and sigma > 0):
                 raise ValueError(f"sigma must be finite and above 0, got {sigma}")
             self.score.gaussian = sqrt(0.5 / log(2.0)) / sigma
-        places = np.ascontiguousarray(places)[..., None]
+        places = places[..., None]
         if not self.broadcasts(places, self.p.Lq, 1):
             check_axes("centers", shape_of(a), self.batch_shape(), (self.p.H, self.p.Lq))
         self.positioned = self.visible.causal
@@ -179,22 +217,30 @@ cdef class Visible(Operands):
         return (self.rows,) if self.packed else self.batch_shape()
 
     cdef cnp.ndarray whole_rows(self, object x, str name, bint one_for_all):
-        shape = self.rows_shape()
-        if isinstance(x, numbers.Integral) and not isinstance(x, (bool, np.bool_, np.timedelta64)):
-            x = np.array(position(x))
-        cdef cnp.ndarray a = as_array(x, name)
-        if a.dtype.kind not in "iu" and a.size:
+        """Contiguous int64 that only this call has."""
+        cdef bint one = one_for_all or self.rows == 1
+        cdef cnp.ndarray a
+        if is_whole(x):
+            if not one:
+                raise wrong_rows(name, (), self.rows_shape(), self.ndim)
+            return repeated(position(x), self.rows)
+        a = listed(x)
+        a = array_of(x, name) if a is None else a
+        if not cnp.PyArray_ISINTEGER(a) and a.size:
             raise wrong_integers(a, x, name)
-        a = whole_array(a)
-        if shape_of(a) == () and (one_for_all or self.rows == 1):
-            return np.full(self.rows, a, np.int64)
-        if shape_of(a) != shape and shape_of(a) != (self.rows,):
+        a = positions(a)
+        if cnp.PyArray_NDIM(a) == 0 and one:
+            return repeated(first_number(a)[0], self.rows)
+        if cnp.PyArray_NDIM(a) == 1 and cnp.PyArray_DIMS(a)[0] == self.rows:
+            return a
+        shape = self.rows_shape()
+        if shape_of(a) != shape:
             raise wrong_rows(name, shape_of(a), shape, self.ndim)
-        return np.ascontiguousarray(a.ravel())
+        return a
 
     cdef cnp.ndarray length_rows(self, object x, str name, int64_t longest, str hint=""):
         cdef cnp.ndarray a = self.whole_rows(x, name, False)
-        if a.size and (a.min() < 0 or a.max() > longest):
+        if not are_within(a, 0, longest):
             raise ValueError(f"{name} must be within 0 .. {longest}, got {a.min()} .. {a.max()}{hint}")
         return a
 
@@ -220,19 +266,29 @@ cdef class Visible(Operands):
         if isinstance(q_offset, str):
             if q_offset != "end":
                 raise ValueError(f"q_offset must be an int, one for each batch row, or \"end\", got {q_offset!r}")
-            keys = self.p.Lk if self.kv_lengths is None else self.kv_lengths
-            queries = self.p.Lq if self.q_lengths is None else self.q_lengths
-            a = np.empty(self.rows, np.int64)
-            a[:] = keys - queries
+            a = self.last_at_last()
         else:
             a = self.whole_rows(q_offset, "q_offset", True)
         self.visible.q_offset = <const int64_t *>self.kept(a)
         return 0
 
+    cdef cnp.ndarray last_at_last(self):
+        """The offsets by which the last query of each row is at its last key."""
+        cdef cnp.ndarray a = repeated(self.p.Lk - self.p.Lq, self.rows)
+        cdef int64_t *offset = first_number(a)
+        cdef int64_t *queries = first_number(self.q_lengths)
+        cdef int64_t *keys = first_number(self.kv_lengths)
+        cdef int64_t k
+        for k in range(self.rows):
+            if keys != NULL:
+                offset[k] += keys[k] - self.p.Lk
+            if queries != NULL:
+                offset[k] += self.p.Lq - queries[k]
+        return a
+
     cdef int check_positions(self) except -1:
         """Where they matter, query i is at key i only if there are as many keys as queries."""
-        if not self.positioned or (np.array_equal(self.q_lengths, self.kv_lengths) if self.packed
-                                   else self.p.Lq == self.p.Lk):
+        if not self.positioned or (are_within(self.last_at_last(), 0, 0) if self.packed else self.p.Lq == self.p.Lk):
             return 0
         raise missing_offset("cu_q and cu_k differ" if self.packed else
                              f"the lengths differ (Lq = {self.p.Lq}, Lk = {self.p.Lk})")
@@ -240,25 +296,26 @@ cdef class Visible(Operands):
     # ---- packed sequences ----
 
     cdef cnp.ndarray bounds(self, object x, str name, int64_t total, str what):
-        cdef cnp.ndarray a = as_array(x, name)
-        if a.dtype.kind not in "iu":
+        cdef cnp.ndarray a = array_of(x, name), own
+        if not cnp.PyArray_ISINTEGER(a):
             raise wrong_integers(a, x, name)
         if cnp.PyArray_NDIM(a) != 1 or a.size == 0:
             raise ValueError(f"{name} must have shape (sequences + 1,), got {shape_of(a)}")
-        wanted = f"{name} must rise from 0 to {total}, the rows of {what}"
-        if a[0] != 0 or a[a.size - 1] != total:
-            raise ValueError(f"{wanted}, got {a[0]} .. {a[a.size - 1]}")
-        falls = np.flatnonzero(a[1:] < a[:-1])
-        if falls.size:
+        own = own_integers(a)
+        if not rises(own, total):
+            wanted = f"{name} must rise from 0 to {total}, the rows of {what}"
+            if a[0] != 0 or a[a.size - 1] != total:
+                raise ValueError(f"{wanted}, got {a[0]} .. {a[a.size - 1]}")
+            falls = np.flatnonzero(a[1:] < a[:-1])
             raise ValueError(f"{wanted}, got {a[falls[0]]} before {a[falls[0] + 1]}")
-        return np.ascontiguousarray(a.astype(np.int64))
+        return own
 
     cdef int set_bounds(self, object cu_q, object cu_k) except -1:
         cdef cnp.ndarray q = self.bounds(cu_q, "cu_q", self.p.Lq, "query")
         cdef cnp.ndarray k = self.bounds(cu_k, "cu_k", self.p.Lk, "key")
         if q.size != k.size:
             raise ValueError(f"cu_k must have as many entries as cu_q, {q.size}, got {k.size}")
-        self.q_lengths, self.kv_lengths, self.rows = np.diff(q), np.diff(k), q.size - 1
+        self.q_lengths, self.kv_lengths, self.rows = steps_of(q), steps_of(k), cnp.PyArray_SIZE(q) - 1
         self.packing.sequences = self.rows
         self.packing.first_query, self.packing.first_key = <const int64_t *>self.kept(q), <const int64_t *>self.kept(k)
         return 0
