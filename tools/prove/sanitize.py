@@ -1,9 +1,9 @@
 """Runs the tests on a build with gcc's address and undefined behaviour sanitizers.
 
-    python tools/prove/sanitize.py [--work DIR] [pytest arguments]
+    python tools/prove/sanitize.py [--work DIR] [--isas avx2,generic] [pytest arguments]
 
 Builds the wheel from a copy of the checkout with -fsanitize=address,undefined, assertions on and
-the kernels at -O1, installs it in a temporary place and runs pytest there with the sanitizers
+everything at -O1, installs it in a temporary place and runs pytest there with the sanitizers
 preloaded: those that the arguments name (paths as in the checkout) or all, but for those listed
 below, with few examples each (--hypothesis-profile=default: as many as else). Tests run every
 instruction set of this CPU by themselves. A finding ends the process it is in, fails the run and is
@@ -21,9 +21,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from c_library import find
+from c_library import find, variants
 
 ROOT = Path(__file__).resolve().parents[2]
+ISAS = list(dict.fromkeys(variant.isa for variant in variants()[0]))
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"
 
 # What cannot work or shows nothing here, and why.
@@ -47,26 +48,27 @@ LEFT_OUT = {
 
 
 def copied(work: Path) -> Path:
-    """A copy of the checkout whose kernels are compiled at -O1: more takes minutes."""
+    """A copy of the checkout that is compiled at -O1: more takes minutes."""
     source = work / "source"
     unwanted = shutil.ignore_patterns(".*", "build", "dist", "__pycache__")
     shutil.copytree(ROOT, source, ignore=unwanted)
-    isa = source / "cmake" / "isa.cmake"
-    text, count = re.subn(r"(set\(_common )-O2 ", r"\1-O1 ", isa.read_text())
-    if count != 1:
-        sys.exit("cmake/isa.cmake does not set _common to -O2 ... once")
-    isa.write_text(text.replace("PRIVATE -O3)", "PRIVATE -O1)"))
+    for path in (source / "CMakeLists.txt", source / "cmake" / "isa.cmake"):
+        path.write_text(re.sub(r"(?<= )-O[23s](?=[ )])", "-O1", path.read_text()))
     return source
 
 
-def install(work: Path, source: Path) -> Path:
+def install(work: Path, source: Path, isas: list[str]) -> Path:
     site = work / "site"
     command: list[str | Path] = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     command += ["--target", site]
     needed = ("scikit_build_core", "Cython", "cython_cmake", "hatch_fancy_pypi_readme")
     if all(importlib.util.find_spec(name) for name in needed):
         command.append("--no-build-isolation")
-    command += ["-Ccmake.build-type=Debug", "-Cinstall.strip=false"]
+    # Not Debug's own -g: variables of kernels cost more time than all else.
+    command += ["-Ccmake.build-type=Debug", "-Ccmake.define.CMAKE_C_FLAGS_DEBUG=-g1"]
+    command.append("-Cinstall.strip=false")
+    left_out = [isa for isa in ISAS if isa not in isas]
+    command += [f"-Ccmake.define.ATTNFAST_COMPILER_HAS_{isa}=OFF" for isa in left_out]
     command += [f"-Cbuild-dir={work / 'build'}", source]
     environment = {
         "CC": find("gcc"),
@@ -107,7 +109,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, help="keep the build here, and use one that is there")
+    parser.add_argument("--isas", default=",".join(ISAS), help="fewer build sooner; with generic")
     arguments, tests = parser.parse_known_args()
+    isas = arguments.isas.split(",")
+    if unknown := [isa for isa in isas if isa not in ISAS]:
+        parser.error(f"--isas is {unknown[0]}, must be of {', '.join(ISAS)}")
     left_out = {f"tests/{name}": why for name, why in LEFT_OUT.items()}
     left_out = {name: why for name, why in left_out.items() if name not in tests}
     for name, reason in left_out.items():
@@ -118,7 +124,7 @@ def main() -> int:
         source, site = work / "source", work / "site"
         if not site.is_dir():
             source = copied(work)
-            install(work, source)
+            install(work, source, isas)
             shutil.rmtree(source / "attnfast")  # the tests are to import what was installed
         print(f"built in {time.monotonic() - start:.0f} s", flush=True)
         start = time.monotonic()
