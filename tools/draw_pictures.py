@@ -1,13 +1,17 @@
 """Draw the pictures of the documentation again: those of two pages and those of the examples.
 
     python tools/draw_pictures.py
+    python tools/draw_pictures.py --examples long_train.py --models FOLDER
 
-Runs the code of docs/looking.md and docs/family.md, and the examples that draw. Needs
-attnfast[plot] and the model of the examples. Each picture is reduced to a palette and written to
-docs/pictures. Times are not measured again: the pictures show those that the pages state. speed.png
-is drawn by `attnfast bench --from docs/figures/growth.json --plot docs/pictures/speed.png`.
+Runs the code of docs/looking.md and docs/family.md, and the examples that draw, or only those that
+are named. Needs attnfast[bench] and the model of the examples. Two examples train, for a minute or
+two; with --models they draw those that a training has saved in a folder. Each picture is
+reduced to a palette and written to docs/pictures. Times of calls are not measured again: the
+pictures show those that the pages state. speed.png is drawn by `attnfast bench --from
+docs/figures/growth.json --plot docs/pictures/speed.png`.
 """
 
+import argparse
 import os
 import re
 import subprocess
@@ -19,7 +23,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("looking.md", "family.md")
-EXAMPLES = ("align.py", "summarise.py", "long_document.py")
+EXAMPLES = ("align.py", "summarise.py", "long_document.py", "transformer_numpy.py", "long_train.py")
 COLORS = 256  # of a palette
 PHOTOGRAPHS = ("fusion.png",)  # whose palettes are chosen by median cut, not for flat colours
 
@@ -44,16 +48,27 @@ def reduce(picture: Path, target: Path) -> None:
     small.save(target, optimize=True)
 
 
+def command(example: str, models: Path | None) -> list[str | Path]:
+    """Return how to run an example: with the models of an earlier training, if they are there."""
+    start: list[str | Path] = [sys.executable, ROOT / "examples" / example]
+    saved = models and (models / example).with_suffix(".npz").resolve()
+    return [*start, "--load", saved, "--epochs", "0"] if saved and saved.exists() else start
+
+
 def main() -> None:
-    """Draw all pictures of the pages and the examples."""
+    """Draw the pictures of the pages and the examples, or of some examples."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--examples", nargs="+", choices=EXAMPLES, help="only those of these")
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="of the files of trainings")
+    options = parser.parse_args()
+    commands = [command(example, options.models) for example in options.examples or EXAMPLES]
     sys.path.insert(0, str(ROOT / "examples"))
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        for page in PAGES:
+        for page in () if options.examples else PAGES:
             run(ROOT / "docs" / page)
-        for example in EXAMPLES:
-            script = ROOT / "examples" / example
-            subprocess.run([sys.executable, script], check=True, stdout=subprocess.DEVNULL)
+        for line in commands:
+            subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
         for picture in sorted(Path(folder).glob("*.png")):
             reduce(picture, ROOT / "docs" / "pictures" / picture.name)
             print(f"written: docs/pictures/{picture.name}")
