@@ -198,12 +198,12 @@ cdef class Operands:
         cdef cnp.ndarray a
         if block_table is None:
             return 0
-        a = as_array(block_table, "block_table")
-        if a.dtype.kind not in "iu":
+        a = array_of(block_table, "block_table")
+        if not cnp.PyArray_ISINTEGER(a):
             raise wrong_integers(a, block_table, "block_table")
         if cnp.PyArray_NDIM(a) == 0:
             raise ValueError("block_table must have the pages of each batch row in its last axis, got shape ()")
-        self.table = np.ascontiguousarray(a if a.dtype == np.int64 else whole_array(a))
+        self.table = positions(a)
         return 0
 
     cdef int check_pool(self, str name, cnp.ndarray a) except -1:
@@ -226,8 +226,9 @@ cdef class Operands:
         if blocks > AF_FAR // self.operands.page_size:
             raise ValueError(f"block_table has more keys than can be counted, got shape {shape_of(self.table)}")
         self.p.Lk *= blocks
-        self.table = np.broadcast_to(self.table, self.batch_shape() + (blocks,))
-        self.operands.block_table = <const int64_t *>self.kept(np.ascontiguousarray(self.table))
+        if cnp.PyArray_SIZE(self.table) != self.p.B * blocks:
+            self.table = np.ascontiguousarray(np.broadcast_to(self.table, self.batch_shape() + (blocks,)))
+        self.operands.block_table = <const int64_t *>self.kept(self.table)
         self.set_pool_strides(&self.operands.key, self.key)
         if self.value is not None:
             self.set_pool_strides(&self.operands.value, self.value)
