@@ -12,7 +12,7 @@ import torch
 
 from .._keywords import refuse_unknown
 from ..block_mask import BlockMask
-from ._call import DIFFERENTIABLE, FUNCTIONS, Function, arrays, gradients, pack
+from ._call import DIFFERENTIABLE, FUNCTIONS, Function, arrays, gradients, pack, with_threads
 from ._tensors import to_array
 from ._vmap import backward_rule, forward_rule
 
@@ -181,8 +181,7 @@ def _results(function: Function, args: Sequence[Any]) -> tuple[Any, Any, Any]:
 def _run(function: Function, args: Sequence[Any]) -> tuple[Any, Any, Any]:
     output, *others = _results(function, args)
     given = decode(function, args)
-    tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
-    result = function(**arrays(given, tensors), return_lse=True, out=to_array(output))
+    result = function(**with_threads(arrays(given)), return_lse=True, out=to_array(output))
     for tensor, a in zip(others, result[1:], strict=True):
         if a is not None:
             to_array(tensor)[...] = a

@@ -131,9 +131,10 @@ def _shapes_fit(query: Any, key: Any, value: Any, enable_gqa: bool) -> bool:
 def _mask_fits(mask: Any, query: Any, key: Any) -> bool:
     if mask.dtype is not torch.bool and mask.dtype is not query.dtype:
         return False
-    full = (*query.shape[:-1], key.shape[-2])
-    extra = len(full) - mask.dim()
-    return extra >= 0 and all(n in (1, m) for n, m in zip(mask.shape, full[extra:], strict=True))
+    if mask.dim() > query.dim():
+        return False
+    last_first = (key.shape[-2], *query.shape[-2::-1])
+    return all([n == m or n == 1 for n, m in zip(mask.shape[::-1], last_first, strict=False)])
 
 
 def _compute(
@@ -148,7 +149,7 @@ def _compute(
     tensors = {"query": query, "key": key, "value": value}
     if attn_mask is not None:
         missing = query.dim() - attn_mask.dim()
-        if missing:
+        if missing and attn_mask.shape[:1] == query.shape[:1]:  # else it can be meant in one way
             attn_mask = attn_mask[(None,) * missing]
         tensors["mask" if attn_mask.dtype is torch.bool else "bias"] = attn_mask
     options: dict[str, Any] = {}

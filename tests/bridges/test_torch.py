@@ -135,13 +135,15 @@ def test_tensors_are_read_where_they_are(dtype):
 def test_the_call_gets_the_memory_of_the_tensors(monkeypatch):
     seen = []
 
-    def spy(**given):
-        seen.extend(given[name].__array_interface__["data"][0] for name in _call.OPERANDS)
-        return attnfast.attention(**given)
+    core, names = _call.CORE[attnfast.attention]
 
-    monkeypatch.setitem(_call.DIFFERENTIABLE, spy, _call.DIFFERENTIABLE[attnfast.attention])
+    def spy(query, key, value, options):
+        seen.extend(x.__array_interface__["data"][0] for x in (query, key, value))
+        return core(query, key, value, options)
+
+    monkeypatch.setitem(_call.CORE, attnfast.attention, (spy, names))
     q, k, v = (torch.randn(2, 7, 3, 8).transpose(1, 2) for _ in range(3))
-    output = _call.call(spy, {"query": q, "key": k, "value": v})
+    output = bridge.attention(q, k, v)
     assert seen == [x.data_ptr() for x in (q, k, v)]
     assert output.transpose(1, 2).is_contiguous()
 
@@ -546,11 +548,11 @@ def test_threads_are_the_fewer_of_both(monkeypatch):
     try:
         for n in (1, 3):
             torch.set_num_threads(n)
-            seen.append(_call.arrays({}, {"query": x}).get("num_threads"))
+            seen.append(_call.with_threads({"query": x}).get("num_threads"))
     finally:
         torch.set_num_threads(before)
     assert seen == [1, None]
-    assert _call.arrays({"num_threads": 5}, {"query": x})["num_threads"] == 5
+    assert _call.with_threads({"num_threads": 5})["num_threads"] == 5
 
 
 @pytest.mark.parametrize(
