@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import torch as bridge
+from .. import attention
+from ..torch import attention_varlen
+from ..torch._call import call
 from ._library import output_capturing, torch
 from ._mask import Mask, Visible
+
+ALL = Visible()
+CAUSAL = Visible({"is_causal": True, "q_offset": 0})
 
 
 def attend(
@@ -32,7 +37,7 @@ def attend(
     `query` is ``(B, H, Lq, D)``, `key` and `value` have ``Hk`` heads. Returns the output
     ``(B, Lq, H, Dv)``, and the weights ``(B, H, Lq, Lk)`` if they are asked for, else None.
     """
-    if query.device.type not in ("cpu", "meta"):
+    if not query.is_cpu and query.device.type != "meta":
         raise ValueError(
             f"attnfast computes on the CPU, got a query on {query.device}: move the model with "
             'model.to("cpu"), or call model.set_attn_implementation("sdpa")'
@@ -53,18 +58,20 @@ def attend(
         # Drawn by PyTorch: manual_seed and gradient checkpointing decide over it.
         options["dropout_seed"] = int(torch.randint(2**63 - 1, ()))
 
-    packed = packed_bounds(visible, options, cu_seq_lens_q, cu_seq_lens_k)
     wanted = output_attentions or weights_are_collected()
-    if packed is not None:
-        if not wanted and sinks is None and "bias" not in options:
-            return attend_packed(query, key, value, *packed, options), None
-        options["mask"] = packed_mask(query, key, *packed)
-        options["q_offset"] = 0
+    if visible.bounds is not None or cu_seq_lens_q is not None:
+        packed = packed_bounds(visible, options, cu_seq_lens_q, cu_seq_lens_k)
+        if packed is not None:
+            if not wanted and sinks is None and "bias" not in options:
+                return attend_packed(query, key, value, *packed, options), None
+            options["mask"] = packed_mask(query, key, *packed)
+            options["q_offset"] = 0
+    given = {"query": query, "key": key, "value": value, **options}
     if not wanted and sinks is None:
-        output = bridge.attention(query, key, value, **options)
-        return output.transpose(1, 2).contiguous(), None
-    options |= {"return_weights": bool(wanted), "return_lse": sinks is not None}
-    result = bridge.attention(query, key, value, **options)
+        return call(attention, given).transpose(1, 2).contiguous(), None
+    result = call(
+        attention, {**given, "return_weights": bool(wanted), "return_lse": sinks is not None}
+    )
     output, weights = result.output, result.weights
     if sinks is not None:  # one for each query, (B, H, Lq, 1), in the denominator
         share = torch.sigmoid(result.lse[..., None] - sinks).to(output.dtype)
@@ -75,13 +82,15 @@ def attend(
 
 def read_mask(module: Any, query: Any, key: Any, mask: Any, is_causal: bool | None) -> Visible:
     """Return what the mask of a call lets its queries see."""
-    Lq, Lk = query.shape[2], key.shape[2]
     if mask is None:
+        if query.shape[2] == 1:
+            return ALL
         # What "sdpa" takes it for. Queries begin at the first key: a static cache is longer.
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        return Visible({"is_causal": True, "q_offset": 0} if causal and Lq > 1 else {})
+        return CAUSAL if causal else ALL
     if isinstance(mask, Mask):
         rows, _, queries, keys = mask.shape
+        Lq, Lk = query.shape[2], key.shape[2]
         if mask.is_untouched and rows == query.shape[0] and (queries, keys) == (Lq, Lk):
             return mask.visible
         mask = mask.dense()
@@ -124,7 +133,7 @@ def attend_packed(
     """Attend within each of several sequences; the memory of layers is that of packed rows."""
     B, _, Lq, _ = query.shape
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
-    output = bridge.attention_varlen(q, k, v, cu_q, cu_k, **options)
+    output = attention_varlen(q, k, v, cu_q, cu_k, **options)
     return output.unflatten(0, (B, Lq))
 
 

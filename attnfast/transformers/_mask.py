@@ -96,6 +96,10 @@ def make_mask(
     **others: Any,
 ) -> Any:
     """Describe a mask; the keywords are those that transformers gives every mask function."""
+    causal = mask_function is masking.causal_mask_function
+    may_skip = q_length == 1 and causal and others.get("allow_is_causal_skip")
+    if may_skip and attention_mask is None and sees_all(q_offset, kv_offset + kv_length):
+        return None
     arguments = dict(
         others,
         batch_size=batch_size,
@@ -116,14 +120,21 @@ def make_mask(
     queries = range(int(q_offset), int(q_offset) + q_length)
     keys = range(kv_offset, kv_offset + kv_length)
     padding = key_padding(attention_mask, keys)
-    may_skip = q_length == 1 and others.get("allow_is_causal_skip")
-    causal = mask_function is masking.causal_mask_function
-    if may_skip and causal and padding is None and queries[0] >= keys[-1]:
-        return None  # as for "sdpa": one token of decoding sees all
+    if may_skip and padding is None and queries[0] >= keys[-1]:
+        return None
     pattern = recognise(mask_function, batch_size, queries, keys, device)
     self_attention = pattern.right == 0 or made_for_self_attention()
     visible = describe(pattern, arguments, queries, keys, padding, self_attention)
     return Mask(visible, arguments, (batch_size, 1, q_length, kv_length), device)
+
+
+def sees_all(q_offset: Any, end: int) -> bool:
+    """Whether one token of decoding sees every key, for which "sdpa" has no mask either.
+
+    Asked before anything else: after a pass over its weights a model has evicted all code from the
+    caches, and each line of it that a token needs comes from memory.
+    """
+    return type(q_offset) is int and q_offset >= end - 1 and not torch.compiler.is_compiling()
 
 
 def made_for_self_attention() -> bool:
