@@ -120,6 +120,29 @@ def test_dtypes(rng, dtype, each_isa):
     each_isa(lambda: check(rng, arrays, bias=numbers((600,)), grad_weights=weights))
 
 
+@pytest.mark.parametrize("function", ["attention", "local_attention"])
+def test_large_scores_that_are_exact(rng, function, each_isa):
+    """The lse of scores near 2**20 is rounded by up to 3 %, the scores are not."""
+    q, k, v = qkv(rng, 130, 600, 8, heads=2)
+    bias = rng.integers(0, 4, (130, 600)).astype(np.float32)
+    options = {"window_size": 900, "global_tokens": [5, 70], "q_offset": 0}
+    options = options if function == "local_attention" else {}
+    forward, pull = getattr(attnfast, function), getattr(attnfast, f"{function}_backward")
+
+    def compare() -> None:
+        near, far = [], []
+        for shift, grads in ((0, near), (2**20, far)):
+            given = {"bias": bias + np.float32(shift), "scale": 0, **options}
+            output, lse, _ = forward(q, k, v, return_lse=True, **given)
+            wanted = "value", "bias"
+            found = pull(np.ones_like(output), q, k, v, output, lse, wanted=wanted, **given)
+            grads += [found.value, found.bias]
+        for a, b in zip(near, far, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+    each_isa(compare)
+
+
 DRAWN = {"attention": calls(), "blocks": block_masked_calls()}
 
 

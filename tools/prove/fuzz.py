@@ -128,7 +128,7 @@ def main() -> int:
         what += [
             f"-max_len={LENGTH}",
             "-len_control=0",
-            "-timeout=60",
+            "-timeout=600",  # of the clock: a busy machine takes a minute for some
             "-print_final_stats=1",
             f"-artifact_prefix={kept}/",
         ]
