@@ -23,6 +23,8 @@ class Part(NamedTuple):
 
     key: Any
     value: Any
+    mask: Any
+    bias: Any
     options: dict[str, Any]
     chunk: int
     span: tasks.Span
@@ -66,6 +68,11 @@ class Call(NamedTuple):
         return (sum(self.rows), heads, queries)[4 - self.rank :]
 
     @property
+    def operands(self) -> list[Any]:
+        """All that may be dask arrays."""
+        return [*self[:3], self.options.get("mask"), self.options.get("bias")]
+
+    @property
     def real_type(self) -> Any:
         """What lse is in."""
         return np.dtype(np.float64 if self.query.dtype == np.float64 else np.float32)
@@ -82,10 +89,14 @@ class Call(NamedTuple):
                 for n, (j, chunk, some) in enumerate(seen):
                     k, v = (_cut(x[b % len(x), h, j, 0], chunk, some) for x in (keys, values))
                     looking = self.seeing(some, place, row, everything=n == 0)
-                    options = self.part_options((row, head, looking, some), n == 0)
+                    where = row, head, looking, some
+                    mask, bias = (
+                        _of_pairs(self.options.get(name), where) for name in ("mask", "bias")
+                    )
+                    options = self.part_options(where, n == 0)
                     first, last = looking.start - place.start, looking.stop - place.start
                     span = tasks.Span(first, last, some.start - chunk.start)
-                    parts.append(Part(k, v, options, j, span))
+                    parts.append(Part(k, v, mask, bias, options, j, span))
                 shape = (row.stop - row.start, head.stop - head.start, place.stop - place.start)
                 yield Block((b, h, i, 0), shape, queries[b % len(queries), h, i, 0], parts)
 
@@ -160,9 +171,6 @@ class Call(NamedTuple):
             if name in given:
                 x = self.by_row(name)[row] + shift
                 options[name] = x if size is None else np.clip(x, 0, size)
-        for name in ("mask", "bias"):
-            if name in given:
-                options[name] = _of_pairs(given[name], where)
         if "alibi_slopes" in given:
             slopes = given["alibi_slopes"]
             options["alibi_slopes"] = slopes[head] if slopes.ndim == 1 else slopes[row, head]
@@ -205,6 +213,8 @@ def _with_axes(x: Any) -> Any:
 
 def _of_pairs(x: Any, where: Where) -> Any:
     """What a task needs of a mask or bias, with 4 axes."""
+    if x is None:
+        return None
     if isinstance(x, BlockMask):
         return _of_blocks(x, where)
     x = _with_axes(x)

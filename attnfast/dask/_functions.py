@@ -14,7 +14,7 @@ from ..result import AttentionResult
 from . import _tasks as tasks
 from ._blocks import QKV, Block, Call, Part, chunks_of, sizes_of
 from ._prepare import prepare
-from ._sums import Place, Sums, assemble, tree
+from ._sums import Place, Sums, assemble, in_one_layer, tree
 
 
 class DaskKeywords(Attending, Lse, Weights, total=False):
@@ -81,14 +81,15 @@ def attention(
         lses[block.at] = da.from_delayed(lse, shape, real)
         for part in block.parts if options.get("return_weights") else ():
             weights.add((*block.at[:3], part.chunk), _over(tasks.weigh, block, part, lse))
-    output = assemble(outputs, call.axes)
-    if not options.get("return_lse") and not options.get("return_weights"):
-        return output
-    return AttentionResult(
-        output,
-        assemble(lses, call.axes[:-1]) if options.get("return_lse") else None,
-        weights.array() if options.get("return_weights") else None,
-    )
+    found = {"output": assemble(outputs, call.axes)}
+    if options.get("return_lse"):
+        found["lse"] = assemble(lses, call.axes[:-1])
+    if options.get("return_weights"):
+        found["weights"] = weights.array()
+    found = in_one_layer(found, call.operands)
+    if len(found) == 1:
+        return found["output"]
+    return AttentionResult(found["output"], found.get("lse"), found.get("weights"))
 
 
 @takes(DaskBackwardKeywords)
@@ -147,28 +148,30 @@ def attention_backward(
     loss = {"grad_output": grad_output, "output": output, "lse": lse}
     if options.get("grad_lse") is not None:
         loss["grad_lse"] = options["grad_lse"]
-    known = {name: _rows(call, x, name) for name, x in loss.items()}
+    known = [_rows(call, x, name) for name, x in loss.items()]
     sums = {name: Sums(*_like(call, name)) for name in wanted}
     for block in call.blocks():
-        here = {name: x[block.at[: x.ndim]] for name, x in known.items()}
+        here = [x[block.at[: x.ndim]] for x in known]
         for part in block.parts:
             # Sinks are logits of the first part only.
-            names = [name for name in wanted if name in QKV or name in part.options]
+            names = [n for n in wanted if n != "sink_logits" or n in part.options]
             places = [_place(name, block, part) for name in names]
             starts = {n: sums[n].start(start) for n, (_, start) in zip(names, places, strict=True)}
-            found = _over(tasks.differentiate, block, part, here, starts, nout=len(names))
+            found = _over(tasks.differentiate, block, part, starts, *here, nout=len(names))
             for name, (at, _), share in zip(names, places, found, strict=True):
                 sums[name].add(at, share)
-    return AttentionGradients(**{name: x.array() for name, x in sums.items()})
+    gradients = {name: x.array() for name, x in sums.items()}
+    return AttentionGradients(**in_one_layer(gradients, [*call.operands, *loss.values()]))
 
 
 def _over(
     task: Callable[..., Any], block: Block, part: Part, *more: Any, nout: int | None = None
 ) -> Any:
-    """The task for a chunk of queries and some of the keys that it sees."""
-    return dask.delayed(task, pure=False, nout=nout)(
-        block.query, part.key, part.value, part.options, part.span, *more
-    )
+    """The task for a chunk of queries and some of the keys that it sees.
+
+    What is lazy is an argument of its own: dask computes its graph anew where it is in a container.
+    """
+    return dask.delayed(task, pure=False, nout=nout)(block.query, *part[:5], part.span, *more)
 
 
 def _place(name: str, block: Block, part: Part) -> tuple[Place, tuple[int, int]]:

@@ -1,11 +1,13 @@
 """Arrays put together from their chunks, each the sum of what tasks have for it."""
 
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import dask
 import dask.array as da
 import numpy as np
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from . import _tasks as tasks
 
@@ -65,3 +67,28 @@ def assemble(blocks: dict[Place, Any], axes: tuple[int, ...]) -> Any:
         grid[at] = block
     gone = tuple(axis for axis in range(4) if axis not in axes)
     return da.block(grid.squeeze(gone).tolist())
+
+
+def in_one_layer(results: dict[str, Any], operands: Iterable[Any]) -> dict[str, Any]:
+    """The same dask arrays, their tasks in one layer of the graph and not in one each.
+
+    A call with any of them as operand looks at all of its layers for each of its own tasks.
+    """
+    known = {layer for x in operands if isinstance(x, da.Array) for layer in x.dask.layers}
+    last = {x.name for x in results.values()}
+    ours: dict[Any, Any] = {}
+    needed: set[str] = set()
+    for x in results.values():
+        for name in x.dask.layers.keys() - known - last:
+            ours.update(x.dask.layers[name])
+            needed |= x.dask.dependencies[name] & known
+    common = f"attention-{uuid.uuid4().hex}"
+    found = {}
+    for result, x in results.items():
+        kept = x.dask.layers.keys() & known
+        layers = {name: x.dask.layers[name] for name in kept}
+        dependencies = {name: x.dask.dependencies[name] for name in kept}
+        layers |= {common: MaterializedLayer(ours), x.name: x.dask.layers[x.name]}
+        dependencies |= {common: needed, x.name: {common}}
+        found[result] = da.Array(HighLevelGraph(layers, dependencies), x.name, x.chunks, x.dtype)
+    return found

@@ -73,10 +73,13 @@ def cut(chunk: Array, start: int, stop: int) -> Array:
     return chunk[..., start:stop, :]
 
 
-def attend(query: Array, key: Array, value: Array, options: Options, span: Span) -> Rows:
+def attend(
+    query: Array, key: Array, value: Array, mask: Any, bias: Any, options: Options, span: Span
+) -> Rows:
     """Output and lse of some queries over some of the keys."""
     q, k, v = _operands(query, key, value, span)
-    result = attention(q, k, v, return_lse=True, num_threads=1, **_wide(options))
+    bias = None if bias is None else _lift(bias)
+    result = attention(q, k, v, mask=mask, bias=bias, return_lse=True, num_threads=1, **options)
     return Rows(span.first, result.output, result.lse)
 
 
@@ -102,13 +105,20 @@ def finish(rows: Rows, count: int, dtype: Any, rank: int) -> tuple[Array, Array]
 
 
 def weigh(
-    query: Array, key: Array, value: Array, options: Options, span: Span, lse: Array
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Any,
+    bias: Any,
+    options: Options,
+    span: Span,
+    lse: Array,
 ) -> Share:
     """The weights that some queries give to some of the keys, by their lse over all keys."""
     q, k, _ = _operands(query, key, value, span)
-    own = attention(
-        q, k, k[..., :0], return_lse=True, return_weights=True, num_threads=1, **_wide(options)
-    )
+    bias = None if bias is None else _lift(bias)
+    returned: dict[str, Any] = {"return_lse": True, "return_weights": True}
+    own = attention(q, k, k[..., :0], mask=mask, bias=bias, num_threads=1, **returned, **options)
     whole = _of_rows(lse, 3)[:, :, span.first : span.last]
     with np.errstate(invalid="ignore"):
         share = np.exp(own.lse - whole)[..., None]
@@ -124,10 +134,15 @@ def differentiate(
     query: Array,
     key: Array,
     value: Array,
+    mask: Any,
+    bias: Any,
     options: Options,
     span: Span,
-    loss: dict[str, Array],
     starts: dict[str, tuple[int, int]],
+    grad_output: Array,
+    output: Array,
+    lse: Array,
+    grad_lse: Array | None = None,
 ) -> tuple[Share, ...]:
     """Gradients by a call over some of the keys, from output and lse over all of them.
 
@@ -135,14 +150,12 @@ def differentiate(
     """
     q, k, v = _operands(query, key, value, span)
     rows = slice(span.first, span.last)
-    known: dict[str, Any] = {
-        name: (_of_rows(x, 3) if name in ("lse", "grad_lse") else _lift(x))[:, :, rows]
-        for name, x in loss.items()
-    }
-    known |= {n: known[n].astype(q.dtype, copy=False) for n in ("grad_output", "output")}
-    found = attention_backward(
-        query=q, key=k, value=v, num_threads=1, wanted=tuple(starts), **known, **_wide(options)
-    )
+    grad, out = (_lift(x)[:, :, rows].astype(q.dtype, copy=False) for x in (grad_output, output))
+    known: dict[str, Any] = {"lse": lse} if grad_lse is None else {"lse": lse, "grad_lse": grad_lse}
+    known = {name: _of_rows(x, 3)[:, :, rows] for name, x in known.items()}
+    known |= {"mask": mask, "bias": None if bias is None else _lift(bias), "num_threads": 1}
+    wanted = tuple(starts)
+    found = attention_backward(grad, q, k, v, out, wanted=wanted, **known, **options)
     return tuple(Share(start, _of_axes(getattr(found, n))) for n, start in starts.items())
 
 
@@ -178,17 +191,12 @@ def _operands(query: Array, key: Array, value: Array, span: Span) -> tuple[Array
     return _lift(query)[:, :, span.first : span.last], _lift(key), _lift(value)
 
 
-def _wide(options: Options) -> Options:
-    """The options with a bias whose gradient is not rounded before it is added up."""
-    return {name: _lift(x) if name == "bias" else x for name, x in options.items()}
-
-
 def _of_rows(x: Array, axes: int) -> Array:
     return x[(None,) * (axes - x.ndim)]
 
 
 def _lift(x: Array) -> Array:
-    """The array with 4 axes, in float32 or float64."""
+    """The array with 4 axes, in float32 or float64, in which its gradient is added up."""
     x = _of_rows(x, 4)
     return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
 

@@ -176,6 +176,18 @@ def test_fewer_axes(rank):
     np.testing.assert_allclose(found, attnfast.attention(x, x, x, window_size=4), atol=1e-12)
 
 
+def test_a_result_has_few_layers():
+    """Each is looked at for every task of a call that takes the result."""
+    _, chunked = arrays()
+    output, lse, _ = bridge.attention(*chunked, return_lse=True)
+    operands = set().union(*(x.dask.layers for x in chunked))
+    assert len(output.dask.layers.keys() - operands) < 10
+    found = bridge.attention_backward(output, *chunked, output, lse)
+    assert max(len(x.dask.layers.keys() - operands) for x in found[:3]) < 20
+    with dask.config.set(scheduler="threads"):
+        assert found.key.compute().shape == found.key.shape
+
+
 def test_masks_in_chunks():
     plain, chunked = arrays()
     mask = CALLS["pairs"]["mask"]
