@@ -119,13 +119,14 @@ def pytest_configure(config: Any) -> None:
 # ---- one suite ----
 
 
-def outcomes(suite: str, path: Path, *, switched: bool) -> dict[str, str]:
+def outcomes(suite: str, path: Path, only: str, *, switched: bool) -> dict[str, str]:
     """The outcome of each test: passed, skipped or failed."""
     about = SUITES[suite]
     with tempfile.TemporaryDirectory() as work:
         report = Path(work) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k"]
-        command += [about.select, f"--junitxml={report}", *about.files]
+        select = f"({about.select}) and ({only})" if only else about.select
+        command += [select, f"--junitxml={report}", *about.files]
         environment = dict(os.environ)
         if switched:
             command += ["-p", "outside"]
@@ -146,10 +147,10 @@ def outcome(case: Any) -> str:
     return "skipped" if "skipped" in kinds else "passed"
 
 
-def run(suite: str, path: Path) -> dict[str, Any]:
+def run(suite: str, path: Path, only: str = "") -> dict[str, Any]:
     """What the table says of a suite."""
     about = SUITES[suite]
-    alone, switched = (outcomes(suite, path, switched=on) for on in (False, True))
+    alone, switched = (outcomes(suite, path, only, switched=on) for on in (False, True))
     able = [name for name, result in alone.items() if result == "passed"]
     if not able:
         raise SystemExit(f"{suite}: no test passes as it is, {len(alone)} were collected")
@@ -163,9 +164,10 @@ def run(suite: str, path: Path) -> dict[str, Any]:
         else:
             reasons[why] = reasons.get(why, 0) + 1
     return {
-        "version": importlib.metadata.version(about.package),
+        "version": importlib.metadata.version(about.package).partition("+")[0],  # without +cpu
         "package": about.package,
         "files": list(about.files),
+        "only": only,
         "passed": len(able) - len(lost),
         "not_applicable": reasons,
         "failed": findings,
@@ -191,6 +193,7 @@ def page(results: dict[str, Any]) -> str:
         why = "; ".join(f"{n}: {reason}" for reason, n in r["not_applicable"].items()) or "0"
         failed = ", ".join(r["failed"]) or "0"
         source = f", {r['source']}" if r["source"] else ""
+        source += f", with `-k '{r['only']}'`" if r.get("only") else ""
         not_run = f"{r['not_run']['skipped']}, {r['not_run']['failed']}"
         files = ", ".join(f"`{file}`" for file in r["files"])
         lines.append(
@@ -211,6 +214,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("suites", nargs="*", metavar="NAME=PATH")
     parser.add_argument("--list", action="store_true", help="names of suites and their tests")
+    parser.add_argument("--only", default="", metavar="EXPR", help="more for pytest's -k")
     parser.add_argument("--source", default="", help="where the tests are from, for the table")
     options = parser.parse_args()
     if options.list or not options.suites:
@@ -223,7 +227,7 @@ def main() -> int:
         name, _, path = given.partition("=")
         if name not in SUITES or not Path(path).is_dir():
             parser.error(f"{given} must be NAME=PATH of a suite that --list shows and a folder")
-        found = {**run(name, Path(path)), "source": options.source}
+        found = {**run(name, Path(path), options.only), "source": options.source}
         results[f"{name} {found['version']}"] = found
         findings += len(found["failed"])
         print(json.dumps({name: found}, indent=1))
