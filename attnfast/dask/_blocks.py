@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import dask
+import dask.array as da
 import numpy as np
 
 from .._misread import Array
@@ -194,6 +195,16 @@ def chunks_of(x: Any, axes: int = 4) -> Any:
     return chunks.reshape((1,) * (axes - x.ndim) + chunks.shape)
 
 
+def without_empty(x: Any) -> tuple[Sizes, ...]:
+    """Sizes of the chunks that have something; of an empty axis it is one chunk."""
+    return tuple(tuple(n for n in sizes if n) or (0,) for sizes in x.chunks)
+
+
+def rechunk(x: Any, chunks: tuple[Sizes, ...]) -> Any:
+    """The array in these chunks; of an array without elements dask would keep others."""
+    return x.rechunk(chunks) if x.size else da.zeros(x.shape, dtype=x.dtype, chunks=chunks)
+
+
 def _cut(x: Any, chunk: slice, keys: slice) -> Any:
     """Some keys of a chunk."""
     if keys == chunk:
@@ -221,7 +232,7 @@ def _of_pairs(x: Any, where: Where) -> Any:
     x = x[tuple(s if n != 1 else slice(None) for s, n in zip(where, x.shape, strict=True))]
     if isinstance(x, np.ndarray):
         return x
-    return x.rechunk(-1).to_delayed(optimize_graph=False).item()
+    return rechunk(x, tuple((n,) for n in x.shape)).to_delayed(optimize_graph=False).item()
 
 
 def _of_blocks(mask: BlockMask, where: Where) -> BlockMask:

@@ -12,8 +12,8 @@ from ..gradient import AttentionGradients
 from ..options import Attending, LossOfLse, Lse, Wanted, Weights
 from ..result import AttentionResult
 from . import _tasks as tasks
-from ._blocks import QKV, Block, Call, Part, chunks_of, sizes_of
-from ._prepare import prepare
+from ._blocks import QKV, Block, Call, Part, chunks_of, rechunk, sizes_of
+from ._prepare import check_loss, prepare
 from ._sums import Place, Sums, assemble, in_one_layer, tree
 
 
@@ -35,8 +35,8 @@ def attention(
     ----------
     query, key, value : dask array, ``(L, D)``, ``(H, L, D)`` or ``(B, H, L, D)``
         Chunked along any axis but the last, which becomes one chunk. Chunks of batch rows and heads
-        are those of query, unless they would divide heads that share a key head. One batch row
-        broadcasts to those of the others.
+        are those of query, unless they would divide heads that share a key head. Chunks without
+        elements are left out. One batch row broadcasts to those of the others.
     mask, bias : array or dask array, optional
         As in :func:`attnfast.attention`. NumPy arrays become part of the graph.
     is_causal, window_size, q_offset, q_lengths, kv_lengths, kv_starts : optional
@@ -148,6 +148,8 @@ def attention_backward(
     loss = {"grad_output": grad_output, "output": output, "lse": lse}
     if options.get("grad_lse") is not None:
         loss["grad_lse"] = options["grad_lse"]
+    loss = {name: da.asarray(x) for name, x in loss.items()}
+    check_loss(call, loss)
     known = [_rows(call, x, name) for name, x in loss.items()]
     sums = {name: Sums(*_like(call, name)) for name in wanted}
     for block in call.blocks():
@@ -189,11 +191,11 @@ def _rows(call: Call, x: Any, name: str) -> Any:
     shape = call.shape
     if name in ("grad_output", "output"):
         shape = (*shape, call.value.shape[-1])
-    x = da.asarray(x)
     if x.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {x.shape}")
     sizes = (call.rows, *sizes_of(call.query)[1:3])[4 - call.rank :]
-    return chunks_of(x.rechunk((*sizes, *shape[call.rank - 1 :])), axes=4 - call.rank + x.ndim)
+    x = rechunk(x, (*sizes, *((n,) for n in shape[call.rank - 1 :])))
+    return chunks_of(x, axes=4 - call.rank + x.ndim)
 
 
 def _like(call: Call, name: str) -> tuple[Any, tuple[int, ...], Any]:

@@ -13,7 +13,7 @@ from ..api import attention
 from ..block_mask import BlockMask
 from ..gradient import attention_backward
 from ..planning import plan
-from ._blocks import QKV, Call, Sizes
+from ._blocks import QKV, Call, Sizes, rechunk, without_empty
 
 BY_ROW = ("q_offset", "q_lengths", "kv_lengths", "kv_starts")
 BY_HEAD = ("alibi_slopes", "sink_logits")
@@ -52,6 +52,16 @@ def prepare(
     _check(function, (q, k, v), given)
     _resolve(q, k, given)
     return _fit(q, k, v, given)
+
+
+def check_loss(call: Call, loss: dict[str, Any]) -> None:
+    """Let attnfast refuse the dtypes of what only gradients have, by arrays of one element."""
+    small: dict[str, Any] = {
+        name: np.zeros((1,) if name in ("lse", "grad_lse") else (1, 1), x.dtype)
+        for name, x in loss.items()
+    }
+    whole: Any = attention_backward
+    plan(whole, *(np.zeros((1, 1), x.dtype) for x in call[:3]), **small)
 
 
 def _check(function: Callable[..., Any], operands: Sequence[Any], given: dict[str, Any]) -> None:
@@ -100,16 +110,23 @@ def _resolve(q: Any, k: Any, given: dict[str, Any]) -> None:
 
 def _fit(q: Any, k: Any, v: Any, given: dict[str, Any]) -> Call:
     """Vectors in one chunk, heads that share a key head too; rows and heads as those of query."""
-    q, k, v = (x.rechunk({-1: -1}) for x in (q, k, v))
+    q, k, v = (rechunk(x, (*without_empty(x)[:-1], x.shape[-1:])) for x in (q, k, v))
     if q.ndim > 2:
         heads = q.chunks[-3]
         group = q.shape[-3] // max(1, math.prod(k.shape[-3:-2]))
         if any(n % max(1, group) for n in heads):
             of_keys = k.chunks[-3] if k.ndim > 2 else (1,)
-            q = q.rechunk({-3: tuple(n * group for n in of_keys)})
+            q = _along(q, -3, tuple(n * group for n in of_keys))
         shared = tuple(n // max(1, group) for n in q.chunks[-3])
-        k, v = (x.rechunk({-3: shared}) if x.ndim > 2 else x for x in (k, v))
-    v = v.rechunk({-2: k.chunks[-2]})
+        k, v = (_along(x, -3, shared) if x.ndim > 2 else x for x in (k, v))
+    v = _along(v, -2, k.chunks[-2])
     rows: Sizes = next((x.chunks[0] for x in (q, k, v) if x.ndim > 3 and len(x) != 1), (1,))
-    q, k, v = (x.rechunk({0: rows}) if x.ndim > 3 and len(x) != 1 else x for x in (q, k, v))
+    q, k, v = (_along(x, 0, rows) if x.ndim > 3 and len(x) != 1 else x for x in (q, k, v))
     return Call(q, k, v, given, rows)
+
+
+def _along(x: Any, axis: int, sizes: Sizes) -> Any:
+    """The array in chunks of these sizes along one axis."""
+    chunks = list(x.chunks)
+    chunks[axis] = sizes
+    return rechunk(x, tuple(chunks))

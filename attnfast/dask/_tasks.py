@@ -33,7 +33,7 @@ class Rows(NamedTuple):
 
     @property
     def stop(self) -> int:
-        return self.start + len(self.lse[0, 0])
+        return self.start + int(self.lse.shape[2])
 
     def within(self, start: int, stop: int) -> "Rows":
         rows = slice(start - self.start, stop - self.start)
@@ -115,10 +115,10 @@ def weigh(
     lse: Array,
 ) -> Share:
     """The weights that some queries give to some of the keys, by their lse over all keys."""
-    q, k, _ = _operands(query, key, value, span)
+    q, k, v = _operands(query, key, value, span)
     bias = None if bias is None else _lift(bias)
     returned: dict[str, Any] = {"return_lse": True, "return_weights": True}
-    own = attention(q, k, k[..., :0], mask=mask, bias=bias, num_threads=1, **returned, **options)
+    own = attention(q, k, v[..., :0], mask=mask, bias=bias, num_threads=1, **returned, **options)
     whole = _of_rows(lse, 3)[:, :, span.first : span.last]
     with np.errstate(invalid="ignore"):
         share = np.exp(own.lse - whole)[..., None]

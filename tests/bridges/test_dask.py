@@ -74,7 +74,7 @@ def check(plain: Any, chunked: Any, lazy: dict[str, Any] | None = None, **option
         assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
         np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
     rng = np.random.default_rng(1)
-    loss = rng.standard_normal(expected.output.shape)
+    loss = rng.standard_normal(expected.output.shape).astype(expected.output.dtype)
     more = {"grad_lse": rng.standard_normal(expected.lse.shape)}
     more["wanted"] = "query", "key", "value", *(name for name in OTHERS if name in options)
     found = bridge.attention_backward(loss, *chunked, *result[:2], **lazy, **more)
@@ -96,7 +96,7 @@ def test_results_and_gradients(name):
 
 @pytest.mark.parametrize(
     "rows",
-    [(2, 1, 1), (1, 2, 2), (2, 0, 0), (0, 2, 2), (1, 2, 1), (2, 2, 0)],
+    [(2, 1, 1), (1, 2, 2), (2, 0, 0), (0, 2, 2), (1, 2, 1), (2, 2, 0), (1, 1, 2)],
     ids=lambda rows: "-".join(map(str, rows)),
 )
 def test_batch_rows_broadcast(rows):
@@ -107,6 +107,39 @@ def test_batch_rows_broadcast(rows):
     options = {"window_size": (9, 3), "q_offset": [2, 11], "kv_lengths": [70, 33]}
     bias = RNG.standard_normal((2, 1, 1, 70))
     check(plain, chunked, bias=bias, sink_logits=SINKS, **options)
+
+
+def test_chunks_without_elements():
+    """Slices and filters leave such chunks."""
+    plain, _ = arrays()
+    sizes = ((0, 1, 0, 1), (2, 0, 2), (50, 0), (0, 8)), ((2, 0), (0, 1, 1), (0, 0, 70), (8,))
+    chunked = [da.from_array(x, chunks=sizes[n]) for x, n in zip(plain, (0, 1, 1), strict=True)]
+    bias = RNG.standard_normal((50, 1))
+    lazy = {"bias": da.from_array(bias, chunks=((0, 50), (0, 1)))}
+    check(plain, chunked, lazy, bias=bias, **CALLS["end"])
+    plain[0] = plain[0][:1]  # for the batch rows of keys
+    chunked[0] = da.from_array(plain[0], chunks=((0, 1), *sizes[0][1:]))
+    check(plain, chunked, lazy, bias=bias, **CALLS["window"])
+
+
+@pytest.mark.parametrize(
+    ("axis", "which"),
+    [(0, (0, 1, 2)), (2, (0,)), (2, (1, 2)), (2, (0, 1, 2)), (3, (2,))],
+    ids=["no batch rows", "no queries", "no keys", "neither", "empty values"],
+)
+def test_axes_without_elements(axis, which):
+    """An empty axis may be in several chunks."""
+    plain, chunked = arrays()
+    for n in which:
+        shape = [0 if k == axis else size for k, size in enumerate(plain[n].shape)]
+        sizes = [(0, 0) if k == axis else some for k, some in enumerate(chunked[n].chunks)]
+        plain[n], chunked[n] = np.zeros(shape), da.zeros(shape, chunks=sizes)
+    mask = np.ones((plain[0].shape[2], 1), bool)
+    lazy = {"mask": da.from_array(mask, chunks=1)}
+    options = {"mask": mask, "is_causal": True, "q_offset": "end"}
+    check(plain, chunked, lazy, **options)
+    if axis:
+        check([x[0, 0] for x in plain], [x[0, 0] for x in chunked], lazy, **options)
 
 
 @pytest.mark.parametrize("shape", [(50, 70), (4, 1, 70), (2, 1, 50, 1), (2, 4, 50, 70), (1, 1)])
@@ -217,9 +250,10 @@ def test_the_gradient_of_a_small_bias_is_rounded_once():
     plain, chunked = arrays(np.float32)
     bias = RNG.standard_normal((4, 1, 70)).astype(np.float16)
     result = bridge.attention(*chunked, bias=bias, return_lse=True)
-    found = bridge.attention_backward(Q, *chunked, *result[:2], bias=bias, wanted=("bias",)).bias
+    operands = plain[0], *chunked, *result[:2]
+    found = bridge.attention_backward(*operands, bias=bias, wanted=("bias",)).bias
     _, pullback = attnfast.vjp(attnfast.attention, *plain, bias=bias.astype(float), wanted=["bias"])
-    exact = pullback(Q.astype(np.float32)).bias
+    exact = pullback(plain[0]).bias
     assert found.dtype == np.float16
     np.testing.assert_allclose(found.compute().astype(float), exact, rtol=0.51 / 2**10, atol=1e-5)
 
@@ -295,6 +329,12 @@ def test_bad_shapes():
         bridge.attention_backward(q, q, k, v, q, lse, wanted=("bias",))
     with pytest.raises(TypeError, match=r"^grad_weights is not an argument of attnfast\.dask"):
         bridge.attention_backward(q, q, k, v, q, lse, grad_weights=lse)
+    with pytest.raises(TypeError, match=r"^grad_output has dtype float32 but query has float64"):
+        bridge.attention_backward(q.astype(np.float32), q, k, v, q, lse)
+    with pytest.raises(TypeError, match=r"^output must be float.*got bool"):
+        bridge.attention_backward(q, q, k, v, q > 0, lse)
+    with pytest.raises(TypeError, match=r"^grad_lse must be .*got complex128"):
+        bridge.attention_backward(q, q, k, v, q, lse, grad_lse=1j * lse)
 
 
 CLUSTER = """
