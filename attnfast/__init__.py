@@ -17,6 +17,7 @@ Attention:
   `attention_varlen_backward`, `merge_attention_backward`: gradients
 - `vjp`: a call and its gradients in one: returns the result and a function for its gradients
 - `BlockMask`: a block-sparse pattern for ``mask=``
+- `rotate`: rotary position embedding
 
 Weights and cost:
 
@@ -66,6 +67,7 @@ from .merge import MergeGradients, merge_attention, merge_attention_backward
 from .planning import plan
 from .pullback import vjp
 from .result import AttentionResult, AttentionTopK, Plan
+from .rotary import rotate
 from .varlen import attention_varlen, attention_varlen_backward
 
 if _typing.TYPE_CHECKING:
@@ -103,6 +105,7 @@ __all__ = [
     "merge_attention_backward",
     "num_threads",
     "plan",
+    "rotate",
     "set_num_threads",
     "show_config",
     "vjp",

@@ -166,3 +166,21 @@ cdef bint repeats_itself(cnp.ndarray a):
             return True
         reach += stride[k] * (length[k] - 1)
     return False
+
+
+cdef int check_out(object out, tuple shape, af_dtype dtype, str like) except -1:
+    """Whether results of that shape can be written there; `like` is the argument that has their dtype."""
+    if not cnp.PyArray_Check(out):
+        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+    if dtype_of(out) != dtype:
+        raise TypeError(f"out must have the dtype of {like}, {DTYPES[dtype]}, got {out.dtype}")
+    if shape_of(out) != shape:
+        raise ValueError(f"out must have shape {shape}, got {out.shape}")
+    if not cnp.PyArray_ISWRITEABLE(out):
+        raise ValueError("out must be writable, got a read-only array")
+    if not cnp.PyArray_CheckExact(out) and isinstance(out, np.ma.MaskedArray):
+        raise TypeError("out must be a plain array, got a masked array, whose mask is not written: write out.data")
+    if repeats_itself(out):
+        raise ValueError(f"out must have memory of its own for each element, got elements that share it: "
+                         f"shape {out.shape}, strides {out.strides}")
+    return 0

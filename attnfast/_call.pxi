@@ -83,19 +83,7 @@ cdef class Call(Score):
         shape = self.outer_shape() + (self.p.Dv,)
         if self.packed:
             shape = (self.p.Lq, self.p.H, self.p.Dv)
-        if not cnp.PyArray_Check(out):
-            raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
-        if dtype_of(out) != self.p.dtype:
-            raise TypeError(f"out must have the dtype of query, {DTYPES[self.p.dtype]}, got {out.dtype}")
-        if shape_of(out) != shape:
-            raise ValueError(f"out must have shape {shape}, got {out.shape}")
-        if not cnp.PyArray_ISWRITEABLE(out):
-            raise ValueError("out must be writable, got a read-only array")
-        if not cnp.PyArray_CheckExact(out) and isinstance(out, np.ma.MaskedArray):
-            raise TypeError("out must be a plain array, got a masked array, whose mask is not written: write out.data")
-        if repeats_itself(out):
-            raise ValueError(f"out must have memory of its own for each element, got elements that share it: "
-                             f"shape {out.shape}, strides {out.strides}")
+        check_out(out, shape, self.p.dtype, "query")
         self.out = cnp.PyArray_SwapAxes(out, 0, 1) if self.packed else out
         return 0
 

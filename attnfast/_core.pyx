@@ -15,7 +15,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from attnfast.c_api cimport (
     AF_BF16, AF_F16, AF_F32, AF_F64, AF_FAR, AF_INTERRUPTED, AF_MAX_POSITION, AF_NO_MEMORY, AF_SCORES,
     AF_WEIGHTS, af_api, af_dtype, af_gradients, af_operands, af_packing, af_problem, af_rectangle, af_report,
-    af_results, af_run, af_score, af_stage, af_status, af_tensor, af_visible,
+    af_results, af_rotation, af_run, af_score, af_stage, af_status, af_tensor, af_visible,
 )
 
 import math
@@ -48,6 +48,7 @@ cdef extern from "attnfast.h" nogil:
                                    af_rectangle *, int64_t)
     af_status af_describe_packed_backward(const af_problem *, const af_packing *, const af_gradients *, const af_run *,
                                           af_report *, af_rectangle *, int64_t)
+    af_status af_rotate(const af_rotation *, const af_run *)
     int af_threads()
     void af_set_threads(int)
     int af_set_own_threads(int)
@@ -77,6 +78,7 @@ include "_visible.pxi"
 include "_score.pxi"
 include "_call.pxi"
 include "_gradient.pxi"
+include "_rotate.pxi"
 include "_probe.pxi"
 include "_xla.pxi"
 

@@ -1,8 +1,8 @@
 # cython: language_level=3
 """The C API for Cython: the types of attnfast.h, and af_import() of attnfast_python.h, which returns its functions.
 
-Only declarations; what they mean is in attnfast.h. `global` of af_visible is `global_tokens` here, as Cython has a
-statement of that name.
+Only declarations; what they mean is in attnfast.h. `global` of af_visible is `global_tokens` here, and `from` of
+af_rotation is `source`: in Cython they are statements.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
@@ -86,6 +86,15 @@ cdef extern from "attnfast.h" nogil:
         int64_t rectangles
     ctypedef struct af_rectangle:
         int64_t b, hk, first_query, end_query, first_key, end_key, step
+    ctypedef struct af_rotation:
+        size_t size
+        af_dtype dtype
+        int64_t B, H, L, D, pairs
+        bint interleaved
+        af_tensor source "from"
+        af_tensor to, position
+        double base
+        af_tensor cosine, sine
     int AF_API_VERSION
     ctypedef struct af_api:
         size_t size
@@ -108,6 +117,7 @@ cdef extern from "attnfast.h" nogil:
         const char *(*isa)(int) noexcept nogil
         bint (*cap_isa)(const char *) noexcept nogil
         const char *(*isa_in_use)(af_dtype) noexcept nogil
+        af_status (*rotate)(const af_rotation *, const af_run *) noexcept nogil
 
 cdef extern from "attnfast_python.h":
     const af_api *af_import() except NULL

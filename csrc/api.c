@@ -17,4 +17,5 @@ const af_api af_public_functions = {
     .isa = af_isa,
     .cap_isa = af_cap_isa,
     .isa_in_use = af_isa_in_use,
+    .rotate = af_rotate,
 };

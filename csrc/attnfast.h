@@ -211,6 +211,23 @@ bool af_cap_isa(const char *name);
 /* The instruction set in use for a dtype. */
 const char *af_isa_in_use(af_dtype dtype);
 
+/* Rotary embedding. The elements x and y of a pair become x cos - y sin and y cos + x sin, with the cosine and sine of
+ * the pair's angle, which is position * base^(-d / pairs) for pair d; or with those of tables. Pair d is the elements d
+ * and d + pairs, or where pairs are interleaved, 2 d and 2 d + 1; elements from 2 * pairs on are copied. */
+typedef struct af_rotation {
+    size_t size;
+    af_dtype dtype;            /* of the elements */
+    int64_t B, H, L, D, pairs; /* pairs <= D / 2 */
+    bool interleaved;
+    af_tensor from, to;     /* rows of D elements, j stride 1; `to` is `from`, or shares no memory with it */
+    af_tensor position;     /* int64_t, over (b, i) */
+    double base;            /* finite, above 0; not read beside tables */
+    af_tensor cosine, sine; /* tables: real, over (i, j) = (position, pair); both or neither */
+} af_rotation;
+
+/* If it returns AF_NO_MEMORY, nothing was written. */
+af_status af_rotate(const af_rotation *rotation, const af_run *run);
+
 /* The functions above as a table, for programs that do not link this library: the capsule attnfast._core._C_API of the
  * Python package holds one, and attnfast_python.h imports it. Later releases append to it. `version` changes if an
  * older function does, or a struct that does not begin with its size. */
@@ -236,6 +253,7 @@ typedef struct af_api {
     const char *(*isa)(int index);
     bool (*cap_isa)(const char *name);
     const char *(*isa_in_use)(af_dtype dtype);
+    af_status (*rotate)(const af_rotation *, const af_run *);
 } af_api;
 
 #endif

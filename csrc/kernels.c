@@ -5,6 +5,7 @@
 #include "kernel/forward.h"
 #include "kernel/importance.h"
 #include "kernel/probe.h"
+#include "kernel/rotate.h"
 #include "kernel/weights.h"
 
 #if !AF_HALF
@@ -38,6 +39,8 @@ const af_kernels AF_TABLE(AF_TYPE, AF_ISA) = {
     .backward = backward,
     .backward_finish = backward_finish,
 #endif
+    .rotate_halves = rotate_halves,
+    .rotate_neighbours = rotate_neighbours,
     .widen = widen,
     .narrow = narrow,
     .probe = &probe,

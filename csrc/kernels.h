@@ -39,6 +39,9 @@ struct af_kernels {
     void (*backward_open)(const af_backward *, af_unit, void *panel, void *scratch);
     void (*backward)(const af_backward *, af_unit, af_unit next, void *panel, void *part, void *scratch);
     void (*backward_finish)(const af_backward *, af_unit, void *parts);
+    /* Rotary embedding of a row, see kernel/rotate.h. */
+    void (*rotate_halves)(const void *from, void *to, const void *cosine, const void *sine, int64_t pairs);
+    void (*rotate_neighbours)(const void *from, void *to, const void *cosine, const void *sine, int64_t elements);
     /* n elements as reals, and reals rounded to elements. */
     void (*widen)(const void *elems, void *reals, int64_t n);
     void (*narrow)(const void *reals, void *elems, int64_t n);

@@ -25,7 +25,7 @@ True
 Read `scores.py` (who sees whom, and the score of a pair) and `softmax.py` (weights and output)
 first; `stored.py` says what pages of keys and values stand for, `family.py` holds what is made of
 all this, `dropout.py` the generator of dropped weights, `gradients.py` and `family_gradients.py`
-the derivatives.
+the derivatives, `rotary.py` rotary embedding.
 """
 
 from .family import (
@@ -43,6 +43,7 @@ from .family_gradients import (
     merge_attention_backward,
 )
 from .gradients import AttentionGradients, attention_backward
+from .rotary import rotate
 from .softmax import STAGES, attention, attention_weights
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "local_attention_backward",
     "merge_attention",
     "merge_attention_backward",
+    "rotate",
 ]
 
 

@@ -1,5 +1,7 @@
 #include "plan/legal.h"
 
+#include <math.h>
+
 static bool all_within(const int64_t *numbers, int64_t count, int64_t least, int64_t most)
 {
     for (int64_t n = 0; numbers && n < count; n++)
@@ -120,4 +122,11 @@ bool af_is_legal_packed(const af_call *whole, const af_packing *packing)
     if (!bounds_are_legal(first_key, sequences, whole->Lk, v->kv_start)) return false;
     if (v->blocks.data || whole->results.importance || whole->operands.block_table) return false;
     return visible_is_legal(whole, sequences) && score_is_legal(whole) && results_are_legal(whole);
+}
+
+bool af_rotation_is_legal(const af_rotation *r)
+{
+    if (r->dtype < AF_F32 || r->dtype > AF_BF16 || r->B < 0 || r->H < 0 || r->L < 0 || r->pairs < 0) return false;
+    if (r->pairs > r->D / 2 || !rows_are_legal(&r->from, r->D) || !rows_are_legal(&r->to, r->D)) return false;
+    return !r->cosine.data == !r->sine.data && (r->cosine.data || (isfinite(r->base) && r->base > 0));
 }

@@ -13,4 +13,6 @@ bool af_is_legal_packed(const af_call *whole, const af_packing *packing);
 /* Whether gradients go with a legal call that has rows: they are of what the call has, in steps that kernels take. */
 bool af_are_legal_gradients(const af_call *call);
 
+bool af_rotation_is_legal(const af_rotation *rotation);
+
 #endif

@@ -66,6 +66,7 @@ AF_INLINE v v_mul(v a, v b) { return OP(mul)(a, b); }
 AF_INLINE v v_div(v a, v b) { return OP(div)(a, b); }
 AF_INLINE v v_reciprocal(v a) { return v_div(v_set1(1), a); }
 AF_INLINE v v_fma(v a, v b, v c) { return OP(fmadd)(a, b, c); }
+AF_INLINE v v_swap_pairs(v a) { return OP(permute)(a, AF_DOUBLE ? 0x5 : 0xb1); }
 AF_INLINE v v_max(v a, v b) { return OP(max)(a, b); }
 AF_INLINE v v_min(v a, v b) { return OP(min)(a, b); }
 AF_INLINE v v_abs(v a) { return OP(andnot)(v_set1(-(real)0), a); }

@@ -61,6 +61,7 @@ AF_INLINE v v_reciprocal(v a)
     return v_fma(r, OP(fnmadd)(a, r, v_set1(1)), r);
 }
 #endif
+AF_INLINE v v_swap_pairs(v a) { return OP(permute)(a, AF_DOUBLE ? 0x55 : 0xb1); }
 AF_INLINE v v_max(v a, v b) { return OP(max)(a, b); }
 AF_INLINE v v_min(v a, v b) { return OP(min)(a, b); }
 AF_INLINE v v_abs(v a) { return OP(abs)(a); }

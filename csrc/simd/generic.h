@@ -3,6 +3,7 @@
  *   v    a vector of VL reals          vm   a lane mask
  *   vm_bits(bits): lanes whose bit is set; vm_part(word, c): of bits c VL and up
  *   v_max(a, b), v_min(a, b) return b where either is NaN
+ *   v_swap_pairs(a): lanes 1, 0, 3, 2 and so on
  *   v_fraction(a) = a - floor(a), some number in [0, 1] for -infinity
  *   v_scale2(a, n) = a * 2^floor(n); 0 (or NaN, if a is) for -infinity
  *   v_exponent, v_mantissa: a = mantissa * 2^exponent, 1 <= mantissa < 2, for positive normal a
@@ -79,6 +80,12 @@ AF_INLINE v v_mul(v a, v b) { return a * b; }
 AF_INLINE v v_div(v a, v b) { return a / b; }
 AF_INLINE v v_reciprocal(v a) { return v_div(v_set1(1), a); }
 AF_INLINE v v_fma(v a, v b, v c) { return a * b + c; }
+AF_INLINE v v_swap_pairs(v a)
+{
+    v x;
+    UNROLL(i, VL) x[i] = a[i ^ 1];
+    return x;
+}
 AF_INLINE v v_max(v a, v b) { return v_select((vm)(a > b), a, b); }
 AF_INLINE v v_min(v a, v b) { return v_select((vm)(a < b), a, b); }
 AF_INLINE v v_abs(v a) { return (v)((vm)a & ~(vm)v_set1(-(real)0)); }

@@ -97,6 +97,11 @@ AF_INLINE void v_store_n(real *p, v x, int n)
     if (n & 1) vst1_lane_f32(p + (n & 2), n & 2 ? vget_high_f32(x) : vget_low_f32(x), 0);
 }
 #endif
+#if AF_DOUBLE
+AF_INLINE v v_swap_pairs(v a) { return vextq_f64(a, a, 1); }
+#else
+AF_INLINE v v_swap_pairs(v a) { return vrev64q_f32(a); }
+#endif
 AF_INLINE v v_add(v a, v b) { return OP(vaddq)(a, b); }
 AF_INLINE v v_sub(v a, v b) { return OP(vsubq)(a, b); }
 AF_INLINE v v_mul(v a, v b) { return OP(vmulq)(a, b); }

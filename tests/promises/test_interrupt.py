@@ -69,6 +69,7 @@ X = np.broadcast_to(np.zeros(64, np.float32), (1000, 1, 8192, 64))
 G = X[:40]
 PACKED = (np.broadcast_to(X[0, :, :1], (8192 * 500, 1, 64)),) * 3
 BOUNDS = (np.arange(501) * 8192,) * 2
+PAIRS, NUMBERS = np.zeros((2**25, 2), np.float16), np.zeros(2**25, np.int64)
 
 
 def local_gradients(**options):
@@ -90,6 +91,7 @@ LONG = {
     "top": lambda: attnfast.attention_topk(X, X, 20),
     "importance": lambda: attnfast.key_importance(X, X),
     "varlen": lambda: attnfast.attention_varlen(*PACKED, *BOUNDS),
+    "rotated": lambda: attnfast.rotate(PAIRS, NUMBERS, out=PAIRS),
     "gradients": lambda: attnfast.attention_backward(G, G, G, G, G, G[..., 0]),
     "weights": lambda: attnfast.attention_weights(X[:200, :, :4096], X[:200, :, :4096]),
     "gradients by weights": lambda: attnfast.attention_backward(

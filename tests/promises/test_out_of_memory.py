@@ -31,6 +31,7 @@ ALLOCATIONS = {
     "global tokens": 11,
     # Queued calls, twice as many each time, up to 256; their scratch memory, and that of the rest.
     "packed": 9,
+    "rotate": 2,  # frequencies, and the tables of a few rows for each thread
 }
 WRAPPED = ("malloc", "calloc", "realloc", "aligned_alloc", "posix_memalign", "free")
 
@@ -49,7 +50,7 @@ def test_every_allocation_of_the_c_library(tmp_path, monkeypatch):
     done = subprocess.run([program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     counts = dict(line.rsplit(": ", 1) for line in done.stdout.splitlines())
-    assert len(counts) == 28
+    assert len(counts) == 29
     assert {name: int(counts[name].split()[0]) for name in ALLOCATIONS} == ALLOCATIONS
 
 
@@ -80,6 +81,7 @@ CASES = {
     "k[:, None], k[:, None, :5], k[:, None, :5], k[:, :1], [0, 2, 10], [0, 5, 10], num_threads=1, "
     "wanted=('value',))",
     "vjp": "attnfast.vjp(attnfast.attention, q, k, k[:, :5], num_threads=1)",
+    "rotate": "attnfast.rotate(q.reshape(1, -1), 0, interleaved=True, out=q.reshape(1, -1))",
     "packed": "attnfast.attention_varlen(q[:, None], k[:, None], k[:, None, :5], [0, 2, 9], "
     "[0, 5, 10], out=out[:, None], num_threads=1)",
 }

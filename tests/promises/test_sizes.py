@@ -234,6 +234,7 @@ refused("BlockMask.dense", lambda: mask.dense(2**31, 2**31))
 refused("BlockMask.bigbird", lambda: attnfast.BlockMask.bigbird(2**40, 2**40, 1))
 parts = [claim((2**50, 1, 1))] * 2, [claim((2**50, 1))] * 2
 refused("merge_attention", lambda: attnfast.merge_attention(*parts))
+refused("rotate", lambda: attnfast.rotate(claim((2**40, 2**20, 2)), np.arange(2**20)))
 """
 
 

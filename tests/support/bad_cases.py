@@ -437,6 +437,68 @@ OWN = {
     "attention_topk": LISTED,
     "key_importance": [(kind, "per_kv_head", bad, "per_kv_head") for kind, bad in FLAG],
     "attention_varlen": PACKED_ARRAYS + BOUNDS,
+    "rotate": [
+        *(
+            (kind, "x", bad, f"x.*{message}")
+            for kind, bad, message in [
+                (TypeError, None, "NoneType"),
+                (TypeError, Q.astype(int), "int64.*astype"),
+                (TypeError, Q.astype(complex), "complex"),
+                (ValueError, Q[0, 0, 0], r"2 axes.*\(8,\)"),
+                (ValueError, Q[..., :7], r"even.*7.*x\[..., :6\]"),
+            ]
+        ),
+        *(
+            (kind, "positions", bad, f"positions.*{message}")
+            for kind, bad, message in [
+                (TypeError, None, "NoneType"),
+                (TypeError, np.arange(3.0), "float64.*astype"),
+                (TypeError, np.ones(3, bool), "bool"),
+                (ValueError, 2, r"\(3,\) or \(2, 3\).*\(\).*np.arange\(3\)"),
+                (ValueError, np.arange(4), r"\(3,\) or \(2, 3\).*\(4,\)"),
+                (ValueError, np.zeros((4, 3), int), r"\(4, 3\)"),
+                (ValueError, np.zeros((2, 1, 3), int), r"\(2, 1, 3\).*positions\[..., 0, :\]"),
+            ]
+        ),
+        *(
+            (kind, "base", bad, "base")
+            for kind, bad in [
+                (TypeError, None),
+                (TypeError, "10000"),
+                (ValueError, 0),
+                (ValueError, -1.0),
+                (ValueError, np.nan),
+                (ValueError, np.inf),
+            ]
+        ),
+        *((kind, "interleaved", bad, "interleaved") for kind, bad in FLAG),
+        (TypeError, "out", [1.0], "out.*list"),
+        (TypeError, "out", np.zeros((2, 4, 3, 8)), "out.*dtype of x, float32, got float64"),
+        (ValueError, "out", np.zeros((2, 4, 3, 6), np.float32), r"out.*\(2, 4, 3, 8\)"),
+        (ValueError, "out", np.broadcast_to(np.float32(0), (2, 4, 3, 8)), "out.*read-only"),
+        *(
+            (kind, "num_threads", bad, "num_threads")
+            for kind, bad in [(TypeError, 1.0), (TypeError, True), (ValueError, 0)]
+        ),
+    ],
+    "rotate, tables": [
+        (ValueError, "base", 500.0, "base.*left out beside cos_sin.*500"),
+        (ValueError, "positions", np.array([0, 1, 9]), r"positions.*0 .. 8.*got 0 .. 9"),
+        (ValueError, "positions", np.array([0, -1, 2]), r"positions.*0 .. 8.*got -1 .. 2"),
+        *(
+            (kind, "cos_sin", bad, f"cos_sin.*{message}")
+            for kind, bad, message in [
+                (TypeError, 3, "int"),
+                (TypeError, np.ones((2, 9, 4)), "ndarray"),
+                (TypeError, (np.ones((9, 4)),) * 3, "tuple"),
+                (TypeError, (np.ones((9, 4)), None), r"\[1\].*NoneType"),
+                (TypeError, (np.ones((9, 4), int), np.ones((9, 4))), r"\[0\].*int64"),
+                (ValueError, (np.ones((9, 4)), np.ones((9, 3))), r"\(9, 4\) and \(9, 3\)"),
+                (ValueError, (np.ones((9, 8)),) * 2, r"4 columns.*8.*cos\[:, :4\]"),
+                (ValueError, (np.ones((2, 9, 4)),) * 2, r"\(2, 9, 4\).*reshape"),
+            ]
+        ),
+    ],
     "merge_attention": [
         (TypeError, "outputs", None, "outputs"),
         (TypeError, "outputs", [Q.astype(int)] * 2, "outputs.*int64"),

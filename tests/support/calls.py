@@ -89,6 +89,21 @@ def merge(q: Any, place: Any) -> Any:
     return attnfast.merge_attention(place(outputs), place(lses))
 
 
+def rotated(q: Any, place: Any, out: Any = None, **options: Any) -> Any:
+    """Rows rotated by tables, of which the last elements of an odd head size have no pair."""
+    places = place(np.arange(q.shape[-2]) % 7)
+    angles = np.linspace(0, 3, 7 * (q.shape[-1] // 2)).reshape(7, -1)
+    tables = tuple(place(f(angles).astype(compute_dtype(q.dtype))) for f in (np.cos, np.sin))
+    return attnfast.rotate(q, places, cos_sin=tables, **options)
+
+
+def rotated_neighbours(q: Any, place: Any, out: Any = None, **options: Any) -> Any:
+    """The same by angles of each batch row."""
+    places = np.broadcast_to(np.arange(q.shape[-2]) * 1000, (*q.shape[:-3], q.shape[-2]))
+    x = q[..., q.shape[-1] % 2 :]
+    return attnfast.rotate(x, place(places), base=5e5, interleaved=True, **options)
+
+
 def gradients(
     q: Any,
     k: Any,
@@ -266,6 +281,8 @@ CALLS: dict[str, Callable[..., Any]] = {
         q, k, v, place, is_causal=True, q_offset="end", **more
     ),
     "merge": lambda q, k, v, place, **more: merge(q, place),
+    "rotated": lambda q, k, v, place, **more: rotated(q, place, **more),
+    "rotated neighbours": lambda q, k, v, place, **more: rotated_neighbours(q, place, **more),
     "gradients of merge": lambda q, k, v, place, **more: merge_gradients(q, place),
 }
 # Those without batch axes.

@@ -214,6 +214,20 @@ def _merge(draw: Any, *, backward: bool = False) -> AnyCall:
 
 
 @st.composite
+def _rotate(draw: Any) -> AnyCall:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    batch = draw(st.sampled_from([(), (1,), (2, 3), (0, 2), (2, 2, 2)]))
+    length, pairs = draw(st.sampled_from([1, 5, 40])), draw(st.integers(0, 40))
+    x = randn(rng, (*batch, length, 2 * pairs), draw(st.sampled_from(DTYPES)))
+    named = {"x": lay_out(x, draw(st.sampled_from(LAYOUTS))), "interleaved": draw(st.booleans())}
+    named["positions"] = rng.integers(0, 50, (*batch[:-1], length))
+    if draw(st.booleans()):
+        angles = rng.random((50, draw(st.integers(0, pairs))))
+        named["cos_sin"] = np.cos(angles), np.sin(angles)
+    return AnyCall("rotate", named)
+
+
+@st.composite
 def _plan(draw: Any) -> AnyCall:
     call = draw(_attention())
     call.function = "plan"
@@ -263,5 +277,6 @@ DRAWN = {
     "additive_attention_backward": lambda: _gradients(_attention(additive_calls())),
     "attention_varlen_backward": lambda: _gradients(_varlen()),
     "merge_attention_backward": lambda: _merge(backward=True),
+    "rotate": _rotate,
     "plan": _plan,
 }

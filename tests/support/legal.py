@@ -136,6 +136,14 @@ FUNCTIONS = {
         **{"function": attnfast.attention, **GOOD, **DROPOUT, **RESULTS},
         "wanted": ("query", "bias"),
     },
+    "rotate": {
+        **{"x": Q, "positions": np.arange(6).reshape(2, 3), "base": 500.0, "interleaved": True},
+        **{"out": np.full((2, 4, 3, 8), 7, np.float32), "num_threads": 2},
+    },
+    "rotate, tables": {
+        **{"x": Q, "positions": np.arange(3)},
+        "cos_sin": (RNG.random((9, 3)), RNG.random((9, 3))),
+    },
     "merge_attention": {"outputs": [Q, Q], "lses": [Q[..., 0], Q[..., 0]]},
     "merge_attention_backward": {
         **{"grad_output": Q, "outputs": [Q, Q], "lses": [Q[..., 0], Q[..., 0]]},

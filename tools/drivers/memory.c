@@ -281,8 +281,42 @@ static void ask(const char *name, const call *c, const results *r)
     if (asked) complain("settings", 1, "they allocate");
 }
 
+/* Rotary embedding in place: a failure leaves every element as it was. */
+static void try_rotation(void)
+{
+    float x[2][40][8], before[2][40][8];
+    int64_t position[40];
+    for (int i = 0; i < 640; i++) (&x[0][0][0])[i] = (float)i;
+    for (int i = 0; i < 40; i++) position[i] = i;
+    memcpy(before, x, sizeof x);
+    const af_tensor rows = {.data = x, .h = 320, .i = 8, .j = 1};
+    const af_rotation r = {.size = sizeof r,
+                           .B = 1,
+                           .H = 2,
+                           .L = 40,
+                           .D = 8,
+                           .pairs = 4,
+                           .from = rows,
+                           .to = rows,
+                           .position = {.data = position, .i = 1},
+                           .base = 10000};
+    int n = 1;
+    for (; n < MOST_ALLOCATIONS; n++) {
+        asked = live = 0;
+        fails_at = n;
+        armed = true;
+        const af_status status = af_rotate(&r, NULL);
+        armed = false;
+        if (live) complain("rotate", n, "memory was not given back");
+        if (status == AF_OK) break;
+        if (status != AF_NO_MEMORY || memcmp(before, x, sizeof x) != 0) complain("rotate", n, "elements were written");
+    }
+    printf("rotate: %d allocations\n", n - 1);
+}
+
 int main(void)
 {
+    try_rotation();
     for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
         call c;
         results right;

@@ -153,6 +153,8 @@ def calls(dtype: Any, np: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     parts = [randn(2, 4, 37, 19), randn(2, 4, 37, 19)]
     lses = [rng.standard_normal((2, 4, 37)).astype(real) for _ in parts]
     yield "merge", lambda m: m.merge_attention(parts, lses)
+    yield "rotate", lambda m: m.rotate(q, np.arange(q.shape[-2]))
+    yield "rotate pairs", lambda m: m.rotate(q, np.arange(q.shape[-2]), interleaved=True)
 
 
 def compare(actual: Any, exact: Any, tolerance: float, np: Any) -> str:

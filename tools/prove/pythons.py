@@ -102,6 +102,7 @@ def calls(dtype: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     yield "importance", lambda m: m.key_importance(q, k, mask=mask)
     yield "varlen", lambda m: m.attention_varlen(*packed, [0, 9, 37], [0, 40, 53])
     yield "merge", lambda m: m.merge_attention(*parts)
+    yield "rotate", lambda m: m.rotate(q, np.arange(q.shape[-2]))
 
     def trained(m: Any, name: str, arrays: Any, *more: Any, own: Any = (), **options: Any) -> Any:
         output, lse, _ = getattr(m, name)(*arrays, *more, return_lse=True, **options)

@@ -51,6 +51,7 @@ SHARES = {
     "additive_attention_backward": 1,
     "attention_varlen_backward": 1,
     "merge_attention_backward": 1,
+    "rotate": 1,
     "plan": 1,
 }
 

@@ -32,6 +32,7 @@ from attnfast import (
     plan,
     plot,
     reference,
+    rotate,
     vjp,
 )
 from attnfast.layers import (
@@ -114,6 +115,7 @@ def the_family() -> None:
     assert_type(merge_attention([q, q], [q[..., 0], q[..., 0]]), AttentionResult)
     assert_type(merge_attention(np.stack([q, q]), np.zeros((2, 2, 8, 300))), AttentionResult)
     merge_attention(q)  # type: ignore[call-arg]
+    assert_type(rotate(q, np.arange(300), interleaved=True), Array)
 
 
 def gradients() -> None:
