@@ -17,6 +17,7 @@ Attention:
   `attention_varlen_backward`, `merge_attention_backward`: gradients
 - `vjp`: a call and its gradients in one: returns the result and a function for its gradients
 - `BlockMask`: a block-sparse pattern for ``mask=``
+- `KVCache`: keys and values of texts that grow, for decoding
 - `rotate`: rotary position embedding
 
 Weights and cost:
@@ -52,6 +53,7 @@ if _find_spec(f"{__name__}._core") is None:
 from .additive import AdditiveGradients, additive_attention, additive_attention_backward
 from .api import attention, attention_weights
 from .block_mask import BlockMask
+from .cache import KVCache
 from .config import (
     available_isas,
     get_include,
@@ -83,6 +85,7 @@ __all__ = [
     "AttentionResult",
     "AttentionTopK",
     "BlockMask",
+    "KVCache",
     "LocalGradients",
     "MergeGradients",
     "Plan",

@@ -34,11 +34,12 @@ FOREIGN: dict[str, list[tuple[str, str]]] = {
     "key_padding_mask": [
         ("key_mask", "write key_mask=~key_padding_mask, in which True means a real key"),
         (
-            "mask",
+            "kv_lengths",
             "write mask=~key_padding_mask[:, None, None, :], in which True means may attend, or "
             "kv_lengths=(~key_padding_mask).sum(-1), which costs less, if padding is at the end, "
             "kv_starts=key_padding_mask.sum(-1) if it is at the start",
         ),
+        ("mask", "write mask=~key_padding_mask[:, None, None, :], in which True means may attend"),
     ],
     "value_mask": [
         ("key_mask", "write key_mask=value_mask"),

@@ -114,7 +114,8 @@ cdef class Rotation(Operands):
         return self.set_strides(&self.r.to, self.target)
 
     cdef bint is_query(self, cnp.ndarray a):
-        return cnp.PyArray_DATA(a) == cnp.PyArray_DATA(self.query) and (<object>a).strides == (<object>self.query).strides
+        same_strides = (<object>a).strides == (<object>self.query).strides
+        return cnp.PyArray_DATA(a) == cnp.PyArray_DATA(self.query) and same_strides
 
 
 def rotate(x, positions, base, interleaved, cos_sin, out, num_threads):

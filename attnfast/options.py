@@ -168,6 +168,39 @@ class BackwardKeywords(Attending, Dropout, LossOfLse, LossOfWeights, Wanted, Thr
     """Those of :func:`attnfast.attention_backward`."""
 
 
+class OfQueries(TypedDict, total=False):
+    """Padding of queries, and on the left of keys."""
+
+    q_lengths: Annotated[ArrayLike | None, None]
+    kv_starts: Annotated[ArrayLike | None, None]
+
+
+class CacheOptions(Pairs, Sides, OfQueries, Scale, Scores, Out, Threads, total=False):
+    """Those of :meth:`attnfast.KVCache.attend`, which knows where keys are, without flags."""
+
+
+class CacheKeywords(
+    Pairs, Sides, OfQueries, Scale, Scores, Lse, Weights, Out, Threads, total=False
+):
+    """Those of :meth:`attnfast.KVCache.attend`."""
+
+
+class StartsOfKeys(TypedDict, total=False):
+    """Padding on the left."""
+
+    kv_starts: Annotated[ArrayLike | None, None]
+
+
+class ExtendOptions(Pairs, Sides, StartsOfKeys, Scale, Scores, Out, Threads, total=False):
+    """Those of :meth:`attnfast.KVCache.extend`, without flags."""
+
+
+class ExtendKeywords(
+    Pairs, Sides, StartsOfKeys, Scale, Scores, Lse, Weights, Out, Threads, total=False
+):
+    """Those of :meth:`attnfast.KVCache.extend`."""
+
+
 class WeightsKeywords(Stages, Attending, Threads, total=False):
     """Those of :func:`attnfast.attention_weights`."""
 

@@ -17,10 +17,24 @@ def rotate(
     cos_sin: tuple[ArrayLike, ArrayLike] | None = None,
     compute_dtype: DTypeLike = np.float64,
 ) -> Array:
-    """Rotate pairs of elements by an angle that grows with the position.
+    """Turn pairs of elements by an angle that grows with the position.
 
     ``(x, y)`` becomes ``(x cos - y sin, y cos + x sin)``. Elements beyond those pairs that
     `cos_sin` has stay as they are.
+
+    Parameters
+    ----------
+    x, positions : array_like
+        As for :func:`attnfast.rotate`.
+    base, interleaved, cos_sin : optional
+        As for :func:`attnfast.rotate`.
+    compute_dtype : dtype
+        In which to compute.
+
+    Returns
+    -------
+    ndarray
+        In `compute_dtype`.
     """
     a, places = np.asarray(x).astype(compute_dtype), np.asarray(positions)
     if cos_sin is None:

@@ -12,7 +12,7 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 
 import attnfast
-from attnfast import BlockMask
+from attnfast import BlockMask, KVCache
 from support.arrays import same_bits
 from support.bad_cases import OPERANDS, cases
 from support.legal import FUNCTIONS, REFUSED, K, Q, V, call, named, parameters_of
@@ -35,6 +35,7 @@ def snapshot(arguments):
     arrays = []
     for x in arguments.values():
         arrays += [a for a in (x if isinstance(x, list) else [x]) if isinstance(a, np.ndarray)]
+        arrays += [x.key, x.value, x.lengths] if isinstance(x, KVCache) else []
     return [(a, a.copy()) for a in arrays if a.dtype != object]
 
 
@@ -82,11 +83,10 @@ def test_every_argument_has_a_case():
 def test_every_public_function_is_here():
     public = {n for n in attnfast.__all__ if inspect.isroutine(getattr(attnfast, n))}
     public -= {n for n in public if not inspect.signature(getattr(attnfast, n)).parameters}
-    makers = [
-        n for n in vars(BlockMask) if not n.startswith("_") and callable(getattr(BlockMask, n))
-    ]
-    functions = {form.partition(",")[0] for form in FUNCTIONS}
-    assert public | {"BlockMask"} | {f"BlockMask.{n}" for n in makers} == functions
+    for kind in (BlockMask, KVCache):
+        members = (n for n in dir(kind) if not n.startswith("_") and callable(getattr(kind, n)))
+        public |= {kind.__name__, *(f"{kind.__name__}.{n}" for n in members)}
+    assert public == {form.partition(",")[0] for form in FUNCTIONS}
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -7,10 +7,10 @@ import pytest
 from support.legal import FUNCTIONS
 from support.paths import TESTS
 
-# `plan` computes nothing.
+# `plan` computes nothing; methods of caches call attention and local_attention.
 COMPUTING = sorted(
     {form.partition(",")[0] for form, given in FUNCTIONS.items() if {"query", "lses"} & {*given}}
-    - {"plan"}
+    - {"plan", "KVCache.attend", "KVCache.extend"}
 )
 # What a table leaves out, and why.
 MERGE = dict.fromkeys(("merge_attention", "merge_attention_backward"), "NumPy, no kernel")

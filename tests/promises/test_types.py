@@ -18,6 +18,8 @@ OVERLOADED = [
     attnfast.local_attention,
     attnfast.additive_attention,
     attnfast.attention_varlen,
+    attnfast.KVCache.attend,
+    attnfast.KVCache.extend,
     MultiHeadAttention.__call__,
 ]
 

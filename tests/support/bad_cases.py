@@ -4,6 +4,8 @@ A case is (kind of error, argument, bad value, pattern of the message). `cases` 
 function: of the arguments that many functions share, and of its own.
 """
 
+import io
+
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
@@ -383,6 +385,46 @@ WANTED = [
     (ValueError, "wanted", (1,), "wanted.*1"),
 ]
 
+# ---- KVCache ----
+
+TOKENS = [
+    case
+    for name, x in (("key", K), ("value", V))
+    for case in [
+        (TypeError, name, None, f"{name}.*NoneType"),
+        (TypeError, name, x.astype(np.float64), f"{name}.*float64.*cache has float32.*astype"),
+        (ValueError, name, x[:1], rf"{name} must have shape \(2, 2, n, .\), got \(1, 2, "),
+        (ValueError, name, x[:, :1], rf"{name} must have shape .* got \(2, 1, "),
+        (ValueError, name, x[..., :5], rf"{name} must have shape .* got .*5\)"),
+        (ValueError, name, x[0, 0], rf"{name} must have shape"),
+    ]
+]
+LENGTHS_OF_ROWS = [
+    (TypeError, "lengths", np.array([1.0, 2.0]), "lengths.*float64"),
+    (TypeError, "lengths", "3", "lengths"),
+    (ValueError, "lengths", np.array([1, 2, 3]), r"lengths.*\(2,\).*\(3,\)"),
+    (ValueError, "lengths", np.array([-1, 2]), "lengths.*-1"),
+]
+ROWS = [
+    (TypeError, "rows", np.array([0.0, 1.0]), "rows.*float64"),
+    (TypeError, "rows", None, "rows.*NoneType"),
+    (ValueError, "rows", np.array([0, 2]), "rows must be within 0 .. 1, got 0 .. 2"),
+    (ValueError, "rows", np.array([-1, 0]), "rows must be within 0 .. 1, got -1 .. 0"),
+    (ValueError, "rows", np.zeros((1, 2), int), r"rows must have one axis.*\(1, 2\)"),
+]
+NO_FILE = io.BytesIO(b"text")
+OF_ATTENTION = [
+    (ValueError, "window_size", -2, "window_size"),
+    (TypeError, "window_size", 2.5, "window_size"),
+    (ValueError, "scale", np.nan, "scale"),
+    (ValueError, "softcap", -1.0, "softcap"),
+    (ValueError, "alibi_slopes", np.ones(3), "alibi_slopes"),
+    (ValueError, "sink_logits", np.ones(3), "sink_logits"),
+    *((kind, name, bad, name) for name in ("return_lse", "return_weights") for kind, bad in FLAG),
+    (ValueError, "out", np.zeros((2, 4, 3, 5), np.float32), r"out.*\(2, 4, 3, 6\)"),
+    (ValueError, "num_threads", 0, "num_threads"),
+]
+
 OWN = {
     "attention_backward": LOSS + WANTED,
     "local_attention_backward": LOSS + WANTED + WINDOW,
@@ -499,6 +541,76 @@ OWN = {
             ]
         ),
     ],
+    "KVCache": [
+        *(
+            (kind, name, bad, f"{name}.*{message}")
+            for name in ("batch_shape", "num_kv_heads", "head_dim", "value_head_dim", "capacity")
+            for kind, bad, message in [
+                (TypeError, 2.0, "float"),
+                (TypeError, True, "bool"),
+                (TypeError, "2", "str"),
+                (ValueError, -1, "-1"),
+            ]
+        ),
+        (ValueError, "capacity", 9, "capacity.*window \\+ sinks, 10, got 9"),
+        (ValueError, "num_kv_heads", 0, "num_kv_heads.*0"),
+        *((kind, "window", bad, "window") for kind, bad in [(TypeError, 8.0), (ValueError, 0)]),
+        *((kind, "sinks", bad, "sinks") for kind, bad in [(TypeError, None), (ValueError, -1)]),
+        *((kind, "grow", bad, "grow") for kind, bad in FLAG),
+        (ValueError, "grow", True, "grow must be False with a window"),
+        (ValueError, "window", None, "sinks must be 0 without a window, got 2"),
+        *(
+            (TypeError, "dtype", bad, "dtype must be float32, float64, float16 or bfloat16, got")
+            for bad in ("float8", np.int32, np.complex64, None, 3, np.longdouble)
+        ),
+    ],
+    "KVCache.append": [
+        *TOKENS,
+        (ValueError, "key", K[:, :, :3], "key|value must have the 3 tokens"),
+        (ValueError, "lengths", np.array([6, 0]), r"lengths must be within 0 .. 5, got 0 .. 6"),
+        *LENGTHS_OF_ROWS,
+    ],
+    "KVCache.attend": [
+        (TypeError, "query", None, "query.*NoneType"),
+        (TypeError, "query", Q.astype(np.float64), "key has dtype float32 but query has float64"),
+        (ValueError, "query", Q[0], r"query must have the batch axes.*\(2,\).*\(4, 3, 8\)"),
+        (ValueError, "query", Q[0, 0], r"query must have 4 axes.*\(3, 8\)"),
+        (ValueError, "query", Q[..., :7], "head size of query, 7"),
+        (ValueError, "q_lengths", np.array([4, 0]), "q_lengths must be within 0 .. 3"),
+        (TypeError, "q_lengths", np.array([1.0, 0]), "q_lengths"),
+        (ValueError, "kv_starts", np.array([6, 0]), "kv_starts must be within 0 .. 5"),
+        (TypeError, "kv_starts", np.array([1.0, 0]), "kv_starts"),
+        *OF_ATTENTION,
+        (TypeError, "mask", np.ones((2, 1, 3, 5)), "mask.*float64"),
+        (ValueError, "mask", np.ones((2, 1, 3, 6), bool), r"mask.*\(2, 1, 3, 6\)"),
+        (TypeError, "bias", np.ones((4, 3, 5), int), "bias.*int64"),
+        (ValueError, "bias", np.ones((4, 3, 6), np.float32), r"bias.*\(4, 3, 6\)"),
+    ],
+    "KVCache.extend": [
+        *[case for case in TOKENS if case[1] != "self"],
+        (TypeError, "query", None, "query.*NoneType"),
+        (ValueError, "query", Q[0], r"query must have the batch axes.*\(2,\).*\(4, 3, 8\)"),
+        (ValueError, "query", Q[:, :, :2], "query, key and value must have one number of tokens"),
+        (ValueError, "lengths", np.array([4, 0]), "lengths must be within 0 .. 3, got 0 .. 4"),
+        *LENGTHS_OF_ROWS,
+        (ValueError, "kv_starts", np.array([99, 0]), "kv_starts must be within 0 .. "),
+        (TypeError, "kv_starts", np.array([1.0, 0]), "kv_starts"),
+        *OF_ATTENTION,
+        (TypeError, "mask", np.ones((2, 1, 3, 5)), "mask.*float64"),
+        (TypeError, "bias", np.ones((4, 3, 5), int), "bias.*int64"),
+    ],
+    "KVCache.truncate": [
+        *LENGTHS_OF_ROWS,
+        (ValueError, "lengths", np.array([6, 0]), r"lengths.*\[5, 3\]|lengths.*\[5, 5\]"),
+    ],
+    "KVCache.reorder": ROWS,
+    "KVCache.repeat": [
+        (kind, "n", bad, "n must be")
+        for kind, bad in [(TypeError, 1.0), (TypeError, True), (ValueError, 0)]
+    ],
+    "KVCache.clear": [case for case in ROWS if case[2] is not None],
+    "KVCache.save": [(TypeError, "file", 3.5, "file")],
+    "KVCache.load": [(TypeError, "file", 3.5, "file"), (ValueError, "file", NO_FILE, "file must")],
     "merge_attention": [
         (TypeError, "outputs", None, "outputs"),
         (TypeError, "outputs", [Q.astype(int)] * 2, "outputs.*int64"),
@@ -593,5 +705,6 @@ def takes(function, case):
 
 def cases(function):
     """All cases of one function."""
-    shared = SHARED if "query" in FUNCTIONS[function] else []
+    cache = function.startswith("KVCache")  # some of its messages are its own
+    shared = SHARED if "query" in FUNCTIONS[function] and not cache else []
     return [case for case in shared if takes(function, case)] + OWN.get(function, [])

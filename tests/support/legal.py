@@ -4,6 +4,9 @@ B = 2, H = 4, Hk = 2, Lq = 3, Lk = 5, D = 8, Dv = 6.
 """
 
 import inspect
+import io
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
@@ -83,6 +86,18 @@ def parameters_of(function):
 # Arguments that are taken to be refused.
 REFUSED = {"vjp": {"block_table"}}
 
+
+def cache():
+    """One that holds K and V, and has room for more."""
+    new = attnfast.KVCache(2, 2, 8, 6, capacity=40)
+    new.append(K, V)
+    return new
+
+
+ASKED_OF_A_CACHE = ("query", "key", "value", "is_causal", "q_offset", "kv_lengths")
+FILE = Path(tempfile.mkdtemp()) / "cache.npz"
+cache().save(FILE)
+
 # By name; what stands behind a comma tells two forms of one function apart.
 FUNCTIONS = {
     "attention": {**GOOD, **DROPOUT, **RESULTS},
@@ -144,6 +159,28 @@ FUNCTIONS = {
         **{"x": Q, "positions": np.arange(3)},
         "cos_sin": (RNG.random((9, 3)), RNG.random((9, 3))),
     },
+    "KVCache": {
+        **{"batch_shape": (2,), "num_kv_heads": 2, "head_dim": 8, "value_head_dim": 6},
+        **{"capacity": 12, "dtype": "float16", "window": 8, "sinks": 2, "grow": False},
+    },
+    "KVCache.append": {"self": cache(), "key": K, "value": V, "lengths": np.array([5, 2])},
+    "KVCache.attend": {
+        **{"self": cache(), "query": Q, "return_lse": True, "return_weights": True},
+        **without(GOOD, *ASKED_OF_A_CACHE),
+        "out": np.full((2, 4, 3, 6), 7, np.float32),
+    },
+    "KVCache.extend": {
+        **{"self": cache(), "query": Q, "key": K[:, :, :3], "value": V[:, :, :3]},
+        **{"lengths": np.array([3, 1]), "return_lse": True, "return_weights": True},
+        **without(GOOD, *ASKED_OF_A_CACHE, "q_lengths", "mask", "bias"),
+        **{"mask": None, "bias": None, "out": np.full((2, 4, 3, 6), 7, np.float32)},
+    },
+    "KVCache.truncate": {"self": cache(), "lengths": np.array([5, 3])},
+    "KVCache.reorder": {"self": cache(), "rows": np.array([1, 0])},
+    "KVCache.repeat": {"self": cache(), "n": 1},
+    "KVCache.clear": {"self": cache(), "rows": np.array([1])},
+    "KVCache.save": {"self": cache(), "file": io.BytesIO()},
+    "KVCache.load": {"file": FILE},
     "merge_attention": {"outputs": [Q, Q], "lses": [Q[..., 0], Q[..., 0]]},
     "merge_attention_backward": {
         **{"grad_output": Q, "outputs": [Q, Q], "lses": [Q[..., 0], Q[..., 0]]},

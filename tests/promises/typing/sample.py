@@ -17,6 +17,7 @@ from attnfast import (
     AttentionResult,
     AttentionTopK,
     BlockMask,
+    KVCache,
     LocalGradients,
     Plan,
     additive_attention,
@@ -115,6 +116,14 @@ def the_family() -> None:
     assert_type(merge_attention([q, q], [q[..., 0], q[..., 0]]), AttentionResult)
     assert_type(merge_attention(np.stack([q, q]), np.zeros((2, 2, 8, 300))), AttentionResult)
     merge_attention(q)  # type: ignore[call-arg]
+    cache = KVCache(2, 2, 64, capacity=400, dtype=np.float32)
+    assert_type(cache.append(k, v), None)
+    assert_type(cache.attend(q, softcap=30.0), Array)
+    assert_type(cache.attend(q, return_lse=True), AttentionResult)
+    assert_type(cache.extend(q, k, v, [300, 211]), Array)
+    assert_type(cache.extend(q, k, v, return_lse=wanted), Array | AttentionResult)
+    assert_type(cache.lengths, Array)
+    cache.attend(q, is_causal=True)  # type: ignore[call-overload]
     assert_type(rotate(q, np.arange(300), interleaved=True), Array)
 
 
