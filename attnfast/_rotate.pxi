@@ -25,15 +25,15 @@ cdef class Rotation(Operands):
         self.r.B, self.r.H, self.r.L, self.r.D = rows, self.p.H, self.p.Lq, self.p.D
         return self.set_strides(&self.r.source, self.query)
 
-    cdef cnp.ndarray set_positions(self, object positions):
+    cdef cnp.ndarray set_positions(self, object given):
         """One for each row of x, or for each batch row and row."""
         cdef cnp.ndarray a
         cdef int k, nd
-        if isinstance(positions, numbers.Integral) and not isinstance(positions, (bool, np.bool_, np.timedelta64)):
-            positions = np.array(position(positions))
-        a = as_array(positions, "positions")
+        if isinstance(given, numbers.Integral) and not isinstance(given, (bool, np.bool_, np.timedelta64)):
+            given = np.array(position(given))
+        a = as_array(given, "positions")
         if a.dtype.kind not in "iu" and a.size:
-            raise wrong_integers(a, positions, "positions")
+            raise wrong_integers(a, given, "positions")
         nd = cnp.PyArray_NDIM(a)
         if nd == 0 and self.p.Lq == 1:
             a, nd = a.reshape(1), 1
@@ -44,7 +44,7 @@ cdef class Rotation(Operands):
         if not fits:
             raise ValueError(self.positions_advice(a, shape))
         if cnp.PyArray_TYPE(a) != cnp.NPY_INT64 or not has_legal_strides(a):
-            a = whole_array(a)
+            a = positions(a)
         self.kept(a)
         self.set_strides(&self.r.position, a.reshape(shape_of(a)[:-1] + (1, self.p.Lq, 1)))
         return a
@@ -73,7 +73,7 @@ cdef class Rotation(Operands):
             raise ValueError(f"base must be left out beside cos_sin, which has the angles, got {self.r.base}")
         if not isinstance(cos_sin, (tuple, list)) or len(cos_sin) != 2:
             raise TypeError(f"cos_sin must be a pair of arrays (cos, sin), got {type(cos_sin).__name__}")
-        cosine, sine = self.table(cos_sin[0], "cos_sin[0]"), self.table(cos_sin[1], "cos_sin[1]")
+        cosine, sine = self.cos_sin_table(cos_sin[0], "cos_sin[0]"), self.cos_sin_table(cos_sin[1], "cos_sin[1]")
         if shape_of(cosine) != shape_of(sine):
             raise ValueError(f"cos_sin must be two arrays of one shape, got {shape_of(cosine)} and {shape_of(sine)}")
         self.r.pairs = axis(cosine, 1)
@@ -87,7 +87,7 @@ cdef class Rotation(Operands):
         self.set_strides(&self.r.cosine, cosine)
         return self.set_strides(&self.r.sine, sine)
 
-    cdef cnp.ndarray table(self, object x, str name):
+    cdef cnp.ndarray cos_sin_table(self, object x, str name):
         cdef cnp.ndarray a = as_array(x, name)
         if dtype_of(a) < 0:
             raise wrong_dtype(a, x, name, "floating point", "write {0}.astype(np.float32)")
