@@ -51,7 +51,8 @@ SUITES = {
         switch="attnfast.torch:activate",
         not_applicable={
             "fused_sdp_choice|choice_cpu": "asks which of PyTorch's own kernels is chosen",
-            "fastpath|mha_fast": "asks that the fast path with its own attention was taken",
+            "disable_fastpath|mask_check_fastpath": "asks that the fast path with its own "
+            "attention was taken",
         },
     ),
     "jax": Suite(
