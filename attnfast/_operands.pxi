@@ -199,11 +199,11 @@ cdef class Operands:
         if block_table is None:
             return 0
         a = array_of(block_table, "block_table")
-        if not cnp.PyArray_ISINTEGER(a):
+        if not cnp.PyArray_ISINTEGER(a) and cnp.PyArray_SIZE(a):
             raise wrong_integers(a, block_table, "block_table")
         if cnp.PyArray_NDIM(a) == 0:
             raise ValueError("block_table must have the pages of each batch row in its last axis, got shape ()")
-        self.table = positions(a)
+        self.table = own_integers(a)
         return 0
 
     cdef int check_pool(self, str name, cnp.ndarray a) except -1:
@@ -247,7 +247,8 @@ cdef class Operands:
             while begin < end and n * size < end:
                 page = self.operands.block_table[b * self.operands.blocks + n]
                 if not 0 <= page < pages:
-                    raise ValueError(f"block_table must name pages 0 .. {pages - 1} of key where kv_lengths and "
+                    there = f"pages 0 .. {pages - 1} of key" if pages else "pages of key, which has none,"
+                    raise ValueError(f"block_table must name {there} where kv_lengths and "
                                      f"kv_starts have keys, got {page} for keys {n * size} .. "
                                      f"{min(end, (n + 1) * size) - 1} of batch row {b}")
                 n += 1

@@ -103,6 +103,19 @@ def test_nothing_to_see(shape, rng):
     result = attention(q, pool, pool, block_table=table, kv_lengths=[0], **FLAGS)
     assert not result.output.any() and np.isneginf(result.lse).all()
     assert result.weights.shape == (1, 2, 3, 4 * blocks)
+    if not blocks:  # as a list, whose dtype is float64
+        assert_same(attention(q, pool, pool, block_table=[[]], kv_lengths=[0], **FLAGS), result)
+
+
+@pytest.mark.parametrize("page", [2**62, -(2**63)])
+def test_a_page_that_is_not_there_is_named(page, rng):
+    q, pool = randn(rng, (1, 2, 3, 8)), randn(rng, (2, 2, 4, 8))
+    with pytest.raises(
+        ValueError, match=rf"name pages 0 \.\. 1 of key .*got {page} for keys 4 \.\. 7"
+    ):
+        attention(q, pool, pool, block_table=[[1, page]])
+    with pytest.raises(ValueError, match=r"name pages of key, which has none, .*got 0 for keys"):
+        attention(q, pool[:0], pool[:0], block_table=[[0, page]])
 
 
 @pytest.mark.parametrize("lq", [1, 50])
