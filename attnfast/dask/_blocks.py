@@ -1,7 +1,6 @@
 """Chunks of queries and the keys that they see."""
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -235,15 +234,15 @@ def _of_pairs(x: Any, where: Where) -> Any:
     return rechunk(x, tuple((n,) for n in x.shape)).to_delayed(optimize_graph=False).item()
 
 
-def _of_blocks(mask: BlockMask, where: Where) -> BlockMask:
-    """The same of blocks, which become smaller where they would lie across a border."""
+def _of_blocks(mask: BlockMask, where: Where) -> tasks.Blocks:
+    """The same of blocks."""
     blocks = _with_axes(mask.blocks)
     for axis in (0, 1):
         if blocks.shape[axis] > 1:
             blocks = blocks[(slice(None),) * axis + (where[axis],)]
-    sizes = []
+    pairs = []
     for axis, size in zip((2, 3), mask.block_size, strict=True):
-        span = where[axis]
-        sizes.append(math.gcd(size, span.start))
-        blocks = blocks.take(np.arange(span.start, span.stop, sizes[-1]) // size, axis)
-    return BlockMask(blocks, (sizes[0], sizes[1]))
+        first, last = where[axis].start // size, -(-where[axis].stop // size)
+        blocks = blocks[(slice(None),) * axis + (slice(first, last),)]
+        pairs.append(slice(where[axis].start - first * size, where[axis].stop - first * size))
+    return tasks.Blocks(blocks, mask.block_size, (pairs[0], pairs[1]))

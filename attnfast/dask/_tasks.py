@@ -3,12 +3,14 @@
 Types of 16 bits are widened, so that parts are joined and added up in float32.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..api import attention
+from ..block_mask import BlockMask
 from ..gradient import attention_backward
 from ..merge import merge_attention
 
@@ -78,8 +80,8 @@ def attend(
 ) -> Rows:
     """Output and lse of some queries over some of the keys."""
     q, k, v = _operands(query, key, value, span)
-    bias = None if bias is None else _lift(bias)
-    result = attention(q, k, v, mask=mask, bias=bias, return_lse=True, num_threads=1, **options)
+    known: dict[str, Any] = {**_pairs(mask, bias), "return_lse": True, "num_threads": 1}
+    result = attention(q, k, v, **known, **options)
     return Rows(span.first, result.output, result.lse)
 
 
@@ -116,9 +118,8 @@ def weigh(
 ) -> Share:
     """The weights that some queries give to some of the keys, by their lse over all keys."""
     q, k, v = _operands(query, key, value, span)
-    bias = None if bias is None else _lift(bias)
-    returned: dict[str, Any] = {"return_lse": True, "return_weights": True}
-    own = attention(q, k, v[..., :0], mask=mask, bias=bias, num_threads=1, **returned, **options)
+    known: dict[str, Any] = {**_pairs(mask, bias), "return_lse": True, "return_weights": True}
+    own = attention(q, k, v[..., :0], num_threads=1, **known, **options)
     whole = _of_rows(lse, 3)[:, :, span.first : span.last]
     with np.errstate(invalid="ignore"):
         share = np.exp(own.lse - whole)[..., None]
@@ -153,7 +154,7 @@ def differentiate(
     grad, out = (_lift(x)[:, :, rows].astype(q.dtype, copy=False) for x in (grad_output, output))
     known: dict[str, Any] = {"lse": lse} if grad_lse is None else {"lse": lse, "grad_lse": grad_lse}
     known = {name: _of_rows(x, 3)[:, :, rows] for name, x in known.items()}
-    known |= {"mask": mask, "bias": None if bias is None else _lift(bias), "num_threads": 1}
+    known |= {**_pairs(mask, bias), "num_threads": 1}
     wanted = tuple(starts)
     found = attention_backward(grad, q, k, v, out, wanted=wanted, **known, **options)
     return tuple(Share(start, _of_axes(getattr(found, n))) for n, start in starts.items())
@@ -185,6 +186,33 @@ def total(share: Share, shape: tuple[int, ...], kept: tuple[int, ...], dtype: An
 
 
 # ---- operands ----
+
+
+class Blocks:
+    """The blocks of a `BlockMask` that some queries and keys meet, which may begin within the first
+    and end within the last of them."""
+
+    def __init__(
+        self, blocks: Array, block_size: tuple[int, int], pairs: tuple[slice, slice]
+    ) -> None:
+        self.blocks = blocks
+        self.block_size = block_size
+        self.pairs = pairs  # which of the queries and of the keys of these blocks
+
+    def mask(self) -> BlockMask:
+        """The same with blocks so small that none lies across a border."""
+        blocks, sizes = self.blocks, []
+        for axis, size, span in zip((2, 3), self.block_size, self.pairs, strict=True):
+            sizes.append(math.gcd(size, span.start))
+            blocks = blocks.take(np.arange(span.start, span.stop, sizes[-1]) // size, axis)
+        return BlockMask(blocks, (sizes[0], sizes[1]))
+
+
+def _pairs(mask: Any, bias: Any) -> Options:
+    return {
+        "mask": mask.mask() if isinstance(mask, Blocks) else mask,
+        "bias": None if bias is None else _lift(bias),
+    }
 
 
 def _operands(query: Array, key: Array, value: Array, span: Span) -> tuple[Array, Array, Array]:

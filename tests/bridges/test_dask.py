@@ -1,5 +1,6 @@
 """Attention over chunks of dask arrays is attention; also on processes, one of which dies."""
 
+import pickle
 import subprocess
 import sys
 from typing import Any
@@ -186,6 +187,14 @@ def test_hidden_blocks_are_not_read():
     query = da.ones((500, 8), chunks=(100, 8))
     np.testing.assert_allclose(bridge.attention(query, key, key, mask=mask)[130:150], 1)
     assert set(read) == {100}
+
+
+def test_blocks_are_sent_as_blocks():
+    """Where they lie across the borders of chunks, blocks of one pair were part of the graph."""
+    x = da.zeros((3996, 8), chunks=(999, 8))
+    mask = attnfast.BlockMask(np.ones((63, 63), dtype=bool), 64)
+    graph = bridge.attention(x, x, x, mask=mask).__dask_graph__()
+    assert len(pickle.dumps(dict(graph))) < 100_000
 
 
 def test_visible_nan_stays_and_hidden_keys_weigh_nothing():
