@@ -19,6 +19,7 @@ Attention:
 - `BlockMask`: a block-sparse pattern for ``mask=``
 - `KVCache`: keys and values of texts that grow, for decoding
 - `rotate`: rotary position embedding
+- `quantize`: keys and values in 8 bits, with scales
 
 Weights and cost:
 
@@ -68,6 +69,7 @@ from .local import LocalGradients, local_attention, local_attention_backward
 from .merge import MergeGradients, merge_attention, merge_attention_backward
 from .planning import plan
 from .pullback import vjp
+from .quantization import quantize
 from .result import AttentionResult, AttentionTopK, Plan
 from .rotary import rotate
 from .varlen import attention_varlen, attention_varlen_backward
@@ -108,6 +110,7 @@ __all__ = [
     "merge_attention_backward",
     "num_threads",
     "plan",
+    "quantize",
     "rotate",
     "set_num_threads",
     "show_config",

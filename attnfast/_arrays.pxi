@@ -36,11 +36,11 @@ cdef bint has_legal_strides(cnp.ndarray a):
     return nd == 0 or shape[nd - 1] <= 1 or strides[nd - 1] == size
 
 
-cdef cnp.ndarray operand(object x, str name, int *dtype):
-    """Query, key or value: one of the four dtypes, legal strides; copied where that is needed."""
+cdef cnp.ndarray operand(object x, str name, int *dtype, bint bytes=False):
+    """Query, key or value: one of the four dtypes, or bytes, legal strides; copied where that is needed."""
     cdef cnp.ndarray a = array_of(x, name)
     dtype[0] = dtype_of(a)
-    if dtype[0] < 0:
+    if dtype[0] < 0 and not (bytes and storage_of(a)):
         raise wrong_operand(a, x, name)
     if cnp.PyArray_NDIM(a) < 2:
         raise ValueError(f"{name} must have at least 2 axes (length, head size), got shape {shape_of(a)}")

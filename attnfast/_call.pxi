@@ -49,6 +49,9 @@ cdef class Call(Score):
         self.set_lengths(self.option("q_lengths"), self.option("kv_lengths"))
         self.set_starts(self.option("kv_starts"))
         self.check_pages()
+        if self.stores:
+            self.set_stored(self.option("key_scale"), self.option("value_scale"), self.option("key_zero_point"),
+                            self.option("value_zero_point"))
         self.set_scale(self.option("scale"))
         self.set_softcap(self.option("softcap"))
         self.set_alibi(self.option("alibi_slopes"))

@@ -13,9 +13,10 @@ cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_New
 
 from attnfast.c_api cimport (
-    AF_BF16, AF_F16, AF_F32, AF_F64, AF_FAR, AF_INTERRUPTED, AF_MAX_POSITION, AF_NO_MEMORY, AF_SCORES,
-    AF_WEIGHTS, af_api, af_dtype, af_gradients, af_operands, af_packing, af_problem, af_rectangle, af_report,
-    af_results, af_rotation, af_run, af_score, af_stage, af_status, af_tensor, af_visible,
+    AF_AS_QUERY, AF_BF16, AF_F16, AF_F32, AF_F64, AF_FAR, AF_FLOAT8_E4M3FN, AF_FLOAT8_E5M2, AF_INT8,
+    AF_INTERRUPTED, AF_MAX_POSITION, AF_NO_MEMORY, AF_SCORES, AF_UINT8,
+    AF_WEIGHTS, af_api, af_dtype, af_gradients, af_groups, af_operands, af_packing, af_problem, af_rectangle, af_report,
+    af_results, af_rotation, af_run, af_score, af_stage, af_status, af_storage, af_tensor, af_visible,
 )
 
 import math
@@ -74,6 +75,7 @@ cdef int bfloat16_number = -1  # NumPy's number for ml_dtypes.bfloat16, once it 
 include "_arrays.pxi"
 include "_numbers.pxi"
 include "_operands.pxi"
+include "_stored.pxi"
 include "_visible.pxi"
 include "_score.pxi"
 include "_call.pxi"
@@ -89,6 +91,7 @@ include "_xla.pxi"
 
 def attention(query, key, value, dict options):
     cdef Call call = new_call(options)
+    call.stores = True
     call.set_table(call.option("block_table"))
     call.set_operands(query, key, value, True)
     return call.attend()

@@ -17,9 +17,10 @@ cdef class Operands:
     cdef af_results results
     cdef list keep
     cdef cnp.ndarray query, key, value
-    cdef cnp.ndarray table  # block_table, where key and value are pools of pages, else None
+    cdef cnp.ndarray block_table  # where key and value are pools of pages, else None
     cdef object layout  # the array whose axis order the output takes
     cdef bint packed, local  # of attention_varlen, of local_attention
+    cdef bint stores  # takes keys and values in bytes
     cdef int batch_ndim, ndim
     cdef cnp.npy_intp batch[MAX_DIMS]
 
@@ -32,8 +33,12 @@ cdef class Operands:
         self.results.stage = AF_WEIGHTS
         self.query = self.checked_rows(query, "query", &dq)
         self.key = self.checked_rows(key, "key", &dk)
-        self.check_dtype("key", key, self.key, dq, dk)
-        if has_value:
+        if self.stores and has_value and storage_of(self.key):
+            self.value = self.checked_rows(value, "value", &dv)
+            self.set_storage(query, value, dq)
+        else:
+            self.check_dtype("key", key, self.key, dq, dk)
+        if has_value and self.value is None:
             self.value = self.checked_rows(value, "value", &dv)
             self.check_dtype("value", value, self.value, dq, dv)
         self.p.dtype = <af_dtype>dq
@@ -45,8 +50,19 @@ cdef class Operands:
         self.set_shape()
         return 0
 
+    cdef int set_storage(self, object query, object value, int dq) except -1:
+        """Key is stored in bytes: value must be too, and query in what C widens them to."""
+        self.operands.storage = <af_storage>storage_of(self.key)
+        if storage_of(self.value) != self.operands.storage:
+            raise TypeError(f"value must have the dtype of key, {self.key.dtype}, got {self.value.dtype}: "
+                            f"write value, value_scale = quantize(value, \"{self.key.dtype}\")")
+        if dq == AF_F64:
+            raise TypeError(f"query must be float32, float16 or bfloat16 beside key of {self.key.dtype}, got float64: "
+                            f"write {spelled(query, 'query')}.astype(np.float32)")
+        return 0
+
     cdef cnp.ndarray checked_rows(self, object x, str name, int *dtype):
-        cdef cnp.ndarray a = operand(x, name, dtype)
+        cdef cnp.ndarray a = operand(x, name, dtype, self.stores and name != "query")
         if self.packed and cnp.PyArray_NDIM(a) != 3:
             raise ValueError(f"{name} must have 3 axes (rows, heads, head size), got shape {shape_of(a)}")
         return cnp.PyArray_SwapAxes(a, 0, 1) if self.packed else a
@@ -66,9 +82,9 @@ cdef class Operands:
     cdef int set_shape(self) except -1:
         cdef af_problem *p = &self.p
         cdef cnp.ndarray query = self.query, key = self.key, value = self.value
-        cdef bint paged = self.table is not None
+        cdef bint paged = self.block_table is not None
         p.H, p.Lq, p.D, p.Hk, p.Lk = axis(query, 3), axis(query, 2), axis(query, 1), axis(key, 3), axis(key, 2)
-        self.ndim = cnp.PyArray_NDIM(self.table) + 2 if paged else cnp.PyArray_NDIM(key)
+        self.ndim = cnp.PyArray_NDIM(self.block_table) + 2 if paged else cnp.PyArray_NDIM(key)
         self.ndim = max(self.ndim, cnp.PyArray_NDIM(query))
         if axis(key, 1) != p.D:
             raise ValueError(f"key must have the head size of query, {p.D} (last axis), got {axis(key, 1)}: "
@@ -129,11 +145,11 @@ cdef class Operands:
         for k in range(self.batch_ndim):
             self.batch[k] = 1
         self.join_batch("query", self.query)
-        if self.table is not None:
-            self.join_batch("block_table", self.table[..., None, None])
+        if self.block_table is not None:
+            self.join_batch("block_table", self.block_table[..., None, None])
         else:
             self.join_batch("key", self.key)
-        if self.table is None and self.value is not None:
+        if self.block_table is None and self.value is not None:
             self.join_batch("value", self.value)
         for k in range(self.batch_ndim):
             if self.batch[k] != 0 and total > AF_FAR // self.batch[k]:
@@ -203,11 +219,11 @@ cdef class Operands:
             raise wrong_integers(a, block_table, "block_table")
         if cnp.PyArray_NDIM(a) == 0:
             raise ValueError("block_table must have the pages of each batch row in its last axis, got shape ()")
-        self.table = own_integers(a)
+        self.block_table = own_integers(a)
         return 0
 
     cdef int check_pool(self, str name, cnp.ndarray a) except -1:
-        if self.table is not None and a is not None and cnp.PyArray_NDIM(a) != 4:
+        if self.block_table is not None and a is not None and cnp.PyArray_NDIM(a) != 4:
             raise ValueError(f"{name} must have 4 axes beside block_table (pages, heads, page size, head size), "
                              f"got shape {shape_of(a)}")
         return 0
@@ -220,38 +236,18 @@ cdef class Operands:
 
     cdef int set_pages(self) except -1:
         """The table and the pools; which of its entries are read, lengths will tell."""
-        cdef int64_t blocks = axis(self.table, 1)
+        cdef int64_t blocks = axis(self.block_table, 1)
         self.operands.page_size = max(self.p.Lk, 1)
         self.operands.blocks = blocks
         if blocks > AF_FAR // self.operands.page_size:
-            raise ValueError(f"block_table has more keys than can be counted, got shape {shape_of(self.table)}")
+            raise ValueError(f"block_table has more keys than can be counted, got shape {shape_of(self.block_table)}")
         self.p.Lk *= blocks
-        if cnp.PyArray_SIZE(self.table) != self.p.B * blocks:
-            self.table = np.ascontiguousarray(np.broadcast_to(self.table, self.batch_shape() + (blocks,)))
-        self.operands.block_table = <const int64_t *>self.kept(self.table)
+        if cnp.PyArray_SIZE(self.block_table) != self.p.B * blocks:
+            self.block_table = np.ascontiguousarray(np.broadcast_to(self.block_table, self.batch_shape() + (blocks,)))
+        self.operands.block_table = <const int64_t *>self.kept(self.block_table)
         self.set_pool_strides(&self.operands.key, self.key)
         if self.value is not None:
             self.set_pool_strides(&self.operands.value, self.value)
-        return 0
-
-    cdef int check_pages(self) except -1:
-        """Every page that holds a key which is not padding must be there."""
-        cdef int64_t b, n, begin, end, page, pages, size = self.operands.page_size
-        if self.table is None:
-            return 0
-        pages = axis(self.key, 4)
-        for b in range(self.p.B):
-            end = self.visible.kv_length[b] if self.visible.kv_length != NULL else self.p.Lk
-            begin = self.visible.kv_start[b] if self.visible.kv_start != NULL else 0
-            n = begin // size
-            while begin < end and n * size < end:
-                page = self.operands.block_table[b * self.operands.blocks + n]
-                if not 0 <= page < pages:
-                    there = f"pages 0 .. {pages - 1} of key" if pages else "pages of key, which has none,"
-                    raise ValueError(f"block_table must name {there} where kv_lengths and "
-                                     f"kv_starts have keys, got {page} for keys {n * size} .. "
-                                     f"{min(end, (n + 1) * size) - 1} of batch row {b}")
-                n += 1
         return 0
 
     cdef void *kept(self, cnp.ndarray a) except? NULL:

@@ -41,7 +41,7 @@ cdef cnp.ndarray steps_of(cnp.ndarray a):
 
 
 @cython.no_gc
-cdef class Visible(Operands):
+cdef class Visible(Stored):
     """The options that decide who sees whom. None is the same as an option that is left out."""
 
     cdef bint positioned  # is something relative to the query's position on the key axis?

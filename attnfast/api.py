@@ -76,10 +76,10 @@ def attention(
         Of float32, float64, float16 or bfloat16 (``ml_dtypes``). Rank 2 is one head, rank 3 heads,
         rank 4 batch and heads; further leading axes are batch. Any strides.
     key : array_like, ``(..., Hk, Lk, D)``
-        Same dtype as `query`; ``H % Hk == 0``. Query head ``h`` uses key head ``h // (H // Hk)``.
-        Batch axes of query, key and value broadcast.
+        Same dtype as `query`, or 8 bits (see `key_scale`); ``H % Hk == 0``. Query head ``h`` uses
+        key head ``h // (H // Hk)``. Batch axes of query, key and value broadcast.
     value : array_like, ``(..., Hk, Lk, Dv)``
-        Same dtype as `query`.
+        Same dtype as `key`.
     mask : array_like of bool or BlockMask, optional
         Broadcastable to ``(..., H, Lq, Lk)``; True where a query may attend to a key. One for each
         batch row has an axis for the heads: ``(B, 1, Lq, Lk)``, or ``(B, 1, 1, Lk)`` for padding.
@@ -117,6 +117,15 @@ def attention(
         of batch row ``b`` are those of pages ``block_table[b]``, one page after the other:
         ``Lk = blocks * page_size``. Pages may be shared. One that `kv_lengths` and `kv_starts` do
         not reach is never read, and its number may be any. Without batch axes ``(blocks,)``.
+    key_scale, value_scale : array_like, optional
+        For `key` and `value` of int8, uint8, float8_e4m3fn or float8_e5m2 (``ml_dtypes``), which
+        stand for ``(stored - zero_point) * scale``; :func:`quantize` makes them. Each axis is 1 or
+        divides that of `key`, or of `value`, so that neighbours share a scale: one for all ``()``,
+        each head ``(Hk, 1, 1)``, key ``(..., Lk, 1)`` or column ``(D,)``, groups of 32 columns
+        ``(..., Lk, D // 32)``. In pages, these are the axes of the pools. Default 1 for float8; the
+        other dtypes need them. `query` is float32, float16 or bfloat16.
+    key_zero_point, value_zero_point : array_like, optional
+        Likewise; default 0.
     dropout : float in [0, 1), optional
         Probability with which each weight is dropped after the softmax, for training; the others
         are divided by ``1 - dropout``. `lse` and returned weights are those before.

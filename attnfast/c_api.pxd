@@ -19,11 +19,18 @@ cdef extern from "attnfast.h" nogil:
         void *data
         const int64_t *batch
         int64_t b, h, i, j
+    ctypedef enum af_storage:
+        AF_AS_QUERY, AF_INT8, AF_UINT8, AF_FLOAT8_E4M3FN, AF_FLOAT8_E5M2
+    ctypedef struct af_groups:
+        af_tensor at
+        int64_t rows, columns
     ctypedef struct af_operands:
         size_t size
         af_tensor query, key, value
         const int64_t *block_table
         int64_t blocks, page_size
+        af_storage storage
+        af_groups key_scale, value_scale, key_zero, value_zero
     ctypedef struct af_visible:
         size_t size
         int64_t left, right

@@ -53,10 +53,14 @@ class Lengths(TypedDict, total=False):
     kv_starts: Annotated[ArrayLike | None, None]
 
 
-class Pages(TypedDict, total=False):
-    """Keys and values in pages."""
+class Stored(TypedDict, total=False):
+    """How keys and values are stored: in pages, in bytes."""
 
     block_table: Annotated[ArrayLike | None, None]
+    key_scale: Annotated[ArrayLike | None, None]
+    value_scale: Annotated[ArrayLike | None, None]
+    key_zero_point: Annotated[ArrayLike | None, None]
+    value_zero_point: Annotated[ArrayLike | None, None]
 
 
 class Scale(TypedDict, total=False):
@@ -156,11 +160,11 @@ class Attending(Pairs, Causal, Sides, Positions, Lengths, Scale, Scores, total=F
     """Who sees whom, and the scores."""
 
 
-class AttentionOptions(Attending, Pages, Dropout, Out, Threads, total=False):
+class AttentionOptions(Attending, Stored, Dropout, Out, Threads, total=False):
     """Those of :func:`attnfast.attention`, without flags."""
 
 
-class AttentionKeywords(Attending, Pages, Dropout, Lse, Weights, Out, Threads, total=False):
+class AttentionKeywords(Attending, Stored, Dropout, Lse, Weights, Out, Threads, total=False):
     """Those of :func:`attnfast.attention`."""
 
 

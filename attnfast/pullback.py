@@ -26,7 +26,7 @@ BACKWARDS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 # Arguments that say how keys and values are stored; no function has gradients of such.
-FORWARD_ONLY = ("block_table",)
+FORWARD_ONLY = (*("block_table", "key_scale", "value_scale", "key_zero_point", "value_zero_point"),)
 
 
 def vjp(

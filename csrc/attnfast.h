@@ -32,6 +32,16 @@ typedef struct af_tensor {
     int64_t b, h, i, j;
 } af_tensor;
 
+/* What keys and values are stored in: elements as in query, or bytes. Of bytes the real number is (stored - zero) *
+ * scale, and query is not of AF_F64. */
+typedef enum af_storage { AF_AS_QUERY, AF_INT8, AF_UINT8, AF_FLOAT8_E4M3FN, AF_FLOAT8_E5M2 } af_storage;
+
+/* A float for groups of neighbours: row i, element j has that at row i / rows, element j / columns. */
+typedef struct af_groups {
+    af_tensor at; /* absent: 1 as a scale, 0 as a zero */
+    int64_t rows, columns;
+} af_groups;
+
 /* Rows of D, D and Dv elements, whose stride j is 1. */
 typedef struct af_operands {
     size_t size;
@@ -42,6 +52,8 @@ typedef struct af_operands {
      * from kv_start to kv_length may be any number. */
     const int64_t *block_table; /* [B][blocks], or NULL: no pages */
     int64_t blocks, page_size;
+    af_storage storage; /* of key and value; where these are in pages, so are scales and zeros */
+    af_groups key_scale, value_scale, key_zero, value_zero;
 } af_operands;
 
 /* Who sees whom. Query i is at position p = i + q_offset[b] of the key axis. It sees the keys of its window,
@@ -89,7 +101,7 @@ typedef struct af_score {
  *   the same with a gaussian       yes           every stage   no      no
  *   dilation or global tokens      yes           AF_WEIGHTS    no      no    (scores must not be additive)
  *   packed sequences               yes           every stage   yes     no    (there must be no block mask)
- *   keys and values in pages       yes           AF_WEIGHTS    no      no    (plain windows, scores not additive)
+ *   keys in pages or bytes         yes           AF_WEIGHTS    no      no    (plain windows, scores not additive)
  *
  * Only one of weights, top_* and importance can be wanted, and no output or lse beside weights of another stage than
  * AF_WEIGHTS. Except for AF_F64, top_* needs fewer than 2^32 keys. */

@@ -8,6 +8,9 @@
 #include "kernel/rotate.h"
 #include "kernel/weights.h"
 
+#if AF_DTYPE == AF_DTYPE_F32
+#include "kernel/bytes.h"
+#endif
 #if !AF_HALF
 #include "kernel/backward.h"
 #include "kernel/backward_finish.h"
@@ -43,5 +46,8 @@ const af_kernels AF_TABLE(AF_TYPE, AF_ISA) = {
     .rotate_neighbours = rotate_neighbours,
     .widen = widen,
     .narrow = narrow,
+#if AF_DTYPE == AF_DTYPE_F32
+    .bytes = &byte_kernels,
+#endif
     .probe = &probe,
 };

@@ -13,6 +13,36 @@
 /* CPU features a table needs (see cpu.c). */
 enum { AF_CPU_AVX2 = 1, AF_CPU_AVX512 = 2 };
 
+/* Keys or values of one head that are stored in bytes, see kernel/bytes.h. */
+typedef struct af_byte_rows {
+    af_storage storage;
+    const uint8_t *first; /* row 0, or that of page 0 */
+    int64_t stride, width;
+    const int64_t *pages; /* as in kernel/rows.h */
+    int64_t page_size, page_stride;
+    af_groups scale, zero; /* `data` is that of the head and batch row, or of page 0; at.b is the distance of pages */
+    float *copy;           /* near rows as floats, and two rows more */
+    int64_t room;
+} af_byte_rows;
+
+/* Few queries against n rows of bytes from row j on: products as those of kernel/decode_products.h, of `count` query
+ * rows. `words` (or NULL): [n / 64][words_ld], the rows that enter for each query row, as bits. */
+typedef struct af_byte_product {
+    int64_t j;
+    int n, count;
+    float *s; /* [count][lds] */
+    int64_t lds;
+    const uint64_t *words;
+    int words_ld;
+} af_byte_product;
+
+/* What float32, float16 and bfloat16 share for keys and values in bytes. In the table of AF_F32 alone. */
+typedef struct af_byte_kernels {
+    void (*widen)(const af_byte_rows *, int64_t j, int64_t n, float *to);
+    void (*scores)(const af_byte_rows *, af_byte_product, const float *query); /* s = q . K */
+    void (*output)(const af_byte_rows *, af_byte_product, float *acc);         /* acc += s V */
+} af_byte_kernels;
+
 /* Kernels compute and touch the buffers they are given: no allocation, no threads, no globals. */
 struct af_kernels {
     const char *isa;
@@ -45,6 +75,7 @@ struct af_kernels {
     /* n elements as reals, and reals rounded to elements. */
     void (*widen)(const void *elems, void *reals, int64_t n);
     void (*narrow)(const void *reals, void *elems, int64_t n);
+    const af_byte_kernels *bytes; /* NULL: see above */
     const struct af_probe *probe;
 };
 

@@ -19,6 +19,10 @@ def attention(
     value: ArrayLike,
     *,
     block_table: ArrayLike | None = None,
+    key_scale: ArrayLike | None = None,
+    value_scale: ArrayLike | None = None,
+    key_zero_point: ArrayLike | None = None,
+    value_zero_point: ArrayLike | None = None,
     compute_dtype: DTypeLike = np.float64,
     **options: Any,
 ) -> Array | AttentionResult:
@@ -31,6 +35,9 @@ def attention(
     block_table : array_like, optional
         ``(..., blocks)``: key and value are pages ``(pages, Hk, page_size, D)``, and the keys of a
         batch row are those of the pages that its numbers name, one page after the other.
+    key_scale, value_scale, key_zero_point, value_zero_point : array_like, optional
+        What is stored stands for ``(stored - zero_point) * scale``. Each of their axes is 1 or
+        divides that of key, or of value.
     compute_dtype : dtype
         Precision of the computation and of the results.
     **options
@@ -45,7 +52,11 @@ def attention(
     ndarray or AttentionResult
         The output ``(..., H, Lq, Dv)`` in `compute_dtype`, alone or with what was asked for.
     """
-    key, value = (real_rows(a, block_table=block_table) for a in (key, value))
+    stored = (key, key_scale, key_zero_point), (value, value_scale, value_zero_point)
+    key, value = (
+        real_rows(a, compute_dtype, block_table=block_table, scale=scale, zero_point=zero)
+        for a, scale, zero in stored
+    )
     (q, k, v), rank = arrange(compute_dtype, query, key, value)
     return attend(q, k, v, rank, **options)
 

@@ -1,9 +1,9 @@
-"""Keys and values that are stored in pages: the rows that they stand for."""
+"""Keys and values that are stored in pages, or in 8 bits: the rows that they stand for."""
 
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from .scores import Array
 
@@ -23,7 +23,36 @@ def rows_of_pages(pool: Array, block_table: ArrayLike) -> Array:
     return rows.reshape((*table.shape[:-1], heads, table.shape[-1] * size, width))
 
 
-def real_rows(rows: ArrayLike, *, block_table: ArrayLike | None = None) -> Any:
-    """Keys or values as plain rows, whatever they are stored in."""
+def real_numbers(
+    stored: Array, scale: ArrayLike | None, zero_point: ArrayLike | None, dtype: DTypeLike
+) -> Array:
+    """``(stored - zero_point) * scale``; each axis of these two divides that of what is stored."""
+    real = stored.astype(dtype)
+    if zero_point is not None:
+        real = real - _for_each_element(np.asarray(zero_point).astype(dtype), stored.shape)
+    if scale is not None:
+        real = real * _for_each_element(np.asarray(scale).astype(dtype), stored.shape)
+    return real
+
+
+def _for_each_element(numbers: Array, shape: tuple[int, ...]) -> Array:
+    numbers = numbers.reshape((1,) * (len(shape) - numbers.ndim) + numbers.shape)
+    for axis, n in enumerate(shape):
+        if 1 < numbers.shape[axis] < n:
+            numbers = np.repeat(numbers, n // numbers.shape[axis], axis=axis)
+    return numbers
+
+
+def real_rows(
+    rows: ArrayLike,
+    dtype: DTypeLike,
+    *,
+    block_table: ArrayLike | None = None,
+    scale: ArrayLike | None = None,
+    zero_point: ArrayLike | None = None,
+) -> Any:
+    """Keys or values as plain rows of real numbers, whatever they are stored in."""
     stored = np.asarray(rows)
+    if scale is not None or zero_point is not None:
+        stored = real_numbers(stored, scale, zero_point, dtype)
     return stored if block_table is None else rows_of_pages(stored, block_table)

@@ -283,7 +283,7 @@ void af_end_report(const af_call *call, af_report *report)
     const double queries = (double)call->B * (double)call->H * (double)call->Lq * width;
     const double keys = (double)call->B * (double)call->Hk * (double)call->Lk * width;
     report->flops = 2 * (double)report->visible_pairs * width;
-    report->bytes = size * (queries + keys);
+    report->bytes = size * queries + (double)af_key_bytes(call) * keys;
 }
 
 af_status af_describe_any(af_describer *d, const af_call *wanted)

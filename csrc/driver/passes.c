@@ -121,8 +121,9 @@ void af_schedule_call(af_schedule *s, const af_call *call)
     *s = (af_schedule){0};
     af_plan *plan = &s->plan;
     af_make_plan(plan, call, af_kernels_for(call->dtype));
+    if (call->operands.storage) plan->bytes = af_kernels_for(AF_F32)->bytes;
     const double bytes = (double)call->B * (double)call->Hk * (double)call->Lk * (double)(call->D + call->Dv) *
-                         (double)af_elem_bytes(call->dtype);
+                         (double)af_key_bytes(call);
     s->flops = flops_of(call, plan);
     s->worth_threads = af_worth_threads(s->flops) || (plan->decode && bytes >= PARALLEL_BYTES);
     s->scratch_bytes = plan->kernels->scratch_bytes(call, plan);

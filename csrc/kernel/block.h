@@ -120,7 +120,7 @@ static int64_t output_size(const af_call *call, const af_plan *plan)
 static int64_t copy_room(const af_call *call, const af_plan *plan, int64_t width)
 {
     if (!af_copies_keys(call)) return 0;
-    if (plan->decode) return call->operands.block_table ? near_rows(width) : 0;
+    if (plan->decode) return call->operands.block_table || call->operands.storage ? near_rows(width) : 0;
     return plan->key_block * (plan->unit_blocks > 1 ? 2 : 1);
 }
 
@@ -142,8 +142,9 @@ static size_t carve(scratch *s, const af_call *call, const af_plan *plan, char *
     TAKE(l, blocks * AF_NR);
     TAKE(keys, 1);
     TAKE(values, 1);
-    TAKE(key_copy, copy_room(call, plan, call->D) * call->D);
-    TAKE(value_copy, copy_room(call, plan, call->Dv) * call->Dv);
+    const int64_t expanded = call->operands.storage ? 2 : 0; /* rows of scales and zeros, see bytes.h */
+    TAKE(key_copy, (copy_room(call, plan, call->D) + expanded) * call->D);
+    TAKE(value_copy, (copy_room(call, plan, call->Dv) + expanded) * call->Dv);
     TAKE(words, keys + 1);
     const bool exps = call->score.additive && !plan->decode;
     TAKE(additive.query_exp, exps ? call->D * AF_NR : 0);
@@ -172,8 +173,8 @@ static void carve_block(scratch *s, const scratch *unit, const af_call *call, co
 /* The keys and values of a block's head. Copies have the room that carve gives them. */
 static void open_key_rows(const scratch *s, const af_call *call, const af_plan *plan, const af_visibility *vis)
 {
-    *s->keys = open_rows(call, &call->operands.key, vis, call->D, s->key_copy, copy_room(call, plan, call->D));
-    *s->values = open_rows(call, &call->operands.value, vis, call->Dv, s->value_copy, copy_room(call, plan, call->Dv));
+    *s->keys = open_rows(call, plan, KEYS, vis, s->key_copy, copy_room(call, plan, call->D));
+    *s->values = open_rows(call, plan, VALUES, vis, s->value_copy, copy_room(call, plan, call->Dv));
 }
 
 static size_t scratch_bytes(const af_call *call, const af_plan *plan)

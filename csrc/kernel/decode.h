@@ -132,7 +132,10 @@ static void paged_scores(const af_call *call, const af_plan *plan, const query_b
 static bool decode_block(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
                          int64_t j0, int n)
 {
-    if (s->keys->pages) paged_scores(call, plan, block, s, j0, n);
+    if (s->keys->bytes) {
+        const af_byte_product p = {.j = j0, .n = n, .count = block->n, .s = (float *)s->s, .lds = plan->key_block};
+        s->keys->bytes->scores(&s->keys->stored, p, (const float *)s->query);
+    } else if (s->keys->pages) paged_scores(call, plan, block, s, j0, n);
     else unpaged_scores(call, plan, block, s, j0, n);
     if (!block->hides && call->score.softcap == 0 && !call->score.alibi) return true;
     uint64_t any = 0;
@@ -191,6 +194,18 @@ static __attribute__((noinline)) void decode_output_nan_safe(const query_block *
     }
 }
 
+static void add_bytes(const query_block *block, const scratch *s, int64_t lds, int64_t j0, int n, bool nan_safe)
+{
+    const af_byte_product p = {.j = j0,
+                               .n = n,
+                               .count = block->n,
+                               .s = (float *)s->s,
+                               .lds = lds,
+                               .words = nan_safe ? s->words : NULL,
+                               .words_ld = DECODE_ROWS};
+    s->values->bytes->output(&s->values->stored, p, (float *)s->o);
+}
+
 static void decode_keys(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
                         bool nan_safe)
 {
@@ -204,14 +219,16 @@ static void decode_keys(const af_call *call, const af_plan *plan, const query_bl
         if (piece.first == piece.last) continue;
         const int n = (int)keys;
         if (!decode_block(call, plan, block, s, j0, n)) continue;
-        const elem_rows value = Dv ? rows_in_place(s->values, j0) : (elem_rows){0};
-        line_queue next = {value.at, Dv ? rows_in_line(s->values, j0, n) : 0, value.ld, Dv, 0};
+        const bool elems = Dv && !s->values->bytes;
+        const elem_rows value = elems ? rows_in_place(s->values, j0) : (elem_rows){0};
+        line_queue next = {value.at, elems ? rows_in_line(s->values, j0, n) : 0, value.ld, Dv, 0};
         for (int r = 0; r < block->n; r++) {
             decode_softmax(plan, s, r, n, Dv, &next);
             if (call->score.gaussian > 0) gaussian_row(call, block, r, j0, n, s->s + r * plan->key_block);
             if (call->score.dropout > 0 && Dv) drop_row(call, block, r, j0, n, s->s + r * plan->key_block);
         }
-        if (nan_safe) decode_output_nan_safe(block, s, plan->key_block, j0, n, Dv);
+        if (Dv && s->values->bytes) add_bytes(block, s, plan->key_block, j0, n, nan_safe);
+        else if (nan_safe) decode_output_nan_safe(block, s, plan->key_block, j0, n, Dv);
         else if (s->values->pages && Dv) paged_output(block, s, plan->key_block, j0, n, Dv);
         else if (Dv) decode_output(block, s, plan->key_block, n, value, Dv);
     }

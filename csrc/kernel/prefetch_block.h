@@ -25,12 +25,12 @@ static void find_next_keys(edges *e, const af_call *call, const af_plan *plan, a
     af_interval seen = af_visible_keys(call, next.b, 0, vis.query[0]);
     if (same) seen.end = af_min(seen.end, begin);
     const int64_t n = af_min(plan->key_block, seen.end - seen.begin);
-    if (n < 1) return;
-    const af_rows keys = open_rows(call, &call->operands.key, &vis, call->D, NULL, 0);
+    if (n < 1 || call->operands.storage) return;
+    const af_rows keys = open_rows(call, plan, KEYS, &vis, NULL, 0);
     queue_rows(e, (row_queue){row_address(&keys, seen.begin), rows_in_line(&keys, seen.begin, n), keys.stride, call->D,
                               false});
     if (!same || !call->operands.value.data) return;
-    const af_rows values = open_rows(call, &call->operands.value, &vis, call->Dv, NULL, 0);
+    const af_rows values = open_rows(call, plan, VALUES, &vis, NULL, 0);
     queue_rows(e, (row_queue){row_address(&values, seen.begin), rows_in_line(&values, seen.begin, n), values.stride,
                               call->Dv, false});
 }
@@ -73,7 +73,7 @@ static prefetch values_and_next_keys(const af_call *call, const af_plan *plan, b
                   .D = call->D,
                   .Dv = call->Dv};
     a.apart = call->operands.key.i != call->D;
-    if (!run->edge.far) return a;
+    if (!run->edge.far || call->operands.storage) return a;
     if (call->operands.value.data) {
         a.value = row_address(run->s.values, piece.begin);
         a.values = rows_in_line(run->s.values, piece.begin, piece.end - piece.begin);

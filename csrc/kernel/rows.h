@@ -1,17 +1,21 @@
 /* The keys or values of one head as rows. Whoever wants rows, or the address of one, asks for them here: as reals, in
- * place or copied here; or as elements where they are stored, for those who widen them in registers.
+ * place or copied here; or as elements where they are stored, for those who widen them in registers. Rows of bytes are
+ * read by kernel/bytes.h.
  *
- * 16-bit rows are widened into `copy`, and rows that pages keep apart are copied to it. It holds `room` rows from row
- * `base` on; of these, begin .. end are there. Blocks of queries that go through the keys together ask for rows near
- * each other: each row is then copied once for all of them. Decoding copies a few rows at a time, and only where a page
- * ends among them. */
+ * 16-bit rows and bytes are widened into `copy`, and rows that pages keep apart are copied to it. It holds `room` rows
+ * from row `base` on; of these, begin .. end are there. Blocks of queries that go through the keys together ask for
+ * rows near each other: each row is then copied once for all of them. Decoding copies a few rows at a time, and only
+ * where a page ends among them. */
 #ifndef AF_ROWS_H
 #define AF_ROWS_H
 
 #include "kernel/prefetch.h"
+#include "kernels.h"
 #include "plan/visibility.h"
 
 typedef struct af_rows {
+    const af_byte_kernels *bytes; /* NULL: rows are elements; else they are `stored`, and `first` is not there */
+    af_byte_rows stored;
     const elem *first; /* row 0, or that of page 0 */
     int64_t stride, width;
     const int64_t *pages; /* the page of each page_size rows; NULL: all rows are `stride` apart */
@@ -20,19 +24,43 @@ typedef struct af_rows {
     int64_t room, base, begin, end;
 } af_rows;
 
-/* `copy` has room for so many rows, and is not used where elements are reals in one array. A request may be for at most
- * `room`. */
-static af_rows open_rows(const af_call *call, const af_tensor *t, const af_visibility *vis, int64_t width, real *copy,
-                         int64_t room)
+/* The groups of a head, in place of those of a call. */
+static af_groups head_groups(const af_groups *groups, bool paged, const af_visibility *vis)
+{
+    af_groups g = *groups;
+    if (g.at.data) g.at.data = (float *)g.at.data + af_offset(&g.at, paged ? 0 : vis->b, vis->hk, 0);
+    return g;
+}
+
+enum { KEYS, VALUES };
+
+/* The keys or values of a head. `copy` has room for so many rows, and is not used where elements are reals in one
+ * array; behind them it has two rows more for bytes. A request may be for at most `room`. */
+static af_rows open_rows(const af_call *call, const af_plan *plan, const int which, const af_visibility *vis,
+                         real *copy, int64_t room)
 {
     const af_operands *p = &call->operands;
+    const af_tensor *t = which == KEYS ? &p->key : &p->value;
     const int64_t at = t->data ? af_offset(t, p->block_table ? 0 : vis->b, vis->hk, 0) : 0;
-    af_rows rows = {.first = (const elem *)t->data + at, .stride = t->i, .width = width, .copy = copy, .room = room};
+    af_rows rows = {.stride = t->i, .width = which == KEYS ? call->D : call->Dv, .copy = copy, .room = room};
     if (p->block_table) {
         rows.pages = p->block_table + vis->b * p->blocks;
         rows.page_size = p->page_size;
         rows.page_stride = t->b;
     }
+    if (!p->storage) {
+        rows.first = (const elem *)t->data + at;
+        return rows;
+    }
+    rows.bytes = plan->bytes;
+    rows.stored = (af_byte_rows){.storage = p->storage, .stride = t->i, .width = rows.width, .pages = rows.pages};
+    rows.stored.first = (const uint8_t *)t->data + at;
+    rows.stored.page_size = rows.page_size;
+    rows.stored.page_stride = rows.page_stride;
+    rows.stored.scale = head_groups(which == KEYS ? &p->key_scale : &p->value_scale, rows.pages, vis);
+    rows.stored.zero = head_groups(which == KEYS ? &p->key_zero : &p->value_zero, rows.pages, vis);
+    rows.stored.copy = (float *)copy;
+    rows.stored.room = room;
     return rows;
 }
 
@@ -71,6 +99,10 @@ static void forget_rows_before(af_rows *rows, int64_t j) { rows->base = rows->be
 static void gather_rows(const af_rows *rows, int64_t begin, int64_t end)
 {
     const int64_t width = rows->width;
+    if (rows->bytes) {
+        rows->bytes->widen(&rows->stored, begin, end - begin, (float *)rows->copy + (begin - rows->base) * width);
+        return;
+    }
     for (int64_t j = begin; j < end; j++) {
         const elem *from = row_address(rows, j);
         real *to = rows->copy + (j - rows->base) * width;
@@ -99,7 +131,7 @@ AF_INLINE matrix rows_at(af_rows *rows, int64_t j, int64_t n)
 #if AF_HALF
     return copied_rows(rows, j, n);
 #else
-    if (rows_in_line(rows, j, n) < n) return copied_rows(rows, j, n);
+    if (rows->bytes || rows_in_line(rows, j, n) < n) return copied_rows(rows, j, n);
     return (matrix){row_address(rows, j), rows->stride};
 #endif
 }

@@ -56,8 +56,16 @@ typedef struct af_call {
 static inline int64_t af_real_bytes(af_dtype dtype) { return dtype == AF_F64 ? 8 : 4; }
 static inline int64_t af_elem_bytes(af_dtype dtype) { return dtype <= AF_F64 ? af_real_bytes(dtype) : 2; }
 
+static inline int64_t af_key_bytes(const af_call *call)
+{
+    return call->operands.storage ? 1 : af_elem_bytes(call->dtype);
+}
+
 /* Whether blocks of keys and values are copied as reals side by side before tiles read them. */
-static inline bool af_copies_keys(const af_call *call) { return call->dtype > AF_F64 || call->operands.block_table; }
+static inline bool af_copies_keys(const af_call *call)
+{
+    return call->dtype > AF_F64 || call->operands.block_table || call->operands.storage;
+}
 
 /* The parts of a problem as a call. Without an output it has no value, without weights no stage but the last. */
 void af_open_call(af_call *call, const af_problem *problem);

@@ -16,8 +16,9 @@ static bool sizes_are_legal(const af_call *call)
     return call->H == 0 || (call->Hk > 0 && call->H % call->Hk == 0);
 }
 
-/* Pages go with plain windows and what reads visible keys only, and every page with a key that is not padding exists:
- * how many there are is not known here. */
+static bool groups_are_legal(const af_groups *g) { return !g->at.data || (g->rows > 0 && g->columns > 0); }
+
+/* Every page with a key that is not padding exists: how many there are is not known here. */
 static bool pages_are_legal(const af_call *call)
 {
     const af_operands *p = &call->operands;
@@ -30,7 +31,19 @@ static bool pages_are_legal(const af_call *call)
         for (int64_t n = begin / p->page_size; begin < end && n * p->page_size < end; n++)
             if (p->block_table[b * p->blocks + n] < 0) return false;
     }
-    if (v->center.data || v->global || af_is_dilated(call) || call->score.additive) return false;
+    return true;
+}
+
+/* How keys and values are stored: pages and bytes go with plain windows and what reads visible keys only. */
+static bool storage_is_legal(const af_call *call)
+{
+    const af_operands *p = &call->operands;
+    if (!p->block_table && !p->storage) return true;
+    if (p->storage < AF_AS_QUERY || p->storage > AF_FLOAT8_E5M2 || !pages_are_legal(call)) return false;
+    if (p->storage && call->dtype == AF_F64) return false;
+    if (!groups_are_legal(&p->key_scale) || !groups_are_legal(&p->value_scale)) return false;
+    if (!groups_are_legal(&p->key_zero) || !groups_are_legal(&p->value_zero)) return false;
+    if (call->visible.center.data || call->visible.global || af_is_dilated(call) || call->score.additive) return false;
     return !call->results.topk && !call->results.importance && call->results.stage == AF_WEIGHTS;
 }
 
@@ -75,7 +88,7 @@ static bool results_are_legal(const af_call *call)
 bool af_is_legal(const af_call *call)
 {
     return sizes_are_legal(call) && visible_is_legal(call, call->B) && score_is_legal(call) &&
-           results_are_legal(call) && pages_are_legal(call);
+           results_are_legal(call) && storage_is_legal(call);
 }
 
 static bool rows_are_legal(const af_tensor *t, int64_t width) { return !t->data || width < 2 || t->j == 1; }
@@ -91,8 +104,8 @@ bool af_are_legal_gradients(const af_call *call)
 {
     const af_score *s = &call->score;
     const af_gradients *g = &call->gradients;
-    if (call->operands.block_table || call->dtype > AF_F64 || !g->output.data || !g->lse.data || !g->grad_output.data)
-        return false;
+    if (call->operands.block_table || call->operands.storage || call->dtype > AF_F64) return false;
+    if (!g->output.data || !g->lse.data || !g->grad_output.data) return false;
     if (!rows_are_legal(&g->output, call->Dv) || !rows_are_legal(&g->grad_output, call->Dv)) return false;
     if (!rows_are_legal(&g->grad_weights, call->Lk)) return false;
     if (!sums_are_legal(&g->query, call->H, call->Lq, call->D)) return false;
@@ -120,7 +133,8 @@ bool af_is_legal_packed(const af_call *whole, const af_packing *packing)
     if (!bounds_are_legal(first_query, sequences, whole->Lq, v->q_length)) return false;
     if (!bounds_are_legal(first_key, sequences, whole->Lk, v->kv_length)) return false;
     if (!bounds_are_legal(first_key, sequences, whole->Lk, v->kv_start)) return false;
-    if (v->blocks.data || whole->results.importance || whole->operands.block_table) return false;
+    if (v->blocks.data || whole->results.importance) return false;
+    if (whole->operands.block_table || whole->operands.storage) return false;
     return visible_is_legal(whole, sequences) && score_is_legal(whole) && results_are_legal(whole);
 }
 

@@ -48,7 +48,7 @@ static int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 static int decode_keys(const af_call *call)
 {
-    const int64_t fit = DECODE_BLOCK_BYTES / (af_max(1, call->D) * af_elem_bytes(call->dtype)) / 64 * 64;
+    const int64_t fit = DECODE_BLOCK_BYTES / (af_max(1, call->D) * af_key_bytes(call)) / 64 * 64;
     return (int)af_max(64, af_min(fit, DECODE_MOST_KEYS));
 }
 
@@ -75,7 +75,7 @@ static void plan_splits(af_plan *plan, const af_call *call)
                   width = af_max(1, (call->score.additive ? AF_TANH_WORK : 1) * call->D + call->Dv);
     int64_t keys;
     if (plan->decode) {
-        keys = af_max(256, DECODE_SPLIT_BYTES / (width * af_elem_bytes(call->dtype)));
+        keys = af_max(256, DECODE_SPLIT_BYTES / (width * af_key_bytes(call)));
         keys = af_max(keys, ceil_div(span, DECODE_MAX_SPLITS));
     } else {
         const bool sparse = call->visible.blocks.data || call->subset.global || call->visible.center.data;

@@ -23,7 +23,8 @@ typedef struct af_unit {
 
 typedef struct af_plan {
     const af_kernels *kernels;
-    bool decode;                /* few rows: the kernel that keeps D in the lanes */
+    const struct af_byte_kernels *bytes; /* for keys and values in bytes, else NULL */
+    bool decode;                         /* few rows: the kernel that keeps D in the lanes */
     int64_t group;              /* G query heads that are computed together: those that share a key/value head, or 1 */
     int64_t head_groups;        /* H / G */
     int64_t rows, blocks;       /* G * Lq rows for each (batch row, head group), in that many blocks */

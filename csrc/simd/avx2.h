@@ -174,6 +174,21 @@ AF_INLINE v e_load(const elem *p) { return e_widen(_mm_loadu_si128((const __m128
 AF_INLINE void e_store(elem *p, v x) { _mm_storeu_si128((__m128i *)p, e_narrow(x)); }
 #endif
 
+#if AF_DTYPE == AF_DTYPE_F32
+AF_INLINE __m128i b_bytes(const uint8_t *p) { return _mm_loadl_epi64((const __m128i *)p); }
+AF_INLINE v b_int8(const uint8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b_bytes(p))); }
+AF_INLINE v b_uint8(const uint8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b_bytes(p))); }
+AF_INLINE v b_e5m2(const uint8_t *p) { return _mm256_cvtph_ps(_mm_unpacklo_epi8(_mm_setzero_si128(), b_bytes(p))); }
+/* As float16 the exponent is 8 too small; where all bits are 1, so are those of the NaN. */
+AF_INLINE v b_e4m3fn(const uint8_t *p)
+{
+    const __m128i x = _mm_slli_epi16(_mm_cvtepi8_epi16(b_bytes(p)), 7), most = _mm_set1_epi16(0x3f80);
+    const __m128i nan = _mm_cmpeq_epi16(_mm_and_si128(x, most), most);
+    const __m128i half = _mm_or_si128(nan, _mm_and_si128(x, _mm_set1_epi16((short)0xbf80)));
+    return _mm256_cvtph_ps(half);
+}
+#endif
+
 #include "partial.h"
 
 AF_INLINE uint64_t nonzero_bytes(const uint8_t *p, int n)

@@ -162,6 +162,22 @@ AF_INLINE void e_store(elem *p, v x) { _mm256_storeu_si256((__m256i *)p, e_narro
 AF_INLINE void e_store_n(elem *p, v x, int n) { _mm256_mask_storeu_epi16(p, vm_first(n), e_narrow(x)); }
 #endif
 
+#if AF_DTYPE == AF_DTYPE_F32
+AF_INLINE __m128i b_bytes(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)p); }
+AF_INLINE v b_int8(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b_bytes(p))); }
+AF_INLINE v b_uint8(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(b_bytes(p))); }
+AF_INLINE v b_e5m2(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(b_bytes(p)), 8)); }
+/* As float16 the exponent is 8 too small. */
+AF_INLINE v b_e4m3fn(const uint8_t *p)
+{
+    const __m128i bytes = b_bytes(p), most = _mm_set1_epi8(0x7f);
+    const __mmask16 nan = _mm_cmpeq_epi8_mask(_mm_and_si128(bytes, most), most);
+    const __m256i moved = _mm256_slli_epi16(_mm256_cvtepi8_epi16(bytes), 7);
+    const __m256i half = _mm256_and_si256(moved, _mm256_set1_epi16((short)0xbf80));
+    return _mm512_cvtph_ps(_mm256_mask_mov_epi16(half, nan, _mm256_set1_epi16(0x7e00)));
+}
+#endif
+
 AF_INLINE uint64_t nonzero_bytes(const uint8_t *p, int n)
 {
     const __mmask64 m = n == 64 ? ~(uint64_t)0 : ((uint64_t)1 << n) - 1;

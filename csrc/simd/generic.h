@@ -9,6 +9,7 @@
  *   v_exponent, v_mantissa: a = mantissa * 2^exponent, 1 <= mantissa < 2, for positive normal a
  *   v_hsum4 writes the sums of the lanes of a, b, c, d; v_transpose transposes VL x VL
  *   e_load ... move between memory of the problem's dtype and reals; names in _n touch the first n elements only
+ *   b_int8, b_uint8, b_e4m3fn, b_e5m2 load VL bytes of these kinds as reals, for float only; of e4m3fn 2^-8 times them
  *   nonzero_bytes(p, n): bit k tells whether p[k] is not zero, k < n <= 64 */
 #ifndef AF_SIMD_H
 #define AF_SIMD_H
@@ -203,6 +204,8 @@ AF_INLINE void e_store_n(elem *p, v x, int n)
 AF_INLINE v e_load(const elem *p) { return e_load_n(p, VL); }
 AF_INLINE void e_store(elem *p, v x) { e_store_n(p, x, VL); }
 #endif
+
+#include "bytes.h"
 
 AF_INLINE uint64_t nonzero_bytes(const uint8_t *p, int n)
 {

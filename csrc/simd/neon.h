@@ -174,6 +174,7 @@ AF_INLINE v e_load(const elem *p) { return e_widen(vld1_u16(p)); }
 AF_INLINE void e_store(elem *p, v x) { vst1_u16(p, e_narrow(x)); }
 #endif
 
+#include "bytes.h"
 #include "partial.h"
 
 AF_INLINE uint64_t nonzero_bytes(const uint8_t *p, int n)

@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from attnfast import BlockMask
 from support.arrays import BFLOAT16
-from support.legal import FUNCTIONS, PACKED, RESULTS, K, Q, V
+from support.legal import FUNCTIONS, PACKED, REFUSED, RESULTS, K, Q, V
 
 NAN, INF = float("nan"), float("inf")
 # Errors about one of these may name another: two arrays that do not fit are a fault of either.
@@ -355,6 +355,43 @@ PAGED = [
     (ValueError, "value", V[:1], r"value must have the pages.*\(1, 2, 5, 6\)"),
     (ValueError, "kv_lengths", [5, 6], r"kv_lengths.*5.*6"),
 ]
+K8, V8 = FUNCTIONS["attention, bytes"]["key"], FUNCTIONS["attention, bytes"]["value"]
+SMALL = [
+    *(
+        case
+        for name, of in (("key_scale", "key"), ("value_scale", "value"))
+        for case in [
+            (ValueError, name, None, rf"{name} must be given with {of} of int8.*quantize\({of}, "),
+            *(
+                (kind, each, bad, f"{each}.*{message}")
+                for each in (name, name.replace("scale", "zero_point"))
+                for kind, bad, message in [
+                    (TypeError, np.ones(1, bool), "bool"),
+                    (TypeError, np.ones(1, complex), "complex"),
+                    (TypeError, "1", "real numbers"),
+                    (ValueError, np.ones((2, 2, 4, 1)), r"divide.*\(2, 2, 5, .*\(2, 2, 4, 1\)"),
+                    (ValueError, np.ones((3, 1, 1, 1)), r"\(3, 1, 1, 1\)"),
+                    (ValueError, np.ones((1, 1, 1, 1, 1)), r"\(1, 1, 1, 1, 1\)"),
+                    (ValueError, np.ones((5, 0)), r"\(5, 0\)"),
+                ]
+            ),
+        ]
+    ),
+    (TypeError, "query", Q.astype(np.float64), r"query must.*int8.*query\.astype\(np\.float32\)"),
+    (TypeError, "query", K8, "query.*int8"),
+    (TypeError, "key", K8.view(np.uint8), "value must have the dtype of key, uint8, got int8"),
+    (TypeError, "key", K8.astype(np.int16), "key.*int16"),
+    (ValueError, "key", K8[..., :7], r"key.*7.*query.*8"),
+    (TypeError, "value", V, r"value must.*int8, got float32.*quantize\(value, "),
+    (ValueError, "value", V8[:, :, :4], r"value.*\(2, 2, 4, 6\)"),
+]
+PLAIN = [
+    (ValueError, name, 1.0, f"{name} must be left out with {of} of float32, which")
+    for name, of in [
+        *(("key_scale", "key"), ("value_scale", "value")),
+        *(("key_zero_point", "key"), ("value_zero_point", "value")),
+    ]
+]
 LOSS = [
     *(
         case
@@ -462,12 +499,32 @@ OWN = {
     ],
     "vjp": [
         *WANTED,
-        (ValueError, "block_table", [[1], [0]], "block_table must be left out.*no gradients"),
+        *(
+            (ValueError, name, 1, f"{name} must be left out.*no gradients")
+            for name in sorted(REFUSED["vjp"])
+        ),
         (TypeError, "function", np.sum, "function .* backward, attention.*got <.*sum"),
         (TypeError, "function", None, "function.*None"),
     ],
+    "attention": PLAIN,
     "attention, pages": PAGED,
     "plan, pages": PAGED,
+    "attention, bytes": SMALL,
+    "plan, bytes": SMALL,
+    "quantize": [
+        (TypeError, "x", Q.astype(int), "x.*int64.*astype"),
+        (TypeError, "x", "text", "x.*text"),
+        (ValueError, "x", np.array([[1, NAN, 0, 0]]), "x must be finite.*nan"),
+        (ValueError, "x", np.array([[1e300, 0, 0, 0]]), "x must be finite.*inf"),
+        *((ValueError, "dtype", x, "dtype must be one of int8,") for x in ("uint8", "int4", 8)),
+        (ValueError, "axis", 4, "axis must be below 4.*got 4"),
+        (ValueError, "axis", -5, "axis must be at least -4, got -5"),
+        (TypeError, "axis", 1.0, "axis.*float"),
+        (ValueError, "axis", (0, 1), "group must be None with 2 axes, got 4"),
+        (ValueError, "group", 3, "group must divide.*8 long, got 3"),
+        (ValueError, "group", 0, "group must be at least 1"),
+        (TypeError, "group", 2.0, "group.*float"),
+    ],
     "plan": [(kind, "return_blocks", bad, "return_blocks") for kind, bad in FLAG],
     "local_attention": WINDOW,
     "local_attention, centers": CENTERED,
@@ -696,6 +753,8 @@ def takes(function, case):
     """Whether a case of `attention` is one of another function too."""
     _, name, _, message = case
     arguments = FUNCTIONS[function]
+    if "key_scale" in arguments and name in OPERANDS:  # it has cases of its own
+        return False
     if name not in arguments:
         return False
     if "cu_q" in arguments:  # its arrays have other shapes

@@ -36,6 +36,14 @@ GOOD = {
 
 # K and V as pools of two pages, one for each batch row.
 PAGES = {"block_table": np.array([[1], [0]])}
+SMALL = {
+    "key": (100 * K).astype(np.int8),
+    "value": (100 * V).astype(np.int8),
+    "key_scale": np.full((2, 2, 5, 1), 0.01, np.float32),
+    "value_scale": 0.01,
+    "key_zero_point": np.zeros((2, 1, 1)),
+    "value_zero_point": 3,
+}
 DROPOUT = {"dropout": 0.25, "dropout_seed": 3}
 RESULTS = {"out": np.full((2, 4, 3, 6), 7, np.float32), "return_lse": True, "return_weights": True}
 LOSS = {
@@ -84,7 +92,11 @@ def parameters_of(function):
 
 
 # Arguments that are taken to be refused.
-REFUSED = {"vjp": {"block_table"}}
+REFUSED = {
+    "vjp": {
+        *("block_table", "key_scale", "value_scale", "key_zero_point", "value_zero_point"),
+    }
+}
 
 
 def cache():
@@ -102,9 +114,11 @@ cache().save(FILE)
 FUNCTIONS = {
     "attention": {**GOOD, **DROPOUT, **RESULTS},
     "attention, pages": {**GOOD, **DROPOUT, **RESULTS, **PAGES},
+    "attention, bytes": {**GOOD, **DROPOUT, **RESULTS, **SMALL},
     "attention_weights": {**without(GOOD, "value"), "stage": "weights"},
     "plan": {**GOOD, **DROPOUT, **RESULTS, "return_blocks": True},
     "plan, pages": {**GOOD, **DROPOUT, **RESULTS, **PAGES, "return_blocks": True},
+    "plan, bytes": {**GOOD, **DROPOUT, **RESULTS, **SMALL, "return_blocks": True},
     "local_attention": {**GOOD, **DROPOUT, **RESULTS, "dilation": 2, "global_tokens": [0]},
     "local_attention, centers": {
         **GOOD,
@@ -181,6 +195,7 @@ FUNCTIONS = {
     "KVCache.clear": {"self": cache(), "rows": np.array([1])},
     "KVCache.save": {"self": cache(), "file": io.BytesIO()},
     "KVCache.load": {"file": FILE},
+    "quantize": {"x": Q, "dtype": "int8", "axis": -1, "group": 4},
     "merge_attention": {"outputs": [Q, Q], "lses": [Q[..., 0], Q[..., 0]]},
     "merge_attention_backward": {
         **{"grad_output": Q, "outputs": [Q, Q], "lses": [Q[..., 0], Q[..., 0]]},

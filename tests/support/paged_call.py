@@ -21,11 +21,15 @@ def lengths_of(options: dict[str, Any], batch: tuple[int, ...], lk: int) -> Any:
 
 
 def in_pages(
-    rng: np.random.Generator, arrays: Any, size: int, options: dict[str, Any] | None = None
+    rng: np.random.Generator,
+    arrays: Any,
+    size: int,
+    options: dict[str, Any] | None = None,
+    fill: float = np.nan,
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Pools of pages of `size` rows, in any order, and the table for these arrays (..., Hk, L, D).
 
-    Pages that no length reaches are full of NaN, or the table names none there.
+    Pages that no length reaches are full of `fill`, or the table names none there.
     """
     *batch, _, length, _ = arrays[0].shape
     blocks, rows = length // size, math.prod(batch)
@@ -34,7 +38,7 @@ def in_pages(
     pools = []
     for a in arrays:
         *_, heads, _, width = a.shape
-        pool = np.full((len(pages), heads, size, width), np.nan).astype(a.dtype)
+        pool = np.full((len(pages), heads, size, width), fill).astype(a.dtype)
         pool[table] = a.reshape(rows, heads, blocks, size, width).swapaxes(1, 2)
         pools.append(pool)
     reach = lengths_of(options or {}, tuple(batch), length)
@@ -43,7 +47,7 @@ def in_pages(
             if start < end and (n + 1) * size > start and n * size < end:
                 continue
             for pool in pools:
-                pool[table[row, n]] = np.array(np.nan).astype(pool.dtype)
+                pool[table[row, n]] = np.array(fill).astype(pool.dtype)
             if rng.random() < 0.5:
                 table[row, n] = rng.choice(NOWHERE)
     return pools, table.reshape((*batch, blocks))

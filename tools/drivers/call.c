@@ -78,7 +78,9 @@ static void mend(wish *w)
     else mend_kind(w);
     if ((w->kind != ATTEND && w->kind != SUMS && w->kind != FREE) || w->additive || w->center || w->dilation ||
         w->global || w->topk || w->importance || w->stage != AF_WEIGHTS)
-        w->page_size = 0;
+        w->page_size = 0, w->storage = AF_AS_QUERY;
+    if (w->dtype == AF_F64) w->storage = AF_AS_QUERY;
+    if (w->page_size) w->group_rows = 0;
     if (w->block_q == 1 && w->block_k == 1) w->block_k = 2;
     w->block_q = least(w->block_q, most(w->Lq, 1));
     w->block_k = least(w->block_k, most(w->Lk, 1));
@@ -292,11 +294,65 @@ static void set_loss(call *c)
     }
 }
 
+/* Numbers of the groups of a head's rows: powers of two, or whole numbers from -20 to 20. */
+static void new_groups(call *c, int which, af_groups *g, int64_t heads, const array *rows, bool scales)
+{
+    const wish *w = &c->wish;
+    array *a = &c->groups[which];
+    g->rows = w->group_rows ? w->group_rows : most(rows->I, 1);
+    g->columns = w->group_columns ? w->group_columns : most(rows->J, 1);
+    const int64_t down = (most(rows->I, 1) - 1) / g->rows + 1, across = (most(rows->J, 1) - 1) / g->columns + 1;
+    *a = new_array(F32, w->page_size ? 1 : rows->B, heads, down, across, 0, NULL, 0xff);
+    for (int64_t b = 0; b < a->B; b++)
+        for (int64_t h = 0; h < heads; h++)
+            for (int64_t i = 0; i < down; i++)
+                for (int64_t j = 0; j < across; j++)
+                    put(a, b, h, i, j,
+                        scales ? ldexp(1, (int)between(&c->chance, -8, -5)) : (double)between(&c->chance, -20, 20));
+    g->at = a->tensor;
+    if (a->B == 1) g->at.b = 0;
+    if (down == 1) g->at.i = 0;
+    if (across == 1) g->at.j = 0;
+}
+
+/* Bytes instead of the numbers of an array, which become what the bytes stand for: at most 8 bits, exact in any
+ * dtype. */
+static void make_bytes(call *c, int which, af_tensor *t, af_groups *scale, af_groups *zero)
+{
+    const wish *w = &c->wish;
+    array *rows = &c->inputs[which], *bytes = &c->bytes[which - KEY];
+    const int first = 2 * (which - KEY);
+    const bool zeros = one_in(&c->chance, 2);
+    new_groups(c, first, scale, rows->H, rows, true);
+    if (zeros) new_groups(c, first + 1, zero, rows->H, rows, false);
+    *bytes = new_array(BYTE, rows->B, rows->H, rows->I, rows->J, 0, w->layouts ? &c->chance : NULL, 0xff);
+    *t = bytes->tensor;
+    for (int64_t b = 0; b < rows->B; b++)
+        for (int64_t h = 0; h < rows->H; h++)
+            for (int64_t i = 0; i < rows->I; i++)
+                for (int64_t j = 0; j < rows->J; j++) {
+                    const int64_t x = between(&c->chance, -100, 100) + (w->storage == AF_UINT8 ? 100 : 0);
+                    const int64_t gb = w->page_size ? 0 : b, gi = i / scale->rows, gj = j / scale->columns;
+                    const double from = zeros ? get(&c->groups[first + 1], gb, h, gi, gj) : 0;
+                    *(uint8_t *)element(bytes, b, h, i, j) = (uint8_t)x;
+                    put(rows, b, h, i, j, ((double)x - from) * get(&c->groups[first], gb, h, gi, gj));
+                }
+}
+
+static void set_bytes(call *c)
+{
+    af_operands *p = &c->operands;
+    if (!c->wish.storage) return;
+    p->storage = c->wish.storage;
+    make_bytes(c, KEY, &p->key, &p->key_scale, &p->key_zero);
+    if (p->value.data) make_bytes(c, VALUE, &p->value, &p->value_scale, &p->value_zero);
+}
+
 /* A pool with the rows of an array in the pages that the table names; NaN beside them. */
 static void fill_pool(call *c, int which, af_tensor *t, int64_t pages)
 {
     const af_operands *p = &c->operands;
-    const array *rows = &c->inputs[which];
+    const array *rows = c->wish.storage ? &c->bytes[which - KEY] : &c->inputs[which];
     array *pool = &c->pools[which - KEY];
     *pool = new_array(rows->type, pages, rows->H, p->page_size, rows->J, 0, c->wish.layouts ? &c->chance : NULL, 0xff);
     free(pool->table); /* pages have a stride */
@@ -306,7 +362,8 @@ static void fill_pool(call *c, int which, af_tensor *t, int64_t pages)
         for (int64_t j = 0; j < c->wish.Lk; j++) {
             const int64_t page = p->block_table[b * p->blocks + j / p->page_size], i = j % p->page_size;
             for (int64_t h = 0; page >= 0 && h < rows->H; h++)
-                for (int64_t d = 0; d < rows->J; d++) put(pool, page, h, i, d, get(rows, b, h, j, d));
+                for (int64_t d = 0; d < rows->J; d++)
+                    memcpy(element(pool, page, h, i, d), element(rows, b, h, j, d), (size_t)type_bytes(rows->type));
         }
     *t = pool->tensor;
 }
@@ -349,6 +406,7 @@ void make_call(call *c, const wish *w)
     set_positions(c);
     set_local(c);
     set_masks(c);
+    set_bytes(c);
     set_pages(c);
     set_loss(c);
 }
@@ -356,6 +414,7 @@ void make_call(call *c, const wish *w)
 void free_call(call *c)
 {
     for (int k = 0; k < INPUTS; k++) free_array(&c->inputs[k]);
-    for (int k = 0; k < 2; k++) free_array(&c->pools[k]);
+    for (int k = 0; k < 2; k++) free_array(&c->pools[k]), free_array(&c->bytes[k]);
+    for (int k = 0; k < 4; k++) free_array(&c->groups[k]);
     for (int k = 0; k < c->owned_count; k++) free(c->owned[k]);
 }

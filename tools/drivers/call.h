@@ -29,17 +29,19 @@ typedef struct wish {
     int64_t left, right; /* -1: unbounded */
     bool center;
     double gaussian, dropout;
-    int64_t dilation;            /* the largest of any head; 0: none is given */
-    bool global;                 /* global tokens */
-    bool loss_lse, loss_weights; /* the loss depends on them too */
-    int unwanted;                /* gradients that are left out: 1 << (D_QUERY - FIRST_GRADIENT) and so on */
-    int64_t block_q, block_k;    /* block_q 0: no block mask */
-    double amplitude;            /* of query and key */
-    double density;              /* of what masks, block masks and global tokens show */
-    int poison;                  /* one in so many keys or values overflows or is NaN; 0: none */
-    bool layouts;                /* arrays in any layout */
-    int64_t page_size;           /* of keys and values; 0: no pages */
-    uint64_t seed;               /* of all numbers */
+    int64_t dilation;                  /* the largest of any head; 0: none is given */
+    bool global;                       /* global tokens */
+    bool loss_lse, loss_weights;       /* the loss depends on them too */
+    int unwanted;                      /* gradients that are left out: 1 << (D_QUERY - FIRST_GRADIENT) and so on */
+    int64_t block_q, block_k;          /* block_q 0: no block mask */
+    double amplitude;                  /* of query and key */
+    double density;                    /* of what masks, block masks and global tokens show */
+    int poison;                        /* one in so many keys or values overflows or is NaN; 0: none */
+    bool layouts;                      /* arrays in any layout */
+    int64_t page_size;                 /* of keys and values; 0: no pages */
+    af_storage storage;                /* AF_INT8 or AF_UINT8: of keys and values in bytes */
+    int64_t group_rows, group_columns; /* of scales and zeros; 0: one for all */
+    uint64_t seed;                     /* of all numbers */
 } wish;
 
 enum { QUERY, KEY, VALUE, BIAS, MASK, BLOCKS, CENTER, SCORE_WEIGHT, SCORE_BIAS, BY_OUTPUT, BY_LSE, BY_WEIGHTS, INPUTS };
@@ -55,7 +57,8 @@ typedef struct call {
     af_gradients loss; /* derivatives of the loss by what a call returns, and nothing else */
     array inputs[INPUTS];
     int64_t *first_query, *first_key; /* of packed sequences */
-    array pools[2];                   /* of pages of key and value */
+    array pools[2], bytes[2];         /* key and value in pages, in bytes */
+    array groups[4];                  /* scales and zeros of both */
     void *owned[16];
     int owned_count;
 } call;

@@ -285,6 +285,10 @@ static void try_illegal(void)
     REFUSE("pages and a list", PAGED; r->top_index = index; r->top_weight = top; r->topk = 1);
     REFUSE("pages and scores of all pairs", PAGED; r->weights = weights; r->stage = AF_SCORES; r->output.data = NULL;
            r->lse.data = NULL);
+    REFUSE("bytes and float64", c.operands.storage = AF_INT8; c.problem.dtype = AF_F64);
+    REFUSE("bytes of no kind", c.operands.storage = (af_storage)9);
+    REFUSE("bytes and global tokens", c.operands.storage = AF_INT8; v->global = c.global);
+    REFUSE("groups of no rows", c.operands.storage = AF_INT8; c.operands.key_scale.at.data = c.query);
     make(&c);
     PAGED;
     c.operands.block_table = nowhere;

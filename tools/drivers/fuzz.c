@@ -107,6 +107,9 @@ static void draw_options(wish *w, bytes *s)
     w->loss_weights = sometimes(s);
     w->unwanted = sometimes(s) ? (int)take(s, 0, 511) : 0;
     w->page_size = sometimes(s) ? take(s, 1, 70) : 0;
+    w->storage = (af_storage)(sometimes(s) ? take(s, AF_INT8, AF_UINT8) : AF_AS_QUERY);
+    w->group_rows = sometimes(s) ? take(s, 1, 70) : take(s, 0, 1);
+    w->group_columns = sometimes(s) ? take(s, 1, 40) : 0;
 }
 
 static void fail(const call *c, const char *isa, int threads, const char *what, const char *name)
@@ -124,11 +127,12 @@ static void fail(const call *c, const char *isa, int threads, const char *what, 
             "loss of lse %d of weights %d unwanted %d\n"
             "window %d: %" PRId64 ", %" PRId64
             " causal %d q_offset %d q_length %d kv_length %d kv_start %d far %d mask %d blocks %" PRId64 " x %" PRId64
-            " density %g center %d gaussian %g dilation %" PRId64 " global %d page_size %" PRId64 "\n",
+            " density %g center %d gaussian %g dilation %" PRId64 " global %d page_size %" PRId64
+            " storage %d groups of %" PRId64 " x %" PRId64 "\n",
             w->additive, w->scale, w->softcap, w->dropout, w->bias, w->alibi, w->sink, w->amplitude, w->poison,
             w->loss_lse, w->loss_weights, w->unwanted, w->window, w->left, w->right, w->causal, w->q_offset,
             w->q_length, w->kv_length, w->kv_start, w->far, w->mask, w->block_q, w->block_k, w->density, w->center,
-            w->gaussian, w->dilation, w->global, w->page_size);
+            w->gaussian, w->dilation, w->global, w->page_size, w->storage, w->group_rows, w->group_columns);
     abort();
 }
 

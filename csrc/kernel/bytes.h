@@ -1,0 +1,378 @@
+/* Keys and values that are stored in bytes: int8, uint8, and the two kinds of float8. The real number is
+ * (stored - zero) * scale.
+ *
+ * A block of them is widened once for all query blocks that meet it. Few query rows read them where they are: one scale
+ * for a whole row of keys multiplies its score, and one for a row of values its weight. Where rows have several scales,
+ * a few rows at a time are widened into the first-level cache. */
+#ifndef AF_BYTES_H
+#define AF_BYTES_H
+
+#include "kernel/decode_interleaved.h"
+#include "kernels.h"
+#include "plan/intervals.h"
+
+AF_INLINE v byte_load(const af_storage kind, const uint8_t *p)
+{
+    if (kind == AF_INT8) return b_int8(p);
+    if (kind == AF_UINT8) return b_uint8(p);
+    return kind == AF_FLOAT8_E5M2 ? b_e5m2(p) : b_e4m3fn(p);
+}
+
+AF_INLINE v byte_load_n(const af_storage kind, const uint8_t *p, int n)
+{
+    uint8_t t[VL] = {0};
+    for (int i = 0; i < n; i++) t[i] = p[i];
+    return byte_load(kind, t);
+}
+
+AF_INLINE int64_t page_of(const af_byte_rows *rows, int64_t j)
+{
+    return rows->pages ? rows->pages[j / rows->page_size] : 0;
+}
+AF_INLINE int64_t row_in_page(const af_byte_rows *rows, int64_t j) { return rows->pages ? j % rows->page_size : j; }
+
+AF_INLINE const uint8_t *byte_row(const af_byte_rows *rows, int64_t j)
+{
+    return rows->first + page_of(rows, j) * rows->page_stride + row_in_page(rows, j) * rows->stride;
+}
+
+/* Loads of float8_e4m3fn give 2^-8 times the number, so that scales are multiplied and zeros divided by this. */
+AF_INLINE float byte_factor(const af_storage kind) { return kind == AF_FLOAT8_E4M3FN ? 256 : 1; }
+
+/* How many of n rows from row j on are `stride` apart. */
+AF_INLINE int64_t bytes_in_line(const af_byte_rows *rows, int64_t j, int64_t n)
+{
+    return rows->pages ? af_min(n, rows->page_size - row_in_page(rows, j)) : n;
+}
+
+/* The numbers of the groups of row j; NULL where there are none. */
+AF_INLINE const float *group_row(const af_byte_rows *rows, const af_groups *g, int64_t j)
+{
+    if (!g->at.data) return NULL;
+    return (const float *)g->at.data + (rows->pages ? page_of(rows, j) * g->at.b : 0) +
+           row_in_page(rows, j) / g->rows * g->at.i;
+}
+
+/* Whether each row has one number. */
+AF_INLINE bool by_row(const af_groups *g) { return !g->at.data || g->at.j == 0; }
+
+/* A number for each element of a row, times a factor. */
+static void expand_groups(const af_groups *g, const float *from, float factor, int64_t width, float *to)
+{
+    for (int64_t d = 0, next; d < width; d = next) {
+        const float x = from ? from[d / g->columns * g->at.j] * factor : factor;
+        next = from && g->at.j ? af_min(width, (d / g->columns + 1) * g->columns) : width;
+        for (; d < next; d++) to[d] = x;
+    }
+}
+
+/* What the rows of a request are widened by: one number, or one for each element. */
+typedef struct widening {
+    const float *scale_row, *zero_row;
+    float *scale, *zero; /* [width] each */
+    bool by_row;
+} widening;
+
+AF_INLINE void widen_row(const af_storage kind, const widening *w, const uint8_t *from, int64_t width, float *to)
+{
+    const float factor = byte_factor(kind);
+    const v scale = v_set1(w->by_row && w->scale_row ? *w->scale_row * factor : factor);
+    const v zero = v_set1(w->by_row && w->zero_row ? *w->zero_row / factor : 0);
+    int64_t c = 0;
+    for (; w->by_row && c + VL <= width; c += VL) v_store(to + c, v_mul(v_sub(byte_load(kind, from + c), zero), scale));
+    for (; c + VL <= width; c += VL)
+        v_store(to + c, v_mul(v_sub(byte_load(kind, from + c), v_load(w->zero + c)), v_load(w->scale + c)));
+    if (c == width) return;
+    const int n = (int)(width - c);
+    const v s = w->by_row ? scale : v_load_n(w->scale + c, n), z = w->by_row ? zero : v_load_n(w->zero + c, n);
+    v_store_n(to + c, v_mul(v_sub(byte_load_n(kind, from + c, n), z), s), n);
+}
+
+AF_INLINE void widen_kind(const af_storage kind, const af_byte_rows *rows, int64_t j, int64_t n, float *to)
+{
+    widening w = {.scale = rows->copy + rows->room * rows->width,
+                  .by_row = by_row(&rows->scale) && by_row(&rows->zero)};
+    w.zero = w.scale + rows->width;
+    for (int64_t i = 0; i < n; i++, to += rows->width) {
+        const float *scale = group_row(rows, &rows->scale, j + i), *zero = group_row(rows, &rows->zero, j + i);
+        if (!w.by_row && (i == 0 || scale != w.scale_row))
+            expand_groups(&rows->scale, scale, byte_factor(kind), rows->width, w.scale);
+        if (!w.by_row && (i == 0 || zero != w.zero_row))
+            expand_groups(&rows->zero, zero, zero ? 1 / byte_factor(kind) : 0, rows->width, w.zero);
+        w.scale_row = scale;
+        w.zero_row = zero;
+        widen_row(kind, &w, byte_row(rows, j + i), rows->width, to);
+    }
+}
+
+static void widen_bytes(const af_byte_rows *rows, int64_t j, int64_t n, float *to)
+{
+    if (rows->storage == AF_INT8) widen_kind(AF_INT8, rows, j, n, to);
+    else if (rows->storage == AF_UINT8) widen_kind(AF_UINT8, rows, j, n, to);
+    else if (rows->storage == AF_FLOAT8_E5M2) widen_kind(AF_FLOAT8_E5M2, rows, j, n, to);
+    else widen_kind(AF_FLOAT8_E4M3FN, rows, j, n, to);
+}
+
+/* Rows j .. j + n as floats in the first-level cache, n at most near_rows. */
+static elem_rows near_bytes(const af_byte_rows *rows, int64_t j, int64_t n)
+{
+    widen_bytes(rows, j, n, rows->copy);
+    return (elem_rows){rows->copy, rows->width};
+}
+
+static void widened_scores(const af_byte_rows *rows, af_byte_product p, const float *query)
+{
+    const int few = near_rows(rows->width);
+    for (int i = 0; i < p.n; i += few) {
+        const int here = p.n - i < few ? p.n - i : few;
+        const elem_rows key = near_bytes(rows, p.j + i, here);
+        const score_rows to = {p.s + i, p.lds};
+        if (interleaves(p.count, rows->width)) interleaved_scores(p.count, here, 0, query, key, to, rows->width);
+        else decode_scores(p.count, here, query, key, to, rows->width);
+    }
+}
+
+static void widened_output(const af_byte_rows *rows, af_byte_product p, float *acc)
+{
+    const int few = near_rows(rows->width);
+    const int64_t Dv = rows->width;
+    for (int i = 0; i < p.n; i += few) {
+        const int here = p.n - i < few ? p.n - i : few;
+        const elem_rows value = near_bytes(rows, p.j + i, here);
+        const score_rows s = {p.s + i, p.lds};
+        if (p.words)
+            for (int r = 0; r < p.count; r++) {
+                const uint64_t word = p.words[i / 64 * p.words_ld + r] >> i % 64;
+                axpy_rows(1, here, score_rows_from(s, r), value, (score_rows){acc + r * Dv, Dv}, &word, 0);
+            }
+        else if (interleaves(p.count, Dv)) interleaved_values(p.count, here, 0, s, value, acc, Dv);
+        else decode_values(p.count, here, s, value, acc, Dv);
+    }
+}
+
+/* ---- bytes where they are, widened in registers ---- */
+
+/* Query rows for which bytes are widened in registers, for two of them at a time. */
+enum { PLACED_ROWS = 8 };
+
+/* Whether rows are read in place: each has one scale, and one zero if they are uint8, which mostly have one. */
+static bool in_place(const af_byte_rows *rows, const af_byte_product *p)
+{
+    if (p->count > PLACED_ROWS || !by_row(&rows->scale) || !by_row(&rows->zero)) return false;
+    return rows->storage == AF_UINT8 || !rows->zero.at.data;
+}
+
+/* Rows that are read while their bytes are in the first-level cache: 8 KiB of 128 columns. A divisor of 64. */
+enum { BYTE_ROWS = 64 };
+
+/* Some rows in a line, and what their numbers are. */
+typedef struct byte_run {
+    const uint8_t *at;
+    int64_t ld, width;
+    int n;
+    float scale[BYTE_ROWS], zero[BYTE_ROWS];
+} byte_run;
+
+static void find_numbers(const af_byte_rows *rows, const af_groups *g, int64_t j, int n, float absent, float *to)
+{
+    if (g->at.data && g->rows == 1 && g->at.i == 1) {
+        memcpy(to, group_row(rows, g, j), (size_t)n * sizeof *to);
+        return;
+    }
+    for (int i = 0; i < n; i++) {
+        const float *x = group_row(rows, g, j + i);
+        to[i] = x ? *x : absent;
+    }
+}
+
+/* Rows from row j on, which is row i of n, up to the end of a page or of a word of bits. The hardware foresees neither
+ * the next page of memory, whose first line is requested, nor the next of the pages of keys. */
+static void find_run(const af_byte_rows *rows, int64_t j, int i, int n, byte_run *run)
+{
+    const int64_t most = n - i;
+    run->n = (int)bytes_in_line(rows, j, af_min(most, BYTE_ROWS - i % BYTE_ROWS));
+    run->at = byte_row(rows, j);
+    run->ld = rows->stride;
+    run->width = rows->width;
+    find_numbers(rows, &rows->scale, j, run->n, 1, run->scale);
+    for (int k = 0; rows->storage == AF_FLOAT8_E4M3FN && k < run->n; k++)
+        run->scale[k] *= byte_factor(AF_FLOAT8_E4M3FN);
+    if (rows->storage == AF_UINT8) find_numbers(rows, &rows->zero, j, run->n, 0, run->zero);
+    if (!rows->pages) __builtin_prefetch((const void *)((uintptr_t)run->at + PAGE_BYTES_AHEAD), 0, 2);
+    else if (run->n < most && rows->stride == rows->width)
+        prefetch_bytes(byte_row(rows, j + run->n), af_min(most - run->n, rows->page_size) * rows->width);
+}
+
+/* One load from every line, in the order of addresses: passes over a few columns of all rows would not be in order. */
+static void touch_bytes(const byte_run *run)
+{
+    for (int i = 0; i < run->n; i++)
+        for (int64_t d = 0; d < run->width; d += 64) (void)*(const volatile uint8_t *)(run->at + i * run->ld + d);
+}
+
+AF_INLINE v shifted(const af_storage kind, v x, float zero) { return kind == AF_UINT8 ? v_sub(x, v_set1(zero)) : x; }
+
+/* nk scores of nr query rows, the products with rows i .. i + nk of a run times their scales. q (or NULL, a constant):
+ * the query of nc vectors in registers. */
+AF_INLINE void dot_bytes(const af_storage kind, const int nr, const int nk, const int nc, const byte_run *run, int i,
+                         v q[2][AF_DECODE_COLUMNS], const float *query, score_rows s)
+{
+    v acc[AF_DECODE_KEYS][4];
+    UNROLL(j, nk) {
+        UNROLL(r, nr) acc[j][r] = v_zero();
+        const uint8_t *row = run->at + (i + j) * run->ld;
+        const float zero = kind == AF_UINT8 ? run->zero[i + j] : 0;
+        UNROLL(c, nc) {
+            const v x = shifted(kind, byte_load(kind, row + c * VL), zero);
+            UNROLL(r, nr) acc[j][r] = v_fma(q[r][c], x, acc[j][r]);
+        }
+        int64_t d = nc * VL;
+        for (; !nc && d + 4 * VL <= run->width; d += 4 * VL)
+            UNROLL(c, 4) {
+                const v x = shifted(kind, byte_load(kind, row + d + c * VL), zero);
+                UNROLL(r, nr) acc[j][r] = v_fma(v_load(query + r * run->width + d + c * VL), x, acc[j][r]);
+            }
+        for (; !nc && d + VL <= run->width; d += VL) {
+            const v x = shifted(kind, byte_load(kind, row + d), zero);
+            UNROLL(r, nr) acc[j][r] = v_fma(v_load(query + r * run->width + d), x, acc[j][r]);
+        }
+        const int rest = nc ? 0 : (int)(run->width - d);
+        if (!rest) continue;
+        const v x = shifted(kind, byte_load_n(kind, row + d, rest), zero);
+        UNROLL(r, nr) acc[j][r] = v_fma(v_load_n(query + r * run->width + d, rest), x, acc[j][r]);
+    }
+    dot_sums(nr, nk, acc, s);
+    UNROLL(r, nr)
+        UNROLL(j, nk) s.at[r * s.ld + j] *= run->scale[i + j];
+}
+
+AF_INLINE void dot_run_of(const af_storage kind, const int nr, const int nc, const byte_run *run, const float *query,
+                          score_rows s)
+{
+    v q[2][AF_DECODE_COLUMNS];
+    UNROLL(r, nr)
+        UNROLL(c, nc) q[r][c] = v_load(query + (r * nc + c) * VL);
+    int i = 0;
+    for (; i + AF_DECODE_KEYS <= run->n; i += AF_DECODE_KEYS)
+        dot_bytes(kind, nr, AF_DECODE_KEYS, nc, run, i, q, query, score_columns_from(s, i));
+    for (; i < run->n; i++) dot_bytes(kind, nr, 1, nc, run, i, q, query, score_columns_from(s, i));
+}
+
+AF_INLINE void dot_run(const af_storage kind, const int nr, const byte_run *run, const float *query, score_rows s)
+{
+    if (run->width == AF_DECODE_COLUMNS * VL) dot_run_of(kind, nr, AF_DECODE_COLUMNS, run, query, s);
+    else dot_run_of(kind, nr, 0, run, query, s);
+}
+
+/* acc[r][..] += sum_j w[r][j] V[j][..] for nc vectors of columns from d on, or, if nc is 0, the last few. only (or
+ * NULL, a constant): the rows, as bits, that enter. */
+AF_INLINE void axpy_bytes(const af_storage kind, const int nr, const int nc, const byte_run *run, int64_t d,
+                          const float *weight, score_rows acc, const uint64_t *only)
+{
+    const int last = (int)(run->width - d);
+    const bool whole = nc > 0;
+    const int vectors = whole ? nc : 1;
+    v sum[2][2 * AF_DECODE_COLUMNS];
+    UNROLL(r, nr)
+        UNROLL(c, vectors) sum[r][c] = v_zero();
+    const uint8_t *row = run->at + d;
+    for (int j = 0; j < run->n; j++, row += run->ld) {
+        if (only && !(*only >> j & 1)) continue;
+        UNROLL(c, vectors) {
+            const v y = whole ? byte_load(kind, row + c * VL) : byte_load_n(kind, row + c * VL, last);
+            const v x = shifted(kind, y, kind == AF_UINT8 ? run->zero[j] : 0);
+            UNROLL(r, nr) sum[r][c] = v_fma(v_set1(weight[r * BYTE_ROWS + j]), x, sum[r][c]);
+        }
+    }
+    UNROLL(r, nr)
+        UNROLL(c, vectors) add_vector(whole, last, acc.at + r * acc.ld + d + c * VL, sum[r][c]);
+}
+
+AF_INLINE void axpy_run(const af_storage kind, const int nr, const byte_run *run, score_rows p, score_rows acc,
+                        const uint64_t *only)
+{
+    float weight[2 * BYTE_ROWS];
+    UNROLL(r, nr)
+        for (int j = 0; j < run->n; j++) weight[r * BYTE_ROWS + j] = p.at[r * p.ld + j] * run->scale[j];
+    int64_t d = 0;
+    for (; nr == 1 && d + 2 * AF_DECODE_COLUMNS * VL <= run->width; d += 2 * AF_DECODE_COLUMNS * VL)
+        axpy_bytes(kind, nr, 2 * AF_DECODE_COLUMNS, run, d, weight, acc, only);
+    for (; d + AF_DECODE_COLUMNS * VL <= run->width; d += AF_DECODE_COLUMNS * VL)
+        axpy_bytes(kind, nr, AF_DECODE_COLUMNS, run, d, weight, acc, only);
+    for (; d + AF_DECODE_COLUMNS / 2 * VL <= run->width; d += AF_DECODE_COLUMNS / 2 * VL)
+        axpy_bytes(kind, nr, AF_DECODE_COLUMNS / 2, run, d, weight, acc, only);
+    for (; d + VL <= run->width; d += VL) axpy_bytes(kind, nr, 1, run, d, weight, acc, only);
+    if (d < run->width) axpy_bytes(kind, nr, 0, run, d, weight, acc, only);
+}
+
+/* One function for each kind of bytes; two query rows at a time, which read the bytes of a run from the first-level
+ * cache after the first two. */
+#define BYTE_KIND(name, kind)                                                                                          \
+    static __attribute__((noinline)) void name##_scores(const byte_run *run, int rows, const float *query,             \
+                                                        score_rows s)                                                  \
+    {                                                                                                                  \
+        for (; rows >= 2; rows -= 2, query += 2 * run->width, s = score_rows_from(s, 2))                               \
+            dot_run(kind, 2, run, query, s);                                                                           \
+        if (rows) dot_run(kind, 1, run, query, s);                                                                     \
+    }                                                                                                                  \
+    static __attribute__((noinline)) void name##_output(const byte_run *run, int rows, score_rows p, score_rows acc)   \
+    {                                                                                                                  \
+        for (; rows >= 2; rows -= 2, p = score_rows_from(p, 2), acc = score_rows_from(acc, 2))                         \
+            axpy_run(kind, 2, run, p, acc, NULL);                                                                      \
+        if (rows) axpy_run(kind, 1, run, p, acc, NULL);                                                                \
+    }                                                                                                                  \
+    static __attribute__((noinline)) void name##_visible(const byte_run *run, uint64_t word, score_rows p,             \
+                                                         score_rows acc)                                               \
+    {                                                                                                                  \
+        axpy_run(kind, 1, run, p, acc, &word);                                                                         \
+    }
+BYTE_KIND(int8, AF_INT8)
+BYTE_KIND(uint8, AF_UINT8)
+BYTE_KIND(e4m3fn, AF_FLOAT8_E4M3FN)
+BYTE_KIND(e5m2, AF_FLOAT8_E5M2)
+#undef BYTE_KIND
+
+#define OF_STORAGE(storage, what, ...)                                                                                 \
+    do {                                                                                                               \
+        if ((storage) == AF_INT8) int8_##what(__VA_ARGS__);                                                            \
+        else if ((storage) == AF_UINT8) uint8_##what(__VA_ARGS__);                                                     \
+        else if ((storage) == AF_FLOAT8_E5M2) e5m2_##what(__VA_ARGS__);                                                \
+        else e4m3fn_##what(__VA_ARGS__);                                                                               \
+    } while (0)
+
+static void byte_scores(const af_byte_rows *rows, af_byte_product p, const float *query)
+{
+    byte_run run;
+    if (!in_place(rows, &p)) widened_scores(rows, p, query);
+    else
+        for (int i = 0; i < p.n; i += run.n) {
+            find_run(rows, p.j + i, i, p.n, &run);
+            OF_STORAGE(rows->storage, scores, &run, p.count, query, ((score_rows){p.s + i, p.lds}));
+        }
+}
+
+static void byte_output(const af_byte_rows *rows, af_byte_product p, float *acc)
+{
+    byte_run run;
+    const int64_t Dv = rows->width;
+    const bool in_order = p.count == 1 && Dv <= 2 * AF_DECODE_COLUMNS * VL;
+    if (!in_place(rows, &p)) {
+        widened_output(rows, p, acc);
+        return;
+    }
+    for (int i = 0; i < p.n; i += run.n) {
+        const score_rows s = {p.s + i, p.lds}, to = {acc, Dv};
+        find_run(rows, p.j + i, i, p.n, &run);
+        if (!in_order) touch_bytes(&run);
+        if (!p.words) OF_STORAGE(rows->storage, output, &run, p.count, s, to);
+        for (int r = 0; p.words && r < p.count; r++) {
+            const uint64_t word = p.words[i / 64 * p.words_ld + r] >> i % 64;
+            OF_STORAGE(rows->storage, visible, &run, word, score_rows_from(s, r), score_rows_from(to, r));
+        }
+    }
+}
+#undef OF_STORAGE
+
+static const af_byte_kernels byte_kernels = {.widen = widen_bytes, .scores = byte_scores, .output = byte_output};
+
+#endif
