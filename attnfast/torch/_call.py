@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, is_autocast_enabled, is_grad_enabled, strided
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
 from .. import _core, additive_attention, attention, attention_varlen, local_attention
 from .._core import get_threads as get_num_threads
@@ -217,8 +216,26 @@ class _Call(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        # Gradients are rarely differentiated again, and only then is there an error to prepare.
-        return _pull_once(ctx, *grads) if is_grad_enabled() else _pull(ctx, *grads)
+        if not is_grad_enabled():
+            return _pull(ctx, *grads)
+        # They may be differentiated again (create_graph=True), by the arguments as by the loss.
+        with torch.no_grad():
+            found = _pull(ctx, *grads)
+        origins = [x for x in (*ctx.saved_tensors, *grads) if x is not None]
+        return tuple(x if x is None else _Last.apply(ctx.call[0], x, *origins) for x in found)
+
+
+class _Last(torch.autograd.Function):  # type: ignore[misc]
+    """A gradient that is not differentiated again: nothing is detached in silence."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Function, gradient: Any, *origins: Any) -> Any:
+        ctx.function = function
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError(f"{ctx.function.__name__} has no second derivatives")
 
 
 # Function.apply in Python also looks for transforms, of which `have_memory` has seen none.
@@ -241,6 +258,3 @@ def _pull(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         found = call_backward(function, given, losses, output, lse, wanted)
     grad = dict(zip(wanted, found, strict=True)).get
     return None, None, None, None, *[grad(name) for name in names]
-
-
-_pull_once = once_differentiable(_pull)
