@@ -34,9 +34,9 @@ Threads and machine: `num_threads`, `set_num_threads`, `get_num_threads`, `avail
 Modules: `attnfast.layers` (layers with weights), `attnfast.plot` (pictures), `attnfast.reference`
 (the same functions in plain NumPy: slow, but they define what every argument means). Each is loaded
 when it is first used. Only by name: `attnfast.torch`, the functions on PyTorch's tensors;
-`attnfast.jax`, on JAX's arrays; `attnfast.transformers`, for the models of transformers;
-`attnfast.autograd`, for the package autograd; `attnfast.onnx`, models of ONNX that use them;
-`attnfast.dask`, for arrays in chunks.
+`attnfast.jax`, on JAX's arrays; `attnfast.keras`, layers for Keras; `attnfast.transformers`, for
+the models of transformers; `attnfast.autograd`, for the package autograd; `attnfast.onnx`, models
+of ONNX that use them; `attnfast.dask`, for arrays in chunks.
 """
 
 import importlib as _importlib

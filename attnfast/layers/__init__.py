@@ -1,6 +1,7 @@
 """Attention layers in plain NumPy with weights from and to the frameworks, and with gradients.
 
-Attention is computed by the kernels of attnfast, projections by NumPy's matrix products.
+Attention is computed by the kernels of attnfast, projections by NumPy's matrix products. Layers
+that go into the models of Keras are in `attnfast.keras`.
 """
 
 from .bahdanau import BahdanauAttention

@@ -1,4 +1,7 @@
-"""The layers Attention and AdditiveAttention of Keras: one head, no projections."""
+"""The layers Attention and AdditiveAttention of Keras, in NumPy: one head, no projections.
+
+They need no Keras. Layers for Keras's own models are in `attnfast.keras`.
+"""
 
 import math
 from abc import ABC, abstractmethod

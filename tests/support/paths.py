@@ -6,4 +6,4 @@ TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
 
 # Modules of attnfast, and pages of docs/guide, that need the library of their name.
-BRIDGES = ("autograd", "dask", "jax", "onnx", "torch", "transformers")
+BRIDGES = ("autograd", "dask", "jax", "keras", "onnx", "torch", "transformers")

@@ -41,6 +41,7 @@ class Suite:
     switch: str  # module:function that switches attnfast in for the whole run
     not_applicable: dict[str, str] = field(default_factory=dict)  # pattern of tests: why
     note: str = ""  # what the page says of it
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 SUITES = {
@@ -71,6 +72,18 @@ SUITES = {
         note="the cases are those of the installed package",
     ),
 }
+
+for _backend in ("torch", "jax", "numpy"):
+    SUITES[f"keras-{_backend}"] = Suite(
+        package="keras",
+        files=tuple(
+            f"keras/src/layers/attention/{name}_attention_test.py".replace("/_", "/")
+            for name in ("", "additive", "multi_head", "grouped_query")
+        ),
+        select="Attention",
+        switch="outside:into_keras",
+        environment={"KERAS_BACKEND": _backend},
+    )
 
 
 # ---- switches of libraries whose bridge has none ----
@@ -108,6 +121,18 @@ def into_onnx() -> None:
     onnx.reference.ReferenceEvaluator = Evaluator
 
 
+def into_keras() -> None:
+    """In place of the layers of these names."""
+    import keras
+    from keras.src import layers
+
+    import attnfast.keras
+
+    for name in attnfast.keras.__all__:
+        for module in (keras.layers, layers):
+            setattr(module, name, getattr(attnfast.keras, name))
+
+
 # ---- the plugin: this file, inside the pytest of a suite ----
 
 
@@ -128,7 +153,7 @@ def outcomes(suite: str, path: Path, only: str, *, switched: bool) -> dict[str, 
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k"]
         select = f"({about.select}) and ({only})" if only else about.select
         command += [select, f"--junitxml={report}", *about.files]
-        environment = dict(os.environ)
+        environment = os.environ | about.environment
         if switched:
             command += ["-p", "outside"]
             places = [str(Path(__file__).parent), environment.get("PYTHONPATH", "")]
