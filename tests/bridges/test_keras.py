@@ -10,7 +10,8 @@ import pytest
 from support.paths import TESTS
 from support.scripts import run_python_raw
 
-pytest.importorskip("keras", reason="keras is an optional extra", exc_type=ImportError)
+if importlib.util.find_spec("keras") is None:
+    pytest.skip("keras is an optional extra", allow_module_level=True)
 
 COMMON = (
     "values_equal_those_of_keras",
