@@ -49,7 +49,7 @@ cdef class Call(Score):
         self.set_lengths(self.option("q_lengths"), self.option("kv_lengths"))
         self.set_starts(self.option("kv_starts"))
         self.check_pages()
-        if self.stores:
+        if self.stores and (self.operands.storage or self.options is not None):
             self.set_stored(self.option("key_scale"), self.option("value_scale"), self.option("key_zero_point"),
                             self.option("value_zero_point"))
         self.set_scale(self.option("scale"))

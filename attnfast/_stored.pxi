@@ -34,7 +34,8 @@ cdef class Stored(Operands):
                 if not 0 <= page < pages:
                     there = f"pages 0 .. {pages - 1} of key" if pages else "pages of key, which has none,"
                     raise ValueError(f"block_table must name {there} where kv_lengths and kv_starts have keys, "
-                                     f"got {page} for keys {n * size} .. {min(end, (n + 1) * size) - 1} of batch row {b}")
+                                     f"got {page} for keys {n * size} .. {min(end, (n + 1) * size) - 1} "
+                                     f"of batch row {b}")
                 n += 1
         return 0
 
@@ -70,10 +71,10 @@ cdef class Stored(Operands):
 
     cdef int set_stored(self, object key_scale, object value_scale, object key_zero, object value_zero) except -1:
         cdef bint whole = self.operands.storage in (AF_INT8, AF_UINT8)
-        for name, of, scale in (("key_scale", "key", key_scale), ("value_scale", "value", value_scale)):
-            if whole and scale is None and (of == "key" or self.value is not None):
-                raise ValueError(f"{name} must be given with {of} of {self.key.dtype}: write {of}, {name} = "
-                                 f"quantize({of}, \"int8\"), or {name}=1.0 if what it holds are the real numbers")
+        if whole and (key_scale is None or value_scale is None and self.value is not None):
+            of = "key" if key_scale is None else "value"
+            raise ValueError(f"{of}_scale must be given with {of} of {self.key.dtype}: write {of}, {of}_scale = "
+                             f"quantize({of}, \"int8\"), or {of}_scale=1.0 if what it holds are the real numbers")
         self.set_groups(&self.operands.key_scale, self.key, key_scale, "key_scale", "key")
         self.set_groups(&self.operands.key_zero, self.key, key_zero, "key_zero_point", "key")
         if self.value is not None:
