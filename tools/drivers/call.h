@@ -44,6 +44,8 @@ typedef struct wish {
     uint64_t seed;                     /* of all numbers */
 } wish;
 
+#define SHAPE(h, hk, lq, lk, d, dv) .H = h, .Hk = hk, .Lq = lq, .Lk = lk, .D = d, .Dv = dv
+
 enum { QUERY, KEY, VALUE, BIAS, MASK, BLOCKS, CENTER, SCORE_WEIGHT, SCORE_BIAS, BY_OUTPUT, BY_LSE, BY_WEIGHTS, INPUTS };
 enum { OUTPUT, LSE, STAGE, TOP_INDEX, TOP_WEIGHT, IMPORTANCES, FIRST_GRADIENT, RESULTS = FIRST_GRADIENT + 9 };
 enum { D_QUERY = FIRST_GRADIENT, D_KEY, D_VALUE, D_BIAS, D_ALIBI, D_SINK, D_SCORE_WEIGHT, D_SCORE_BIAS, D_CENTER };
