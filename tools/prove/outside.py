@@ -76,10 +76,7 @@ SUITES = {
 for _backend in ("torch", "jax", "numpy"):
     SUITES[f"keras-{_backend}"] = Suite(
         package="keras",
-        files=tuple(
-            f"keras/src/layers/attention/{name}_attention_test.py".replace("/_", "/")
-            for name in ("", "additive", "multi_head", "grouped_query")
-        ),
+        files=("keras/src/layers/attention",),
         select="Attention",
         switch="outside:into_keras",
         environment={"KERAS_BACKEND": _backend},
