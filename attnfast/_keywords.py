@@ -60,6 +60,12 @@ FOREIGN: dict[str, list[tuple[str, str]]] = {
     ],
     "global_tokens": [("", "use local_attention(..., window_size, global_tokens=global_tokens)")],
     "dilation": [("", "use local_attention(..., window_size, dilation=dilation)")],
+    **{
+        name: [("", "keys and values of 8 bits are taken by attnfast.attention of arrays only")]
+        for name in ("key_scale", "value_scale", "key_zero_point", "value_zero_point")
+    },
+    "block_table": [("", "pages are taken by attnfast.attention of arrays only")],
+    "out": [("", "results are new arrays here")],
     "cu_q": [("", "use attention_varlen(query, key, value, cu_q, cu_k) for packed sequences")],
     "cu_k": [("", "use attention_varlen(query, key, value, cu_q, cu_k) for packed sequences")],
     "causal": [("is_causal", "write is_causal=True")],
