@@ -1,6 +1,7 @@
 """Every test that reaches a kernel runs once per instruction set that this CPU has."""
 
 import gc
+import importlib.util
 import os
 
 import numpy as np
@@ -10,7 +11,8 @@ from hypothesis import HealthCheck, settings
 import attnfast
 from attnfast import config
 
-os.environ.setdefault("KERAS_BACKEND", "numpy")  # Keras's own default needs TensorFlow
+# Keras's own default needs TensorFlow.
+os.environ.setdefault("KERAS_BACKEND", "torch" if importlib.util.find_spec("torch") else "numpy")
 
 # The same examples in every run: a red test is a defect, never the luck of the draw. To look
 # further, `pytest --hypothesis-profile=explore` draws new ones, ten times as many; `few` is for

@@ -105,9 +105,12 @@ def test_help_says_what_there_is():
 
 
 def with_examples():
-    """Modules that have any, found in their text: plot needs matplotlib to be used, not read."""
+    """Modules that have any, found in their text: plot needs matplotlib to be used, not read.
+
+    Those of `attnfast.keras` run on each backend, in bridges/test_keras.py.
+    """
     for module in walk_packages(attnfast.__path__, "attnfast."):
-        if module.name.endswith("__main__"):
+        if module.name.endswith("__main__") or module.name.startswith("attnfast.keras"):
             continue
         spec = importlib.util.find_spec(module.name)
         if spec.origin.endswith(".py") and ">>> " in Path(spec.origin).read_text():
