@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ._misread import as_array, wrong_integers
 
+MOST = 2**63 - 1  # that an int64 holds
+
 
 def whole_number(x: Any, name: str, least: int) -> int:
     """An int of at least `least`; the error names the argument."""
@@ -19,7 +21,7 @@ def whole_number(x: Any, name: str, least: int) -> int:
 
 
 def row_numbers(
-    x: ArrayLike, name: str, batch: tuple[int, ...], most: int | None
+    x: ArrayLike, name: str, batch: tuple[int, ...], most: int = MOST
 ) -> NDArray[np.int64]:
     """Numbers from 0 to `most`, one for each batch row or for all; the error names the argument."""
     a = as_array(x, name)
@@ -29,7 +31,6 @@ def row_numbers(
         raise ValueError(
             f"{name} must be an int or have shape {batch}, one for each row, got {a.shape}"
         )
-    if a.size and (a.min() < 0 or (most is not None and a.max() > most)):
-        upper = "or more" if most is None else f".. {most}"
-        raise ValueError(f"{name} must be within 0 {upper}, got {a.min()} .. {a.max()}")
+    if a.size and (a.min() < 0 or a.max() > most):
+        raise ValueError(f"{name} must be within 0 .. {most}, got {a.min()} .. {a.max()}")
     return np.broadcast_to(a, batch).astype(np.int64)

@@ -1,5 +1,6 @@
 """The memory of a cache: tokens that come, go, and change rows."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _core
-from ._checks import row_numbers, whole_number
+from ._checks import MOST, row_numbers, whole_number
 from ._misread import as_array, spelled, wrong_integers
 from ._ring import Ring
 from ._signature import plain_signature
@@ -50,7 +51,7 @@ class Store:
             raise TypeError(f"grow must be True or False, got {type(grow).__name__}")
         self._grow = bool(grow)
         self._check_window(capacity)
-        self._take_memory(capacity)
+        self._use(self._batch, capacity, self._new_memory(self._batch, capacity))
         # The length of all rows, if they have one, and else those of each. Lengths and what was
         # written, see Ring.positions, are behind by what was appended since all became equal.
         self._even: int | None = 0
@@ -71,13 +72,19 @@ class Store:
                 f"got {capacity}"
             )
 
-    def _take_memory(self, capacity: int) -> None:
+    def _new_memory(self, batch: tuple[int, ...], capacity: int) -> tuple[Array, Array]:
+        """Memory for keys and values, which nothing uses yet."""
+        key, value = ((*batch, self._heads, capacity, d) for d in self._dims)
+        size = sum(math.prod(max(n, 1) for n in shape) for shape in (key, value))
+        if size * self._dtype.itemsize > MOST:
+            raise MemoryError(f"no memory for keys {key} and values {value}")
+        return np.empty(key, self._dtype), np.empty(value, self._dtype)
+
+    def _use(self, batch: tuple[int, ...], capacity: int, memory: tuple[Array, Array]) -> None:
+        """Take other memory, in which tokens are already."""
+        self._batch, self._front = batch, (*batch, self._heads)
         self._ring = Ring(capacity, capacity if self._window is None else self._sinks)
-        key, value = (
-            np.empty((*self._batch, self._heads, capacity, d), self._dtype) for d in self._dims
-        )
-        self._key, self._value = key, value
-        self._front = *self._batch, self._heads
+        self._key, self._value = memory
 
     # ---- what it is and holds ----
 
@@ -128,10 +135,13 @@ class Store:
 
     @property
     def lengths(self) -> Array:
-        """Tokens of each row so far, those that a window has forgotten included; read-only."""
-        view = self._numbers()[0].view()
-        view.flags.writeable = False
-        return view
+        """Tokens of each row so far, those that a window has forgotten included.
+
+        A copy, read-only: it stays what it was when tokens come and go.
+        """
+        lengths = self._numbers()[0].copy()
+        lengths.flags.writeable = False
+        return lengths
 
     @property
     def key(self) -> Array:
@@ -215,7 +225,7 @@ class Store:
     def _put(self, k: Array, v: Array, counts: Array | None) -> None:
         """Write new tokens to their slots; rows are as long as before."""
         try:
-            if counts is not None and k.shape[-2] == 1:  # a step of rows of different length
+            if counts is not None and counts.ndim and k.shape[-2] == 1:  # a step of uneven rows
                 rows = np.nonzero(counts)
                 last: Any = (*rows, slice(None), self._ring.slot(self._late_lengths[rows]))
                 only: Any = (*rows, slice(None), 0)
@@ -254,8 +264,13 @@ class Store:
         if len(shape) < 3 or shape[:-2] != self._front or shape[-1] != d:
             wanted = ", ".join(map(str, (*self._front, "n", d)))
             raise ValueError(f"{name} must have shape ({wanted}), got {shape}")
-        base = a.base
-        return a.copy() if base is not None and (base is self._key or base is self._value) else a
+        return self._apart(a)
+
+    def _apart(self, a: Array) -> Array:
+        """An argument that is read while tokens are written: a copy, if they are in one memory."""
+        memory = self._key, self._value
+        shares = a.base is not None and any(np.may_share_memory(a, own) for own in memory)
+        return a.copy() if shares else a
 
     def _make_room(self, longest: int) -> None:
         """Room for a row of this length, or an error. A ring has room for any."""
@@ -267,10 +282,11 @@ class Store:
                 f"capacity is {self.capacity}: make the cache with capacity={longest} or more, or "
                 "with grow=True"
             )
-        key, value = self.key, self.value
-        self._take_memory(max(longest, 2 * self.capacity))
-        self._key[..., : key.shape[-2], :] = key
-        self._value[..., : key.shape[-2], :] = value
+        capacity = max(longest, 2 * self.capacity)
+        memory = self._new_memory(self._batch, capacity)
+        for new, old in zip(memory, (self.key, self.value), strict=True):
+            new[..., : old.shape[-2], :] = old
+        self._use(self._batch, capacity, memory)
 
     def _settle(self) -> None:
         """Note whether all rows have one length, and whether more was written to one of them."""
@@ -296,7 +312,7 @@ class Store:
             Numbers that are not whole, negative or above the lengths; or, with a window, so few
             that the ring has replaced tokens that the next one sees.
         """
-        wanted = row_numbers(lengths, "lengths", self._batch, None)
+        wanted = row_numbers(lengths, "lengths", self._batch)
         lengths_, written = self._numbers()
         if (wanted > lengths_).any():
             raise ValueError(
@@ -358,9 +374,13 @@ class Store:
         ------
         TypeError, ValueError
             A number that is not whole or below 1, or a cache without batch axes.
+        MemoryError
+            No memory for so many rows; the cache is as it was.
         """
-        times = whole_number(n, "n", 1)
-        self._take_rows(np.repeat(np.arange(self._first_axis("n")), times))
+        times, rows = whole_number(n, "n", 1), self._first_axis("n")
+        if times > MOST // max(rows, 1):
+            raise MemoryError(f"no memory for {rows} rows {times} times")
+        self._take_rows(np.repeat(np.arange(rows), times))
 
     @plain_signature
     def clear(self, rows: ArrayLike | None = None) -> None:
@@ -382,13 +402,13 @@ class Store:
         self._settle()
 
     def _take_rows(self, chosen: Array) -> None:
-        key, value = self.key, self.value
-        lengths, written = self._numbers()
-        self._batch = (chosen.size, *self._batch[1:])
-        self._take_memory(self.capacity)
-        for new, old in ((self._key, key), (self._value, value)):
+        batch = chosen.size, *self._batch[1:]
+        memory = self._new_memory(batch, self.capacity)
+        for new, old in zip(memory, (self.key, self.value), strict=True):
             new[..., : old.shape[-2], :] = old[chosen]
+        lengths, written = self._numbers()
         self._late_lengths, self._late_written = lengths[chosen], written[chosen]
+        self._use(batch, self.capacity, memory)
         self._even = 0 if self._even is None else self._even
         self._settle()
 

@@ -254,7 +254,7 @@ class KVCache(Store):
         """
         if extra or options:
             check_arguments(KVCache.extend, extra, options)
-        q = self._checked_query(query)
+        q = self._apart(self._checked_query(query))
         k, v = self._fitting(key, "key", 0), self._fitting(value, "value", 1)
         n = q.shape[-2]
         if k.shape[-2] != n or v.shape[-2] != n:
@@ -272,10 +272,12 @@ class KVCache(Store):
         else:
             return self._extend_in_order(q, (k, v), given)
         before = [a.copy() for a in self._numbers()]
+        capacity, memory = self.capacity, (self._key, self._value)
         try:
             self.append(k, v, lengths)
             return self._attend(q, given)
         except BaseException:
+            self._use(self._batch, capacity, memory)
             self._late_lengths[...], self._late_written[...] = before
             self._settle()
             for index, old_key, old_value in replaced:
@@ -310,7 +312,7 @@ class KVCache(Store):
             return self._attend_ring(q, options)
         key, value = self.key, self.value
         if self._even is None:
-            options["kv_lengths"] = self.lengths
+            options["kv_lengths"] = self._late_lengths
         positioned = q.shape[-2] != 1 or "alibi_slopes" in options or "window_size" in options
         if positioned or self._even is None:
             options["q_offset"] = "end"
@@ -326,7 +328,7 @@ class KVCache(Store):
         simple = n == 1 and not self._cut and self._ring.size == self._window
         if simple and OF_ROWS.isdisjoint(options):  # the query sees all that there is
             if self._even is None:
-                options["kv_lengths"] = np.minimum(self.lengths, self.capacity)
+                options["kv_lengths"] = np.minimum(self._late_lengths, self.capacity)
             return _core.attention(q, self.key, self.value, options)
         kept, counts = self._kept(), self._ring_options(options, n)
         first = kept.lengths - counts
@@ -353,6 +355,10 @@ class KVCache(Store):
                 )
         counts = self._ring_options(options, q.shape[-2])
         lengths = options.pop("q_lengths", None)
+        out = options.get("out")  # which is written before tokens are read again
+        if isinstance(out, np.ndarray):
+            key, value = (a.copy() if np.may_share_memory(a, out) else a for a in new)
+            new = key, value
         result = attend_in_order(q, self._kept(), new, counts, options)
         self.append(*new, lengths)
         return result
@@ -364,7 +370,7 @@ class KVCache(Store):
                 f"window_size must be left out, the cache has a window of {self._window}, "
                 f"got {options['window_size']!r}"
             )
-        longest = int(self.lengths.max(initial=0)) + n
+        longest = int(self._numbers()[0].max(initial=0)) + n
         for name, most in (("q_lengths", n), ("kv_starts", longest)):
             if options.get(name) is not None:
                 options[name] = row_numbers(options[name], name, self._batch, most)

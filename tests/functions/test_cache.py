@@ -316,6 +316,19 @@ def test_empty_caches_and_batches(rng):
     assert (ring.attend(queries(rng, 3)) == 0).all()
 
 
+@pytest.mark.parametrize("window", [None, 4])
+def test_one_text_with_lengths(window, rng):
+    """Without batch axes a length is a number."""
+    cache = KVCache((), 2, 16, capacity=9, window=window)
+    k = randn(rng, (2, 3, 16))
+    for n, lengths in [(1, 1), (1, np.array(0)), (3, 2), (1, None), (1, np.int8(1))]:
+        cache.append(k[:, :n], k[:, :n], lengths)
+    assert cache.lengths == 5 and same_bits(cache.key, k[:, [0, 0, 1, 0, 0]])
+    cache.truncate(4)
+    assert cache.extend(queries(rng, 1, ()), k[:, :1], k[:, :1], 0).shape == (4, 1, 16)
+    assert cache.lengths == 4
+
+
 def test_truncating_a_ring(rng):
     cache, k, v = filled(rng, n=0, window=4, sinks=2, capacity=9)
     k, v = randn(rng, (2, 2, 20, 16)), randn(rng, (2, 2, 20, 12))

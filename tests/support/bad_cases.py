@@ -659,6 +659,7 @@ OWN = {
     "KVCache.truncate": [
         *LENGTHS_OF_ROWS,
         (ValueError, "lengths", np.array([6, 0]), r"lengths.*\[5, 3\]|lengths.*\[5, 5\]"),
+        (ValueError, "lengths", np.array([2**63, 0], np.uint64), "lengths must be within 0 .. "),
     ],
     "KVCache.reorder": ROWS,
     "KVCache.repeat": [
