@@ -102,16 +102,25 @@ cdef class Rotation(Operands):
         return a
 
     cdef int set_target(self, object out) except -1:
-        """`out` itself where it is apart from x or the same memory; else new memory, which is copied to it."""
+        """`out` itself where C may write to it; else new memory, which is copied to it."""
         cdef cnp.ndarray a
         if out is not None:
             check_out(out, shape_of(self.query), self.p.dtype, "x")
             self.out = a = out
-            if has_legal_strides(a) and (not np.may_share_memory(a, self.query) or self.is_query(a)):
+            if self.can_write(a):
                 self.target = a
         if self.target is None:
             self.target = self.new_output()
         return self.set_strides(&self.r.to, self.target)
+
+    cdef bint can_write(self, cnp.ndarray a):
+        """Whether it is apart from everything that is read, or is x, of which a row is read before it is written."""
+        if not has_legal_strides(a) or share_memory(a, self.query) and not self.is_query(a):
+            return False
+        for read in self.keep:  # positions and tables
+            if share_memory(a, read):
+                return False
+        return True
 
     cdef bint is_query(self, cnp.ndarray a):
         same_strides = (<object>a).strides == (<object>self.query).strides

@@ -83,6 +83,25 @@ def test_where_results_are_written(rng):
     assert rotate(x, np.arange(9), out=x) is x and same_bits(x, y)
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_out_in_the_memory_of_what_is_read(interleaved, rng):
+    """Tables and positions that later rows read."""
+    length = 100
+    positions = np.arange(length)[::-1].copy()
+    x, memory = randn(rng, (length, 16)), randn(rng, (length + 3, 16))
+    cos, sin = memory[3:, :8], memory[3:, 8:]
+    options = {"interleaved": interleaved}
+    expected = rotate(x, positions, cos_sin=(cos.copy(), sin.copy()), **options)
+    out = memory[:length]
+    assert rotate(x, positions, cos_sin=(cos, sin), out=out, **options) is out
+    assert same_bits(out, expected)
+    x, memory = randn(rng, (length, 16), np.float64), np.zeros((length, 16))
+    places = memory.view(np.int64)[:, 0]
+    places[:] = positions
+    out = memory[::-1]
+    assert same_bits(rotate(x, places, out=out, **options), rotate(x, positions, **options))
+
+
 def test_empty_axes():
     for shape in ((0, 8), (3, 0), (0, 2, 8), (2, 0, 3, 8), (0, 1, 3, 8), (2, 0, 8), (0, 0)):
         x = np.zeros(shape, np.float32)
