@@ -71,7 +71,7 @@ def quantize(
     a = as_array(x, "x")
     if a.dtype.kind != "f" and a.dtype.name != "bfloat16":
         raise wrong_dtype(a, x, "x", "floating point", "write {0}.astype(np.float32)")
-    if dtype not in LARGEST:
+    if not isinstance(dtype, str) or dtype not in LARGEST:
         raise ValueError(f"dtype must be one of {', '.join(LARGEST)}, got {dtype!r}")
     axes = _axes(axis, a.ndim)
     with np.errstate(over="ignore"):  # which is told as what it is

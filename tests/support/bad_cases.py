@@ -516,7 +516,10 @@ OWN = {
         (TypeError, "x", "text", "x.*text"),
         (ValueError, "x", np.array([[1, NAN, 0, 0]]), "x must be finite.*nan"),
         (ValueError, "x", np.array([[1e300, 0, 0, 0]]), "x must be finite.*inf"),
-        *((ValueError, "dtype", x, "dtype must be one of int8,") for x in ("uint8", "int4", 8)),
+        *(
+            (ValueError, "dtype", x, "dtype must be one of int8,")
+            for x in ("uint8", "int4", 8, ["int8"])
+        ),
         (ValueError, "axis", 4, "axis must be below 4.*got 4"),
         (ValueError, "axis", -5, "axis must be at least -4, got -5"),
         (TypeError, "axis", 1.0, "axis.*float"),
