@@ -18,6 +18,7 @@ WITH_EXAMPLES = [name for name in NAMES if "\n>>> " in (ROOT / name).read_text(e
 LINK = re.compile(r"(?<!`)\]\(([^)\s]+)\)")
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's own
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
