@@ -42,7 +42,12 @@ X = np.zeros((2, 5, 32), np.float32)
             TypeError,
             "causal is not an argument of MultiHeadAttention: write is_causal=True",
         ),
-        ((X,), {"out": X}, TypeError, "out is not an argument of MultiHeadAttention: results are new"),
+        (
+            (X,),
+            {"out": X},
+            TypeError,
+            "out is not an argument of MultiHeadAttention: results are new",
+        ),
         ((X, X[:, :3]), {"is_causal": True}, ValueError, "q_offset must be given"),
         ((X,), {"kv_lengths": [5, 6]}, ValueError, "kv_lengths must be within"),
     ],
