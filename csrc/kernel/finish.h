@@ -92,7 +92,7 @@ static uint64_t add_previous(const af_call *call, const af_plan *plan, const que
 }
 
 /* to[row] = factor[row] * O[row]; with `keep`, plus keep[row] times the old to[row]. Rows that are NULL are skipped,
- * and a zero has no sign, as in pack.h. */
+ * and a sum that is zero has no sign, as in pack.h. */
 static void store_rows(int rows, int64_t Dv, const real *o, const real *factor, const real *keep, elem *const to[AF_NR])
 {
     for (int i = 0; i < rows; i++, o += Dv) {

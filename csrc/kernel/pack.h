@@ -30,7 +30,8 @@ static void rows_to_lanes(int n, int nv, int64_t width, elem *const rows[AF_NR],
 }
 
 /* rows[lane][0 .. width) = factor[lane] * lanes', for n lanes; with `keep`, plus keep[lane] times the old row, and
- * rows that are NULL are skipped. A zero has no sign: that of a sum whose terms vanish depends on hidden values. */
+ * rows that are NULL are skipped. A sum that is zero has no sign: where its terms vanish, the sign
+ * depends on hidden values. */
 static void lanes_to_rows(int n, int nv, int64_t width, const real *lanes, const real *factor, const real *keep,
                           elem *const rows[AF_NR])
 {

@@ -221,7 +221,7 @@ class Machine(RuleBasedStateMachine):
             self.judge(cache.attend(q), q, [1] * len(self.rows), {})
 
     def poison(self):
-        """Whatever no position is said to be in."""
+        """Overwrites all slots that hold no token."""
         positions = self.cache.positions
         for b in range(len(self.rows)):
             unused = np.ones(self.cache.capacity, bool)
