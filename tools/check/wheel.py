@@ -29,7 +29,7 @@ from packaging.utils import parse_wheel_filename
 
 ROOT = Path(__file__).resolve().parents[2]
 WHEEL_LIMIT = 2_000_000
-SDIST_LIMIT = 1_000_000
+SDIST_LIMIT = 1_500_000
 HEADERS = {"attnfast/include/attnfast.h", "attnfast/include/attnfast_python.h"}
 DIST_INFO = {
     *("DELVEWHEEL", "METADATA", "RECORD", "WHEEL", "entry_points.txt"),
