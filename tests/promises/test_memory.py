@@ -46,6 +46,27 @@ def decoding():
     x, q = np.ones((8, 50_000, 64), np.float32), np.ones((32, 1, 64), np.float32)
     return lambda rows, n: attention(q, x[:, rows], x[:, rows], num_threads=n)
 
+def paged():  # the rows of the pages, side by side, would be 130 MB
+    x, q = np.ones((2000, 4, 64, 64), np.float32), np.ones((8, 1, 64), np.float32)
+    table = np.random.default_rng(1).permutation(2000)
+    return lambda rows, n: attention(q, x, x, block_table=table[rows], num_threads=n)
+
+def in_bytes():  # real numbers would be 200 MB
+    x, q = np.ones((8, 50_000, 64), np.int8), np.ones((32, 1, 64), np.float32)
+    scales = {"key_scale": 0.1, "value_scale": np.ones((8, 50_000, 1), np.float32)}
+
+    def call(rows, n):
+        own = {name: a if name == "key_scale" else a[:, rows] for name, a in scales.items()}
+        attention(q, x[:, rows], x[:, rows], num_threads=n, **own)
+
+    return call
+
+def rotated():  # tables of all positions would be 26 MB
+    x, places = np.ones((2, 100_000, 64), np.float32), np.arange(100_000)
+    out = np.ones_like(x)
+    return lambda rows, n: attnfast.rotate(
+        x[:, rows], places[rows], out=out[:, rows], num_threads=n)
+
 def waves():  # 8 MB of partial results, whatever the width of a vector
     k, v = (np.broadcast_to(np.ones(n, np.float32), (64, 16384, n)) for n in (8, 512))
     q = np.ones((256, 1, 8), np.float32)
@@ -180,6 +201,9 @@ CASES = {
     "many heads": (2000, lambda: in_rows(attention, 200, 64, 64, window_size=5)),
     "window": (2000, lambda: in_rows(attention, 1, 6000, 64, window_size=(300, 0))),
     "decoding": (2000, decoding),
+    "pages": (2000, paged),
+    "bytes": (2000, in_bytes),
+    "rotated": (2000, rotated),
     "waves": (2000, waves),
     "local": (7500, local),
     "half": (5000, half),

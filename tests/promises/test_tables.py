@@ -1,4 +1,4 @@
-"""The tables of the promises have every function that computes attention or its gradients."""
+"""The tables of the promises have every function that computes with rows of numbers."""
 
 import re
 
@@ -7,9 +7,11 @@ import pytest
 from support.legal import FUNCTIONS
 from support.paths import TESTS
 
-# `plan` computes nothing; methods of caches call attention and local_attention.
+# Arguments that all such functions have one of. `plan` computes nothing; methods of caches call
+# attention and local_attention.
+ROWS = {"query", "lses", "positions"}
 COMPUTING = sorted(
-    {form.partition(",")[0] for form, given in FUNCTIONS.items() if {"query", "lses"} & {*given}}
+    {form.partition(",")[0] for form, given in FUNCTIONS.items() if ROWS & {*given}}
     - {"plan", "KVCache.attend", "KVCache.extend"}
 )
 # What a table leaves out, and why.

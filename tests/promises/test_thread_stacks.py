@@ -44,6 +44,15 @@ def cases(dtype):
     yield "decode", lambda n: a.attention(one[0][:, :, :1], *one[1:], **every, num_threads=n)
     yield "decode careful", lambda n: a.attention(
         q[:, :, :2], k, spoiled, mask=hole, num_threads=n)
+    pages = [x.reshape(10, 4, 16, 64) for x in (k, v)]
+    small = [a.quantize(x)[0] for x in (k, v)]
+    for few, x in (("", q), ("few ", q[:, :, :2])):
+        own = {"mask": mask[:x.shape[2]], **every}
+        yield f"{few}pages", lambda n, x=x, own=own: a.attention(
+            x, *pages, block_table=np.arange(10)[::-1], num_threads=n, **own)
+        if dtype != np.float64:
+            yield f"{few}bytes", lambda n, x=x, own=own: a.attention(
+                x, *small, key_scale=0.02, value_scale=np.ones((length, 4)), num_threads=n, **own)
     yield "stages", lambda n: [
         a.attention_weights(q, k, softcap=2.0, bias=bias, stage=s, num_threads=n)
         for s in ("scores", "capped", "biased")]
@@ -92,6 +101,10 @@ def cases(dtype):
     yield "split top", lambda n: a.attention_topk(long[0][:, :, :20], long[1], 5, num_threads=n)
     yield "long top", lambda n: a.attention_topk(q, k, 100, num_threads=n)
     yield "importance", lambda n: a.key_importance(q, k, is_causal=True, num_threads=n)
+    yield "rotated", lambda n: a.rotate(q, np.arange(length), interleaved=True, num_threads=n)
+    tables = [np.ones((length, 32))] * 2
+    yield "rotated by tables", lambda n: a.rotate(
+        q, np.arange(length), cos_sin=tables, num_threads=n)
     rows = [x[0].swapaxes(0, 1) for x in (q, k, v)]
     yield "packed gradients", trained("attention_varlen", rows, *[[0, 30, 90, length]] * 2)
     yield "packed", lambda n: a.attention_varlen(

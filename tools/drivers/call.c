@@ -35,6 +35,7 @@ static void mend_free(wish *w)
     if (w->importance) w->center = false;
     w->topk = w->list ? most(w->topk, 1) : 0;
     if (w->topk || !w->center) w->gaussian = 0;
+    if (!w->weights) w->stage = AF_WEIGHTS;
 }
 
 /* Options that only some functions of the package have. */
@@ -43,7 +44,7 @@ static void mend_kind(wish *w)
     w->no_output = w->list = w->importance = false;
     if (w->kind != ATTEND && w->kind != WEIGHTS && w->kind != LOCAL) w->weights = false;
     if (w->kind == WEIGHTS) w->weights = true;
-    else if (w->weights) w->stage = AF_WEIGHTS;
+    else w->stage = AF_WEIGHTS;
     if (w->kind == SUMS) w->lse = true;
     else if (!has_value(w)) w->lse = false;
     w->topk = w->kind == TOP ? least(most(w->topk, 1), w->Lk) : 0;

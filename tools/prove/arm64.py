@@ -33,18 +33,23 @@ CLANG_PACKAGES = ["libgcc-12-dev", "libomp-16-dev"]
 WHEELS = ["numpy", "pytest>=8", "hypothesis>=6.100", "ml_dtypes>=0.4", "onnx==1.23.2"]
 PLATFORMS = [f"manylinux_2_{glibc}_aarch64" for glibc in (17, 24, 26, 27, 28, 31, 34)]
 
-# Tests of the kernels: all that depends on the instruction set or on the compiler.
+# All that depends on the instruction set or on the compiler. Of the kernels without vector
+# instructions, which no arm64 machine chooses by itself, the tests of tests/kernels are enough.
 SELECTION = [
     "tests/kernels",
     *(
         f"tests/functions/test_{name}.py"
         for name in ("local", "additive", "topk", "importance", "varlen", "weights", "merge")
     ),
-    *(f"tests/functions/test_{name}.py" for name in ("block_mask", "plan")),
+    *(f"tests/functions/test_{name}.py" for name in ("block_mask", "plan", "starts", "rotate")),
+    *(f"tests/functions/test_{name}.py" for name in ("pages", "quantised", "cache_model")),
+    *(f"tests/functions/test_gradient{name}.py" for name in ("", "_additive", "_local", "_varlen")),
+    "tests/functions/test_dropout.py",
     *(
         f"tests/promises/test_{name}.py"
         for name in ("layout", "accuracy", "isolation", "guard_pages", "invariance", "onnx")
     ),
+    *("-k", "not generic or kernels"),
 ]
 
 # Hypothesis as the tests set it up (tests/conftest.py), but for the number of examples.

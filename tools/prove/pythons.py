@@ -22,11 +22,9 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMPYS = ("1.26", "2.0", "2.1", "2.2", "2.3", "2.4", "2.5")  # oldest first
@@ -73,84 +71,16 @@ class Trial:
 # ---- one interpreter ----
 
 
-def calls(dtype: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
-    """A call of every function, made through `module`: the library or its reference."""
-    import numpy as np
-
-    rng = np.random.default_rng(1)
-
-    def normal(*shape: int) -> Any:
-        return rng.standard_normal(shape).astype(dtype)
-
-    q, k, v = normal(2, 4, 37, 24), normal(2, 2, 53, 24), normal(2, 2, 53, 19)
-    one = normal(2, 4, 1, 24)
-    packed = normal(37, 4, 24), normal(53, 2, 24), normal(53, 2, 19)
-    mask = rng.random((37, 53)) < 0.7
-    bias = rng.standard_normal((4, 37, 53))
-    places = {"q_offset": "end", "kv_lengths": [53, 31], "kv_starts": [2, 9]}
-    every: dict[str, Any] = {"mask": mask, "bias": bias, "softcap": 5.0, "sink_logits": np.ones(4)}
-    parts = [normal(3, 2, 11, 8), rng.standard_normal((3, 2, 11)).astype(np.float32)]
-    yield "attention", lambda m: m.attention(q, k, v, return_lse=True, return_weights=True)
-    yield "causal", lambda m: m.attention(q, k, v, is_causal=True, window_size=20, **places)
-    yield "options", lambda m: m.attention(q, k, v, alibi_slopes=np.ones(4), **every, **places)
-    yield "decode", lambda m: m.attention(one, k, v, is_causal=True, **places)
-    yield "weights", lambda m: m.attention_weights(q, k, stage="capped", softcap=3.0)
-    yield "global", lambda m: m.local_attention(q, k, v, 5, global_tokens=[2], q_offset=1)
-    yield "dilated", lambda m: m.local_attention(q, k, v, 5, dilation=2, mask=mask, q_offset=1)
-    yield "additive", lambda m: m.additive_attention(q, k, v, np.ones(24), **places)
-    yield "topk", lambda m: m.attention_topk(q, k, 3)
-    yield "importance", lambda m: m.key_importance(q, k, mask=mask)
-    yield "varlen", lambda m: m.attention_varlen(*packed, [0, 9, 37], [0, 40, 53])
-    yield "merge", lambda m: m.merge_attention(*parts)
-    yield "rotate", lambda m: m.rotate(q, np.arange(q.shape[-2]))
-
-    def trained(m: Any, name: str, arrays: Any, *more: Any, own: Any = (), **options: Any) -> Any:
-        output, lse, _ = getattr(m, name)(*arrays, *more, return_lse=True, **options)
-        loss = np.full(output.shape, 0.125).astype(dtype), *arrays, output, lse, *more
-        wanted = ("query", "key", "value", *own)
-        found = getattr(m, f"{name}_backward")(*loss, wanted=wanted, **options)
-        return tuple(getattr(found, n) for n in wanted)
-
-    drop = {"dropout": 0.3, "dropout_seed": 5}
-    yield "dropout", lambda m: m.attention(q, k, v, **drop, **places)
-    yield "gradients", lambda m: trained(m, "attention", (q, k, v), **places, **drop)
-    yield (
-        "gradients of options",
-        lambda m: trained(m, "attention", (q, k, v), own=("bias", "sink_logits"), **every),
-    )
-    yield (
-        "gradients of additive",
-        lambda m: trained(m, "additive_attention", (q, k, v), np.ones(24), **places),
-    )
-    bounds = [0, 9, 37], [0, 40, 53]
-    yield "gradients of varlen", lambda m: trained(m, "attention_varlen", packed, *bounds)
-    yield "gradients of merge", lambda m: m.merge_attention_backward(parts[0][0], *parts)
-
-
-def difference(result: Any, expected: Any) -> float:
-    """The largest, relative to the larger of 1 and what is expected."""
-    import numpy as np
-
-    if isinstance(expected, tuple):
-        pairs = zip(result, expected, strict=True)
-        return max(difference(x, y) for x, y in pairs if y is not None)
-    x, y = np.asarray(result, np.float64), np.asarray(expected, np.float64)
-    if x.shape != y.shape or not np.array_equal(np.isfinite(x), np.isfinite(y)):
-        return float("inf")
-    error = np.where(np.isfinite(y), np.abs(x - y) / np.maximum(np.abs(y), 1), 0)
-    return float(error.max(initial=0))
-
-
 def try_here() -> str:
     """Every function in every dtype and instruction set; then all at once from many threads."""
     import numpy as np
+    from every_call import BOUNDS, calls, difference
 
     import attnfast
     from attnfast import config, reference
 
     if ROOT in Path(attnfast.__file__).resolve().parents:
         raise SystemExit("attnfast is the checkout, not an installed wheel")
-    bounds = {"float32": 1e-5, "float64": 1e-13, "float16": 2e-3, "bfloat16": 2e-2}
     dtypes = [np.dtype(name) for name in ("float32", "float64", "float16")]
     free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
     if free_threaded and sys._is_gil_enabled():  # type: ignore[attr-defined,unused-ignore]
@@ -168,7 +98,7 @@ def try_here() -> str:
                 result = call(attnfast)
                 made += 1
                 error = difference(result, expected)
-                if not error <= bounds[dtype.name]:
+                if not error <= BOUNDS[dtype.name]:
                     raise SystemExit(f"{name}, {dtype}, {isa}: off by {error:.2g}")
             config.use_isa(None)
             work.append((call, call(attnfast)))
