@@ -6,12 +6,13 @@
 >>> jax.jit(lambda *qkv: attention(*qkv, is_causal=True))(q, k, v).shape
 (2, 8, 100, 64)
 
-`attention` is :func:`attnfast.attention`, `dot_product_attention` has the arguments and layout of
+`attention` is :func:`attnfast.attention`, `additive_attention` is
+:func:`attnfast.additive_attention`, and `dot_product_attention` has the arguments and layout of
 ``jax.nn.dot_product_attention``. Needs JAX 0.5.0 or newer, on CPU devices.
 """
 
 from . import _ffi as _ffi  # first: it says what is wrong with the JAX that is there
-from ._attention import attention
 from ._dot_product import dot_product_attention
+from ._functions import additive_attention, attention
 
-__all__ = ["attention", "dot_product_attention"]
+__all__ = ["additive_attention", "attention", "dot_product_attention"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from ._ffi import GRADIENTS, OPTIONS, RESULTS, bits, call
+from ._ffi import GRADIENTS, OF_ADDITIVE, OPTIONS, RESULTS, bits, call
 from ._manual import shape_like, vary_alike
 
 Arrays = dict[str, Any]
@@ -55,8 +55,9 @@ def _attributes(fixed: Fixed, arrays: Arrays) -> dict[str, Any]:
 def _buffers(arrays: Arrays) -> list[Any]:
     """In the order and the dtypes that C takes."""
     numbers = {n: _in_range(arrays[n], arrays["query"]) for n in GRADIENTS[3:] if n in arrays}
-    if "bias" in numbers:
-        numbers["bias"] = numbers["bias"].astype(real_type(arrays["query"]))
+    for name in ("bias", *OF_ADDITIVE):
+        if name in numbers:
+            numbers[name] = numbers[name].astype(real_type(arrays["query"]))
     return [(arrays | numbers)[name] for name in (*QKV, *OPTIONS) if name in arrays]
 
 
@@ -99,7 +100,8 @@ def attend(fixed: Fixed, arrays: Arrays) -> Arrays:
     """
     value_dim, rows = arrays["value"].shape[-1], -3 if fixed.tokens_first else -2
     keys = arrays["key"].shape[rows]
-    arrays = arrays | {name: _not_empty(arrays[name], -1) for name in QKV}
+    vectors = [name for name in (*QKV, *OF_ADDITIVE) if name in arrays]
+    arrays = arrays | {name: _not_empty(arrays[name], -1) for name in vectors}
     if keys == 0:
         arrays = {name: x for name, x in arrays.items() if name not in ("mask", "blocks", "bias")}
         arrays |= {name: _not_empty(arrays[name], rows) for name in ("key", "value")}
@@ -122,7 +124,7 @@ def _attend(fixed: Fixed, arrays: Arrays) -> Arrays:
 
 def _gradient_shape(x: Any, name: str, real: Any) -> Any:
     """C adds up what there is for each head in doubles."""
-    of_heads = name in ("sink_logits", "alibi_slopes")
+    of_heads = name in ("sink_logits", "alibi_slopes", *OF_ADDITIVE)
     return shape_like(x, x.shape, np.float64 if of_heads and x.dtype == np.float64 else real)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._attend import QKV, Arrays, attend
-from ._attention import complete, plain
+from ._call import complete, plain
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 LENGTHS = ("query_seq_lengths", "key_value_seq_lengths")

@@ -17,13 +17,14 @@ try:
 except ImportError as error:
     raise ImportError(f"{WANTED}, which cannot be imported: pip install 'attnfast[jax]'") from error
 
+OF_ADDITIVE = ("score_weight", "score_bias")
 # In the order of the bits and buffers in csrc/xla.
 OPTIONS = (
     *("mask", "blocks", "bias", "q_offset", "q_lengths", "kv_lengths", "kv_starts"),
-    *("alibi_slopes", "sink_logits", "dropout_seed"),
+    *("alibi_slopes", "sink_logits", *OF_ADDITIVE, "dropout_seed"),
 )
 RESULTS = ("lse", "weights")
-GRADIENTS = ("query", "key", "value", "bias", "sink_logits", "alibi_slopes")
+GRADIENTS = ("query", "key", "value", "bias", "sink_logits", "alibi_slopes", *OF_ADDITIVE)
 
 
 def interface_version() -> tuple[int, int]:
@@ -59,10 +60,12 @@ def call(target: str, results: Any, operands: Sequence[Any], attributes: dict[st
     """Call a handler for arrays; `results` are their shapes and dtypes.
 
     Under vmap the operands get a new first axis, of length 1 where they are shared, which is one
-    more batch axis to the handler. What C has only once for a call, sinks and the places of
-    dropout, may differ between the examples that vmap makes a batch of: they are called in turn.
+    more batch axis to the handler. What C has only once for a call, sinks, the vectors of additive
+    scores and the places of dropout, may differ between the examples that vmap makes a batch of:
+    they are called in turn.
     """
-    once = int(attributes["given"]) & int(bits(OPTIONS, ("sink_logits", "dropout_seed")))
+    of_call = ("sink_logits", *OF_ADDITIVE, "dropout_seed")
+    once = int(attributes["given"]) & int(bits(OPTIONS, of_call))
     method = "sequential" if once else "expand_dims"
     return jax.ffi.ffi_call(target, results, vmap_method=method)(*operands, **attributes)
 

@@ -53,7 +53,7 @@ class _Heads:
             or rate >= 1
             or (rate and training is None and _options.overrides(type(self), MASKS[:2]))
             or _options.overrides(type(self), SCORES)
-            or not backend.computes("attention", *operands)
+            or not backend.computes(*operands)
         ):
             return None
         found = _options.read(mask)

@@ -5,16 +5,15 @@ from typing import Any
 
 import jax
 
-from ..jax import _attend, _attention
+from ..jax import _attend, _call
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
-def computes(function: str, *arrays: Any) -> bool:
+def computes(*arrays: Any) -> bool:
     kind = arrays[0].dtype
     return (
-        function == "attention"
-        and jax.default_backend() == "cpu"
+        jax.default_backend() == "cpu"
         and kind.name in DTYPES
         and all(x.dtype == kind and _is_readable(x) for x in arrays)
     )
@@ -35,7 +34,7 @@ def attend(function: str, query: Any, key: Any, value: Any, **options: Any) -> A
 
 @partial(jax.jit, static_argnums=0)
 def _output(fixed: tuple[tuple[str, Any], ...], arrays: dict[str, Any]) -> Any:
-    return _attend.attend(*_attention.complete(dict(fixed), arrays, tokens_first=True))["output"]
+    return _attend.attend(*_call.complete(dict(fixed), arrays, tokens_first=True))["output"]
 
 
 def as_seed(state: Any) -> Any:

@@ -36,7 +36,8 @@ if keras.backend.backend() not in BACKENDS:
         "Keras is imported, or use the layers of keras.layers"
     )
 
-# Of the module: `computes(function, *arrays)`, whether attnfast has the function for such arrays;
-# `attend(function, query, key, value, *weights, **options)`, the output for operands
-# (batch, length, heads, size); `as_seed(state)`, a seed from the state of Keras's generator.
+# Of the module: `computes(*arrays)`, whether attnfast computes with such arrays;
+# `attend(function, query, key, value, **options)`, the output of attention or of additive_attention
+# for operands (batch, length, heads, size); `as_seed(state)`, a seed from the state of Keras's
+# generator.
 backend: Any = importlib.import_module(f"{__package__}._{keras.backend.backend()}")

@@ -9,14 +9,14 @@ import attnfast
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
-def computes(function: str, *arrays: Any) -> bool:
+def computes(*arrays: Any) -> bool:
     kind = arrays[0].dtype
     return kind.name in DTYPES and all(type(x) is np.ndarray and x.dtype == kind for x in arrays)
 
 
-def attend(function: str, query: Any, key: Any, value: Any, *weights: Any, **options: Any) -> Any:
+def attend(function: str, query: Any, key: Any, value: Any, **options: Any) -> Any:
     heads = (x.swapaxes(1, 2) for x in (query, key, value))
-    return getattr(attnfast, function)(*heads, *weights, **options).swapaxes(1, 2)
+    return getattr(attnfast, function)(*heads, **options).swapaxes(1, 2)
 
 
 def as_seed(state: Any) -> int:

@@ -6,6 +6,7 @@ from . import _options
 from ._library import backend, keras
 
 ops = keras.ops
+Scored = tuple[str, Any, Any, dict[str, Any]]
 HOOKS = ("_calculate_scores", "_calculate_score_mask", "_apply_scores", "build")
 
 
@@ -61,20 +62,18 @@ class _Tokens:
         for x, real in ((query, query_mask), (value, key_mask)):
             if real is not None and tuple(real.shape) != tuple(x.shape[:-1]):
                 return None
-        function, query, key, *weights = self._scored(query, key)
+        function, query, key, scores = self._scored(query, key)
         operands = [x[:, :, None, :] for x in (query, key, value)]
-        options = _options.of_tokens(query_mask, key_mask, causal)
-        if not backend.computes(function, *operands) or not _options.fits(options, *operands):
+        options = scores | _options.of_tokens(query_mask, key_mask, causal)
+        if not backend.computes(*operands) or not _options.fits(options, *operands):
             return None
         if training and self.dropout:
             options |= _options.dropout(self.dropout, self.seed_generator)
-        if function == "attention":
-            options["scale"] = 1.0
-        output = backend.attend(function, *operands, *weights, **options)
+        output = backend.attend(function, *operands, **options)
         return _options.only_real(output, query_mask)[:, :, 0, :]
 
-    def _scored(self, query: Any, key: Any) -> tuple[Any, ...]:
-        """The function of attnfast, its query and key, and the weights of its scores."""
+    def _scored(self, query: Any, key: Any) -> Scored:
+        """The function of attnfast, its query and key, and options for its scores."""
         raise NotImplementedError
 
 
@@ -85,8 +84,7 @@ class Attention(_Tokens, keras.layers.Attention):  # type: ignore[misc]
     Its arguments, weights, configuration and masks are those of Keras's layer. Keys that are hidden
     are skipped; a query that sees no key gives zeros, where Keras gives about the mean of all
     values. Keras computes with ``return_attention_scores=True``, for inputs of other than three
-    axes, ``dropout=1``, on other devices than CPUs, in subclasses with scores of their own, and,
-    on the backend jax, with ``score_mode="concat"``.
+    axes, ``dropout=1``, on other devices than CPUs, and in subclasses with scores of their own.
 
     Parameters
     ----------
@@ -102,15 +100,15 @@ class Attention(_Tokens, keras.layers.Attention):  # type: ignore[misc]
     (3, 20, 16)
     """
 
-    def _scored(self, query: Any, key: Any) -> tuple[Any, ...]:
+    def _scored(self, query: Any, key: Any) -> Scored:
         if self.scale is not None:
             query = ops.multiply(query, self.scale)
         if self.score_mode == "dot":
-            return "attention", query, key
+            return "attention", query, key, {"scale": 1.0}
         if self.scale is not None:
             key = ops.multiply(key, self.scale)
         weight = ops.multiply(ops.ones(query.shape[-1:], query.dtype), self.concat_score_weight)
-        return "additive_attention", query, key, weight
+        return "additive_attention", query, key, {"score_weight": weight}
 
 
 @keras.saving.register_keras_serializable("attnfast")
@@ -118,7 +116,7 @@ class AdditiveAttention(_Tokens, keras.layers.AdditiveAttention):  # type: ignor
     """``keras.layers.AdditiveAttention``, computed by attnfast.
 
     As :class:`Attention`. Keras holds a tanh for each query, key and element in memory, attnfast
-    does not. On the backend jax, Keras computes.
+    does not.
 
     Parameters
     ----------
@@ -134,6 +132,7 @@ class AdditiveAttention(_Tokens, keras.layers.AdditiveAttention):  # type: ignor
     (3, 20, 16)
     """
 
-    def _scored(self, query: Any, key: Any) -> tuple[Any, ...]:
-        weights = (ops.convert_to_tensor(self.scale),) if self.use_scale else ()
-        return "additive_attention", query, key, *weights
+    def _scored(self, query: Any, key: Any) -> Scored:
+        weight = self.scale if self.use_scale else ops.ones(query.shape[-1:], query.dtype)
+        weight = ops.convert_to_tensor(weight)
+        return "additive_attention", query, key, {"score_weight": weight}

@@ -11,7 +11,7 @@ from ..torch._sdpa import _is_traced
 from ..torch._tensors import DTYPES, PLAIN, have_memory
 
 
-def computes(function: str, *arrays: Any) -> bool:
+def computes(*arrays: Any) -> bool:
     kind = arrays[0].dtype
     return (
         kind in DTYPES
@@ -25,9 +25,9 @@ def _is_readable(x: Any) -> bool:
     return known and x.is_cpu and not x.is_nested and x.layout is torch.strided
 
 
-def attend(function: str, query: Any, key: Any, value: Any, *weights: Any, **options: Any) -> Any:
+def attend(function: str, query: Any, key: Any, value: Any, **options: Any) -> Any:
     heads = (x.transpose(1, 2) for x in (query, key, value))
-    output = getattr(attnfast.torch, function)(*heads, *weights, **options)
+    output = getattr(attnfast.torch, function)(*heads, **options)
     return output.transpose(1, 2)
 
 

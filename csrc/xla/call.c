@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static const int option_axes[XLA_OPTIONS] = {3, 3, 3, 0, 0, 0, 0, 1, -1, -1};
+static const int option_axes[XLA_OPTIONS] = {3, 3, 3, 0, 0, 0, 0, 1, -1, -2, -2, -1};
 
 /* Only the first error is kept: the others follow from it. */
 void xla_fail(xla_call *call, int code, const char *format, ...)
@@ -57,7 +57,7 @@ static const xla_buffer *take(xla_call *call, const xla_buffers *all, int64_t *n
 {
     static const xla_buffer nothing;
     const xla_buffer *buffer = *next < all->count ? all->buffers[(*next)++] : NULL;
-    const int64_t rank = axes < 0 ? 1 : call->batch_axes + axes;
+    const int64_t rank = axes < 0 ? -axes : call->batch_axes + axes;
     if (!buffer || buffer->rank != rank) {
         xla_fail(call, XLA_INVALID_ARGUMENT, "attnfast got too few buffers, or one that has not %d axes", (int)rank);
         return &nothing;
@@ -212,15 +212,26 @@ static void fill_visible(xla_call *call)
     };
 }
 
+/* One vector for all heads, or one for each. */
+static af_tensor vectors(const xla_buffer *buffer)
+{
+    if (!buffer) return (af_tensor){0};
+    return (af_tensor){.data = buffer->data, .h = buffer->dims[0] == 1 ? 0 : buffer->dims[1], .j = 1};
+}
+
 static void fill_score(xla_call *call)
 {
     const xla_buffer *alibi = call->options[XLA_ALIBI], *sink = call->options[XLA_SINK];
     const xla_buffer *seed = call->options[XLA_SEED];
+    if (call->code) return;
     call->score = (af_score){
         .size = sizeof call->score,
         .scale = real_attribute(call, "scale"),
         .softcap = real_attribute(call, "softcap"),
         .dropout = real_attribute(call, "dropout"),
+        .additive = call->options[XLA_SCORE_WEIGHT] != NULL,
+        .score_weight = vectors(call->options[XLA_SCORE_WEIGHT]),
+        .score_bias = vectors(call->options[XLA_SCORE_BIAS]),
         .bias = xla_pairs(call, call->options[XLA_BIAS], 3),
     };
     if (call->code) return;

@@ -21,9 +21,11 @@ typedef enum xla_option {
     XLA_Q_LENGTH,
     XLA_KV_LENGTH,
     XLA_KV_START,
-    XLA_ALIBI, /* (batch ..., H), real */
-    XLA_SINK,  /* (H), real */
-    XLA_SEED,  /* (2), the upper and the lower half */
+    XLA_ALIBI,        /* (batch ..., H), real */
+    XLA_SINK,         /* (H), real */
+    XLA_SCORE_WEIGHT, /* (H or 1, D), in the reals that C computes in; scores are additive if it is given */
+    XLA_SCORE_BIAS,   /* the same */
+    XLA_SEED,         /* (2), the upper and the lower half */
     XLA_OPTIONS
 } xla_option;
 
@@ -49,7 +51,7 @@ void xla_take_operands(xla_call *call, const xla_frame *frame);
 void xla_take_options(xla_call *call);
 void xla_fill_problem(xla_call *call);
 
-/* The next argument or result, which has `axes` besides those of the batch; -1: it has no batch axes. */
+/* The next argument or result, which has `axes` besides those of the batch; or -axes, and none of the batch. */
 const xla_buffer *xla_next_argument(xla_call *call, int axes);
 const xla_buffer *xla_next_result(xla_call *call, int axes);
 

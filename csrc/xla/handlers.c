@@ -122,11 +122,16 @@ xla_error *xla_attention(const xla_frame *frame)
 
 /* ---- gradients ---- */
 
+static int64_t elements(const xla_buffer *buffer)
+{
+    int64_t count = 1;
+    for (int64_t k = 0; k < buffer->rank; k++) count *= buffer->dims[k];
+    return count;
+}
+
 static void clear(const xla_buffer *buffer)
 {
-    int64_t size = buffer->dtype == XLA_F64 ? 8 : 4;
-    for (int64_t k = 0; k < buffer->rank; k++) size *= buffer->dims[k];
-    memset(buffer->data, 0, (size_t)size);
+    memset(buffer->data, 0, (size_t)elements(buffer) * (buffer->dtype == XLA_F64 ? 8 : 4));
 }
 
 static double *zeros(xla_call *call, int64_t count)
@@ -148,9 +153,24 @@ static void add_rows(const xla_buffer *result, const af_tensor *t, const double 
         }
 }
 
+/* Where C adds up, as doubles, a gradient of what there is once for a call; NULL for the others. */
+static double **sums_of_call(af_gradients *g, int gradient)
+{
+    switch (gradient) {
+    case XLA_OF_SINK:
+        return &g->sink;
+    case XLA_OF_SCORE_WEIGHT:
+        return &g->score_weight;
+    case XLA_OF_SCORE_BIAS:
+        return &g->score_bias;
+    default:
+        return NULL;
+    }
+}
+
 static void take_gradients(xla_call *call, const xla_buffer *results[XLA_GRADIENTS])
 {
-    static const int axes[XLA_GRADIENTS] = {3, 3, 3, 3, -1, 1};
+    static const int axes[XLA_GRADIENTS] = {3, 3, 3, 3, -1, 1, -2, -2};
     const int64_t wanted = xla_integer(call, "wanted");
     for (int n = 0; n < XLA_GRADIENTS; n++) results[n] = wanted >> n & 1 ? xla_next_result(call, axes[n]) : NULL;
 }
@@ -164,18 +184,21 @@ static void fill_gradients(xla_call *call, af_gradients *g, const xla_buffer *co
     g->key = xla_rows(call, results[XLA_OF_KEY], 3);
     g->value = xla_rows(call, results[XLA_OF_VALUE], 3);
     g->bias = xla_pairs(call, results[XLA_OF_BIAS], 3);
-    if (results[XLA_OF_SINK]) g->sink = zeros(call, call->problem.H);
+    for (int n = 0; n < XLA_GRADIENTS; n++)
+        if (results[n] && sums_of_call(g, n)) *sums_of_call(g, n) = zeros(call, elements(results[n]));
     if (results[XLA_OF_ALIBI]) g->alibi = zeros(call, call->problem.B * call->problem.H);
 }
 
 /* Sums that C keeps as doubles. */
-static void round_gradients(xla_call *call, const af_gradients *g, const xla_buffer *const results[XLA_GRADIENTS])
+static void round_gradients(xla_call *call, af_gradients *g, const xla_buffer *const results[XLA_GRADIENTS])
 {
-    const int64_t B = call->problem.B, H = call->problem.H;
-    if (g->sink) add_rows(results[XLA_OF_SINK], &(af_tensor){.data = results[XLA_OF_SINK]->data}, g->sink, 1, H);
+    for (int n = 0; n < XLA_GRADIENTS; n++) {
+        if (!results[n] || !sums_of_call(g, n)) continue;
+        add_rows(results[n], &(af_tensor){.data = results[n]->data}, *sums_of_call(g, n), 1, elements(results[n]));
+    }
     if (g->alibi) {
         const af_tensor t = xla_pairs(call, results[XLA_OF_ALIBI], 1);
-        if (!call->code) add_rows(results[XLA_OF_ALIBI], &t, g->alibi, B, H);
+        if (!call->code) add_rows(results[XLA_OF_ALIBI], &t, g->alibi, call->problem.B, call->problem.H);
     }
 }
 

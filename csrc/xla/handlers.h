@@ -25,6 +25,8 @@ typedef enum xla_gradient {
     XLA_OF_BIAS,
     XLA_OF_SINK,
     XLA_OF_ALIBI,
+    XLA_OF_SCORE_WEIGHT,
+    XLA_OF_SCORE_BIAS,
     XLA_GRADIENTS
 } xla_gradient;
 

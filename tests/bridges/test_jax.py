@@ -358,15 +358,15 @@ def test_other_derivatives_are_errors():
 
 
 def test_calls_with_the_same_options_are_compiled_once():
-    from attnfast.jax import _attention
+    from attnfast.jax import _call
 
     q, k, v = draw(*SHAPES)
-    _attention._attention.clear_cache()
+    _call._call.clear_cache()
     for n in range(3):
         attention(q + n, k, v, is_causal=True, q_offset=n, scale=0.5)
-    assert _attention._attention._cache_size() == 1
+    assert _call._call._cache_size() == 1
     attention(q, k, v, is_causal=True, q_offset=0, scale=0.25)
-    assert _attention._attention._cache_size() == 2
+    assert _call._call._cache_size() == 2
 
 
 # ---- bad input ----

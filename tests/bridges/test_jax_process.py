@@ -56,6 +56,25 @@ for a, b in zip(*grads, strict=True):
     run_python(MESH + code, tmp_path, XLA_FLAGS=DEVICES)
 
 
+def test_additive_scores_on_several_devices(tmp_path):
+    """The gradient of weights that all devices have is the sum of what each of them adds."""
+    code = """
+from attnfast.jax import additive_attention
+
+w = rng.standard_normal(16, dtype=np.float32)
+specs = (P("rows", "heads"),) * 3 + (P(),)
+split = shard_map(additive_attention, mesh=mesh, in_specs=specs, out_specs=P("rows", "heads"))
+assert np.array_equal(jax.jit(split)(*arrays, w), attnfast.additive_attention(q, k, v, w))
+grads = [
+    jax.jit(jax.grad(lambda *x: (f(*x) ** 2).sum(), (0, 1, 2, 3)))(*x, w)
+    for f, x in ((split, arrays), (additive_attention, (q, k, v)))
+]
+for a, b in zip(*grads, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+"""
+    run_python(MESH + code, tmp_path, XLA_FLAGS=DEVICES)
+
+
 def test_sharded_arrays_under_jit(tmp_path):
     """XLA brings the arrays together first: right, though not faster."""
     code = """
@@ -200,5 +219,5 @@ def test_every_field_that_is_read_is_compared():
 def test_the_code_of_the_page_runs(tmp_path):
     page = (ROOT / "docs" / "guide" / "jax.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     run_python("\n".join(blocks), tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=2")

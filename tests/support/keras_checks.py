@@ -63,13 +63,6 @@ def calls():
         yield counted
 
 
-def is_ours(name, **options):
-    """Whether attnfast computes a layer on this backend."""
-    return BACKEND != "jax" or (
-        name != "AdditiveAttention" and options.get("score_mode") != "concat"
-    )
-
-
 def pair(name, *shapes, seed=7, **options):
     """A layer of ours and the original, built, with the same weights."""
     layers = [getattr(module, name)(**options) for module in (attnfast.keras, keras.layers)]
@@ -199,7 +192,7 @@ def values_equal_those_of_keras():
             continue
         expected = attend(theirs, *inputs(), **given)
         if "attention_mask" not in masks or masks["attention_mask"].dtype == bool:
-            assert counted.call_count == is_ours(name, **options), (name, options, given)
+            assert counted.call_count == 1, (name, options, given)
         assert tuple(found.shape) == tuple(expected.shape)
         seen = rows_that_see(options, masks, causal)
         close(
@@ -225,7 +218,7 @@ def padding_has_no_influence():
     real, mask = tokens(13, 4, 9, size=T), tokens(17, 5, 11, size=S)
     real[0, 3] = False
     for name, options, (ours, _) in layers_and():
-        if not is_ours(name, **options) or options.get("output_shape"):
+        if options.get("output_shape"):
             continue
         q, v, k = inputs()
         found = attend(ours, q, v, k, query_mask=real, value_mask=mask)
@@ -333,7 +326,7 @@ def mixed_precision():
             with calls() as counted:
                 found = attend(ours, *inputs(), value_mask=MASKS[1]["value_mask"])
             expected = attend(theirs, *inputs(), value_mask=MASKS[1]["value_mask"])
-            assert counted.call_count == is_ours(name, **options), (name, options)
+            assert counted.call_count == 1, (name, options)
             assert keras.backend.standardize_dtype(found.dtype) == kind
             seen = rows_that_see(options, MASKS[1], False)
             x, y = (numpy_of(keras.ops.cast(x, "float32"))[seen] for x in (found, expected))

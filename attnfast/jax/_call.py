@@ -1,81 +1,31 @@
-"""`attention` of JAX arrays: checked while JAX traces the call, then given all of its axes."""
+"""A call with JAX arrays: checked while JAX traces it, then given all of its axes."""
 
 import numbers
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Never, Unpack
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._signature import check_arguments, takes
 from ..block_mask import BlockMask
-from ..options import Attending, Dropout, Lse, Threads, Weights
 from ..planning import plan
 from ..result import AttentionResult
 from ._attend import QKV, Arrays, Fixed, attend
+from ._ffi import OF_ADDITIVE
 
 FAR = 1 << 60  # AF_FAR, a bound that is none
 PAIRS = ("mask", "blocks", "bias")
 ROWS = ("q_offset", "q_lengths", "kv_lengths", "kv_starts")
-ARRAYS = (*PAIRS, *ROWS, "alibi_slopes", "sink_logits", "dropout_seed")
+ARRAYS = (*PAIRS, *ROWS, "alibi_slopes", "sink_logits", *OF_ADDITIVE, "dropout_seed")
+
+Function = Callable[..., Any]  # of attnfast
 
 
-class JaxKeywords(Attending, Dropout, Lse, Weights, Threads, total=False):
-    """Those of `attention` here: all but `out`."""
-
-
-@takes(JaxKeywords)
-def attention(
-    query: Any, key: Any, value: Any, *extra: Never, **options: Unpack[JaxKeywords]
-) -> Any:
-    """Compute :func:`attnfast.attention` of JAX arrays.
-
-    The same arguments with the same meaning, on CPU devices, inside or outside of ``jax.jit``,
-    ``jax.grad``, ``jax.vjp`` and ``jax.vmap``. Arrays may be traced; flags, windows and numbers are
-    fixed when a function is compiled. There are gradients of `query`, `key`, `value`, `bias`,
-    `sink_logits` and `alibi_slopes`, computed only where they are needed, and none of gradients.
-
-    Parameters
-    ----------
-    query : array_like, ``(..., H, Lq, D)``
-        Queries in float32, float64, float16 or bfloat16.
-    key, value : array_like, ``(..., Hk, Lk, D)``, ``(..., Hk, Lk, Dv)``
-        Keys and values in the dtype of `query`.
-    mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, kv_starts : optional
-        As in :func:`attnfast.attention`. Lengths and starts outside of ``0 .. L`` are an error of
-        XLA when the call runs.
-    scale, softcap, alibi_slopes, sink_logits, dropout : optional
-        As in :func:`attnfast.attention`.
-    dropout_seed : int, array of one int, or key of ``jax.random``
-        Which weights are dropped.
-    return_lse, return_weights : bool
-        As in :func:`attnfast.attention`.
-    num_threads : int, optional
-        At most so many of XLA's threads; by default, as :func:`attnfast.set_num_threads` says.
-
-    Returns
-    -------
-    jax.Array or AttentionResult
-        What :func:`attnfast.attention` returns, with the same bits.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for :func:`attnfast.attention`, while the call is traced.
-
-    Examples
-    --------
-    >>> import jax
-    >>> from attnfast.jax import attention
-    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 8, 100, 64))
-    >>> loss = lambda q: attention(q, k, v, window_size=(16, 0)).sum()
-    >>> jax.jit(jax.grad(loss))(q).shape
-    (2, 8, 100, 64)
-    """
-    check_arguments(attention, extra, options)
-    given: dict[str, Any] = {"query": query, "key": key, "value": value}
-    given |= {name: x for name, x in options.items() if x is not None}
+def call(function: Function, given: Mapping[str, Any]) -> Any:
+    """What `function` returns, for the arguments of a call by name."""
+    given = {name: x for name, x in given.items() if x is not None}
     if isinstance(mask := given.get("mask"), BlockMask):
         del given["mask"]
         single = mask.block_size == (1, 1)  # an elementwise mask
@@ -90,9 +40,9 @@ def attention(
     try:
         hash(tuple(fixed.values()))
     except TypeError:
-        _check(fixed, arrays)  # which says what is wrong with it
+        _check(function, fixed, arrays)  # which says what is wrong with it
         raise
-    return _attention(tuple(sorted(fixed.items())), arrays)
+    return _call(function, tuple(sorted(fixed.items())), arrays)
 
 
 def plain(x: Any, name: str) -> Any:
@@ -114,10 +64,10 @@ def halves(seed: int) -> Any:
     return np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
 
 
-@partial(jax.jit, static_argnums=0)
-def _attention(fixed: tuple[tuple[str, Any], ...], arrays: Arrays) -> Any:
+@partial(jax.jit, static_argnums=(0, 1))
+def _call(function: Function, fixed: tuple[tuple[str, Any], ...], arrays: Arrays) -> Any:
     options = dict(fixed)
-    _check(options, arrays)
+    _check(function, options, arrays)
     results = attend(*complete(options, arrays))
     if max(arrays[name].ndim for name in QKV) == 2:
         results = {name: x[0] for name, x in results.items()}
@@ -127,8 +77,8 @@ def _attention(fixed: tuple[tuple[str, Any], ...], arrays: Arrays) -> Any:
     return AttentionResult(output, results.get("lse"), results.get("weights"))
 
 
-def _check(options: dict[str, Any], arrays: Arrays) -> None:
-    """Raise what `attnfast.attention` would: by a plan for arrays of zeros that take no memory."""
+def _check(function: Function, options: dict[str, Any], arrays: Arrays) -> None:
+    """Raise what `function` would, by a plan for arrays of zeros that take no memory."""
     zeros = {
         name: np.broadcast_to(np.zeros((), x.dtype), x.shape)
         for name, x in arrays.items()
@@ -143,7 +93,7 @@ def _check(options: dict[str, Any], arrays: Arrays) -> None:
         given.setdefault("q_lengths", np.zeros(batch, np.int64))  # no query: nothing is counted
     except ValueError:
         pass  # plan says so with more words
-    plan(**given)
+    plan(function, **given)
 
 
 def complete(
@@ -171,6 +121,9 @@ def complete(
         )
     if "sink_logits" in arrays:
         found["sink_logits"] = _inexact(arrays["sink_logits"])
+    for name in OF_ADDITIVE:
+        if name in arrays:
+            found[name] = _with_axes(_inexact(arrays[name]), 2)
     if options.get("dropout"):
         found["dropout_seed"] = _seed(arrays.get("dropout_seed", halves(0)))
     return _fixed(options, query, lengths, tokens_first), found
