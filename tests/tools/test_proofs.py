@@ -1,5 +1,6 @@
-"""The scripts of `tools/prove`: what they change in a copy of the sources is there."""
+"""The scripts of `tools/prove`: what they change in a copy is there, what they write stays."""
 
+import json
 import re
 
 import pytest
@@ -37,3 +38,20 @@ def test_sanitizers_compile_everything_at_the_same_level(tmp_path):
     for path in [source / "CMakeLists.txt", *source.glob("cmake/*.cmake")]:
         options = re.sub(r"#.*", "", path.read_text(encoding="utf-8"))
         assert not re.search(r" -O[^1]", options), path
+
+
+def test_results_of_other_runs_stay_in_the_table(tmp_path, monkeypatch):
+    script = import_script(ROOT / "tools" / "prove" / "outside.py")
+    monkeypatch.setattr(script, "DATA", tmp_path / "outside.json")
+    monkeypatch.setattr(script, "PAGE", tmp_path / "outside.md")
+    found = {
+        **{"version": "1", "package": "jax", "files": ["a.py"], "source": "", "failed": []},
+        **{"passed": 1, "not_applicable": {}, "not_run": {"skipped": 0, "failed": 0}},
+    }
+    script.save({"jax 1": found, "onnx 1": found})
+    script.save({"jax 1": {**found, "passed": 7}})
+    assert {n: r["passed"] for n, r in json.loads(script.DATA.read_text()).items()} == {
+        "jax 1": 7,
+        "onnx 1": 1,
+    }
+    assert script.PAGE.read_text().count("| jax 1 |") == 2

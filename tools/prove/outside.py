@@ -12,6 +12,7 @@ which a run replaces its suites of the same version of the library. Nothing of t
 """
 
 import argparse
+import fcntl
 import importlib
 import importlib.metadata
 import json
@@ -233,6 +234,17 @@ def notes(results: dict[str, Any]) -> list[str]:
     return sorted(name for name in names if SUITES[name].note)
 
 
+def save(results: dict[str, Any]) -> None:
+    """Put results into the table, beside those of others that were written meanwhile."""
+    with DATA.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        results = json.loads(file.read() or "{}") | results
+        file.truncate(0)
+        file.write(json.dumps(results, indent=1) + "\n")
+        PAGE.write_text(page(results))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("suites", nargs="*", metavar="NAME=PATH")
@@ -244,19 +256,16 @@ def main() -> int:
         for name, suite in SUITES.items():
             print(f"{name}: {', '.join(suite.files)} of {suite.package}")
         return 0
-    results = json.loads(DATA.read_text()) if DATA.exists() else {}
-    findings = 0
+    results: dict[str, Any] = {}
     for given in options.suites:
         name, _, path = given.partition("=")
         if name not in SUITES or not Path(path).is_dir():
             parser.error(f"{given} must be NAME=PATH of a suite that --list shows and a folder")
         found = {**run(name, Path(path), options.only), "source": options.source}
         results[f"{name} {found['version']}"] = found
-        findings += len(found["failed"])
         print(json.dumps({name: found}, indent=1))
-    DATA.write_text(json.dumps(results, indent=1) + "\n")
-    PAGE.write_text(page(results))
-    return 1 if findings else 0
+    save(results)
+    return 1 if any(found["failed"] for found in results.values()) else 0
 
 
 if __name__ == "__main__":
