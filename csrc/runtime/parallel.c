@@ -4,6 +4,7 @@
 
 #include "runtime/cpu.h"
 #include "runtime/pool.h"
+#include "runtime/team.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -36,6 +37,18 @@ const af_run *af_or_default_run(const af_run *run)
     return run ? run : &default_run;
 }
 
+/* Processor time of the calling thread; 0 where it cannot be had. */
+static double thread_seconds(void)
+{
+#ifdef CLOCK_THREAD_CPUTIME_ID
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+#else
+    return 0;
+#endif
+}
+
 af_watch af_start_watch(const af_run *run) { return (af_watch){.run = run, .due = now() + REGION_SECONDS}; }
 
 typedef struct region {
@@ -43,6 +56,7 @@ typedef struct region {
     _Atomic int64_t *next;
     double end;
     int threads;
+    _Atomic int64_t busy; /* nanoseconds of processor time of all threads */
 } region;
 
 static void work_alone(const region *s, int thread)
@@ -62,10 +76,34 @@ static void work_alone(const region *s, int thread)
 }
 
 #ifdef _OPENMP
-static void work_together(const region *s)
+static void work_in_team(region *s, int thread)
+{
+    const double before = thread_seconds();
+    work_alone(s, thread);
+    atomic_fetch_add_explicit(&s->busy, (int64_t)(1e9 * (thread_seconds() - before)), memory_order_relaxed);
+}
+
+static void work_together(region *s)
 {
 #pragma omp parallel num_threads(s->threads)
-    work_alone(s, omp_get_thread_num());
+    work_in_team(s, omp_get_thread_num());
+}
+
+/* With as many threads as are worth it at present. */
+static void work_in_good_company(region *s)
+{
+    const int wanted = s->threads;
+    const double start = now();
+    s->threads = af_team_size(wanted, start);
+    if (s->threads == 1) {
+        work_alone(s, 0);
+        return;
+    }
+    work_together(s);
+    const double end = now(), busy = 1e-9 * (double)atomic_load(&s->busy);
+    if (busy > 0)
+        af_judge_team(
+            &(af_region_time){.end = end, .wall = end - start, .busy = busy, .threads = s->threads, .wanted = wanted});
 }
 #endif
 
@@ -108,7 +146,7 @@ static void run_region(region *s)
             return;
         }
 #endif
-        work_together(s);
+        work_in_good_company(s);
         return;
     }
 #endif

@@ -51,7 +51,7 @@ PLANTS |= {name: Patch("driver/backward_list.c", old, "") for name, old in WAITS
 
 
 def build(work: Path, isas: list[str], plant: str | None) -> Path:
-    flags = ["-fsanitize=thread", "-fopenmp"]
+    flags = ["-fsanitize=thread", "-fopenmp", "-DAF_FIXED_TEAM"]
     if plant == "driver":
         flags.append("-DAF_PLANT_RACE")
     patches = [PLANTS[plant]] if plant in PLANTS else []
