@@ -121,6 +121,7 @@ void af_schedule_call(af_schedule *s, const af_call *call)
     *s = (af_schedule){0};
     af_plan *plan = &s->plan;
     af_make_plan(plan, call, af_kernels_for(call->dtype));
+    plan->met_infinity = &s->met_infinity;
     if (call->operands.storage) plan->bytes = af_kernels_for(AF_F32)->bytes;
     const double bytes = (double)call->B * (double)call->Hk * (double)call->Lk * (double)(call->D + call->Dv) *
                          (double)af_key_bytes(call);

@@ -34,7 +34,8 @@ typedef struct af_schedule {
     int64_t most_units; /* of a pass */
     double flops;
     bool worth_threads;
-    size_t scratch_bytes; /* for each thread */
+    _Atomic int met_infinity; /* see af_plan */
+    size_t scratch_bytes;     /* for each thread */
 } af_schedule;
 
 /* Pure: what would be run. `call` must outlive the schedule. */

@@ -88,6 +88,7 @@ typedef struct scratch {
     real *m, *l;                 /* [NR] running maximum and sum */
     af_rows *keys, *values;      /* those of the unit's key/value head */
     real *key_copy, *value_copy; /* see rows.h */
+    real *clean;                 /* [key_block][CLEAN_COLUMNS]: values without what is not finite */
     uint64_t *words;             /* [key_block + 1], or [key_block / 64][DECODE_ROWS] in decode */
     additive_terms additive;
     real *top, *top_key; /* [topk][NR] */
@@ -109,6 +110,14 @@ typedef struct block_run {
     drop_rows drop;
     edges edge;
 } block_run;
+
+/* Columns of values that are cleaned at a time: a multiple of VL. */
+enum { CLEAN_COLUMNS = 64 };
+
+static bool met_infinity(const af_plan *plan)
+{
+    return plan->met_infinity && atomic_load_explicit(plan->met_infinity, memory_order_relaxed);
+}
 
 /* Elements of O. */
 static int64_t output_size(const af_call *call, const af_plan *plan)
@@ -145,6 +154,7 @@ static size_t carve(scratch *s, const af_call *call, const af_plan *plan, char *
     const int64_t expanded = call->operands.storage ? 2 : 0; /* rows of scales and zeros, see bytes.h */
     TAKE(key_copy, (copy_room(call, plan, call->D) + expanded) * call->D);
     TAKE(value_copy, (copy_room(call, plan, call->Dv) + expanded) * call->Dv);
+    TAKE(clean, plan->decode || !call->operands.value.data ? 0 : keys * CLEAN_COLUMNS);
     TAKE(words, keys + 1);
     const bool exps = call->score.additive && !plan->decode;
     TAKE(additive.query_exp, exps ? call->D * AF_NR : 0);

@@ -254,9 +254,12 @@ static void decode(const af_call *call, const af_plan *plan, af_unit unit, void 
     open_key_rows(&s, call, plan, &block.vis);
     block.vis.span = af_split(block.vis.span, unit.split, plan->split_keys);
     if (block.vis.span.begin < block.vis.span.end) decode_query(call, plan, &block, s.query);
-    decode_keys(call, plan, &block, &s, false);
-    if (call->operands.value.data && block.hides && !finite_rows(block.n, call->Dv, s.o))
+    const bool may_leak = call->operands.value.data && block.hides, safe = may_leak && met_infinity(plan);
+    decode_keys(call, plan, &block, &s, safe);
+    if (may_leak && !safe && !finite_rows(block.n, call->Dv, s.o)) {
+        if (plan->met_infinity) atomic_store_explicit(plan->met_infinity, 1, memory_order_relaxed);
         decode_keys(call, plan, &block, &s, true);
+    }
     if (plan->splits > 1) save_partial(call, plan, &s, partial);
     else finish(call, plan, &block, &s);
 }

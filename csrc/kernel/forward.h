@@ -43,19 +43,57 @@ static void pack_query(const af_call *call, const af_plan *plan, const query_blo
     else rows_to_lanes(block->n, block->nv, call->D, rows, (real)plan->query_scale, s->query);
 }
 
+/* n rows of values from column d on, at most CLEAN_COLUMNS of them, with zeros for what is not finite. Returns how many
+ * rows hold such elements although some lane sees their key, and which. */
+static int clean_values(const scratch *s, int n, matrix value, int64_t columns, int *unclean)
+{
+    int count = 0;
+    for (int j = 0; j < n; j++) {
+        const real *from = value.at + j * value.ld;
+        real *to = s->clean + j * CLEAN_COLUMNS;
+        v poison = v_zero(); /* x - x is 0, or NaN where x is not finite */
+        for (int64_t d = 0; d < columns; d += VL) {
+            const int here = columns - d < VL ? (int)(columns - d) : VL;
+            const v x = v_load_n(from + d, here), none = v_sub(x, x);
+            poison = v_add(poison, none);
+            v_store(to + d, v_select(vm_ne(none, v_zero()), v_zero(), x));
+        }
+        if (s->words[j] && vm_word(vm_ne(poison, v_zero()))) unclean[count++] = j;
+    }
+    return count;
+}
+
+/* Adds what clean_values has left out, to the lanes that see it. */
+static void add_unclean(const query_block *block, const scratch *s, matrix value, int64_t d, int count,
+                        const int *unclean)
+{
+    for (int c = block->v0; c < block->v1; c++) {
+        real *o = s->o + d * AF_NR + c * VL;
+        v sum = v_load(o);
+        for (int i = 0; i < count; i++) {
+            const int j = unclean[i];
+            const real x = value.at[j * value.ld + d];
+            if (x - x == 0) continue;
+            const v more = v_fma(v_set1(x), v_load(s->s + j * AF_NR + c * VL), sum);
+            sum = v_select(vm_bits(s->words[j] >> c * VL), more, sum);
+        }
+        v_store(o, sum);
+    }
+}
+
 /* O[d][lane] += P[j][lane] V[j][d] for the lanes that see key j, and no other. */
 static void nan_safe_values(const query_block *block, int n, int64_t Dv, matrix value, const scratch *s)
 {
-    for (int64_t d = 0; d < Dv; d++)
-        for (int c = block->v0; c < block->v1; c++) {
-            v sum = v_zero();
-            for (int j = 0; j < n; j++) {
-                const v more = v_fma(v_set1(value.at[j * value.ld + d]), v_load(s->s + j * AF_NR + c * VL), sum);
-                sum = v_select(vm_bits(s->words[j] >> c * VL), more, sum);
-            }
-            real *o = s->o + d * AF_NR + c * VL;
-            v_store(o, v_add(v_load(o), sum));
-        }
+    int unclean[AF_TILE_KEYS];
+    const int at = block->v0 * VL;
+    for (int64_t d = 0; d < Dv; d += CLEAN_COLUMNS) {
+        const int64_t columns = af_min(CLEAN_COLUMNS, Dv - d);
+        const matrix from = {value.at + d, value.ld}, clean = {s->clean, CLEAN_COLUMNS};
+        const int count = clean_values(s, n, from, columns, unclean);
+        value_product(block->v1 - block->v0, true, n, columns, clean, (matrix){s->s + at, AF_NR},
+                      s->o + d * AF_NR + at);
+        for (int64_t c = 0; c < columns && count; c++) add_unclean(block, s, value, d + c, count, unclean);
+    }
 }
 
 static bool finite_output(const query_block *block, int64_t Dv, const real *o)
@@ -223,13 +261,20 @@ static int begin_blocks(const af_call *call, const af_plan *plan, af_unit unit, 
         if (call->score.dropout > 0) find_drop_rows(call, &run->block, &run->drop);
         run->block.vis.span = af_split(run->block.vis.span, unit.split, plan->split_keys);
         run->packed = false;
-        begin_run(call, run, false);
+        begin_run(call, run, call->operands.value.data && run->block.hides && met_infinity(plan));
     }
     open_key_rows(&runs->s, call, plan, &runs->block.vis);
     const int64_t begin = first_key(runs, count);
     while (leader > 0 && runs[leader].next == runs[leader].block.vis.span.end) leader--;
     for (int g = 0; g < count; g++) find_edges(&runs[g], call, plan, unit, g, g == leader, begin);
     return count;
+}
+
+/* Whether hidden values may have entered the output. */
+static bool needs_safe_run(const af_call *call, const block_run *run)
+{
+    return call->operands.value.data && run->block.hides && !run->nan_safe &&
+           !finite_output(&run->block, call->Dv, run->s.o);
 }
 
 static void forward(const af_call *call, const af_plan *plan, af_unit unit, void *memory, void *partial)
@@ -240,7 +285,8 @@ static void forward(const af_call *call, const af_plan *plan, af_unit unit, void
     run_blocks(call, plan, runs, count);
     for (int g = 0; g < count; g++) {
         block_run *run = &runs[g];
-        if (call->operands.value.data && run->block.hides && !finite_output(&run->block, call->Dv, run->s.o)) {
+        if (needs_safe_run(call, run)) {
+            if (plan->met_infinity) atomic_store_explicit(plan->met_infinity, 1, memory_order_relaxed);
             begin_run(call, run, true);
             run_blocks(call, plan, run, 1);
         }

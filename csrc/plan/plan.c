@@ -5,7 +5,7 @@
 
 /* Keys per score tile. With 48 float32 lanes 64, 128 and 192 measured alike on Zen 4 (AVX-512); with the 24 of AVX2,
  * whose tile is half as large, 256 are 1 to 2 % faster (384 and 512 no faster, in float64 3 % slower). */
-enum { FORWARD_KEYS = 128, NARROW_KEYS = 256, NARROW_BYTES = 96 };
+enum { FORWARD_KEYS = 128, NARROW_KEYS = AF_TILE_KEYS, NARROW_BYTES = 96 };
 
 /* Decode: a block of keys reads this many bytes of keys, then of values. Memory is fastest when it is read in long
  * runs: with at most 512 keys a block, heads of 64 and 128 are 2 to 10 % slower, with 2048 heads of 64 are 2 to 4 %

@@ -4,6 +4,8 @@
 #ifndef AF_PLAN_H
 #define AF_PLAN_H
 
+#include <stdatomic.h>
+
 #include "plan/call.h"
 
 typedef struct af_kernels af_kernels;
@@ -11,6 +13,9 @@ typedef struct af_kernels af_kernels;
 /* What an element of an additive score costs, in elements of a product: 5 to 6 by the times of 4 x 100 x 100 x 128 (Zen
  * 4, AVX-512 and AVX2), and more without a vector header. It decides on threads and sizes of units only. */
 enum { AF_TANH_WORK = 8 };
+
+/* The most keys of a score tile. */
+enum { AF_TILE_KEYS = 256 };
 
 /* One unit of work: some blocks of query rows of one (batch row, head group) against one split, or chunk, of their
  * keys. */
@@ -38,7 +43,9 @@ typedef struct af_plan {
     double query_scale;         /* folded into the query when it is packed */
     bool base2;                 /* scores are in units of log 2 (plain problems), else of the natural log */
     bool softmax;               /* output or lse are to be computed */
-    double pairs;               /* an upper estimate of the pairs to visit */
+    _Atomic int *met_infinity; /* set once a value that is not finite has cost a second run, so that others begin in the
+                                * NaN-safe way, which gives the same bits; or NULL */
+    double pairs;              /* an upper estimate of the pairs to visit */
 } af_plan;
 
 void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels);
