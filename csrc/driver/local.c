@@ -2,7 +2,8 @@
  *
  *   plain windows, windows about centers    one call
  *   windows with dilation                   a call for the residue classes of each dilation (dilation.c)
- *   global tokens                           the windows first, then the pairs that they leave out (global_tokens.c)
+ *   global tokens                           the windows first, then the pairs that they leave out (global_tokens.c);
+ *                                           of short rows one call with a mask (short_rows.c)
  *
  * Of several calls that make one, each recomputes the weights of its own pairs from the lse over all keys; then each
  * row of weights is divided by its sum. */
@@ -14,6 +15,7 @@
 #include "driver/passes.h"
 #include "driver/query_order.h"
 #include "driver/queue.h"
+#include "driver/short_rows.h"
 #include "driver/weight_rows.h"
 #include "driver/widen.h"
 #include "plan/intervals.h"
@@ -32,6 +34,7 @@ static bool has_global_tokens(const af_call *call)
 
 af_status af_call_pairs(const af_call *call, bool causal, af_sink *sink)
 {
+    if (af_has_short_rows(call)) return af_call_short_rows(call, causal, sink);
     const af_status status = af_call_windows(call, sink);
     return status == AF_OK && call->visible.global ? af_call_global_tokens(call, causal, sink) : status;
 }
@@ -95,7 +98,7 @@ static af_status run_several(af_call *call, bool causal, af_sink *sink, af_arena
     af_call pairs = *call;
     af_status status;
     pairs.results.weights = (af_tensor){0};
-    if (call->dtype > AF_F64 && call->visible.global)
+    if (call->dtype > AF_F64 && call->visible.global && !af_has_short_rows(call))
         status = af_run_wide(&pairs, sink->run, sink->watch, call_wide_pairs, &(wide_pairs){sink, causal});
     else status = af_call_pairs(&pairs, causal, sink);
     return status == AF_OK && call->results.weights.data ? run_weights(call, causal, sink, arena) : status;
@@ -106,7 +109,7 @@ af_status af_prepare_local(af_call *call, bool *causal, bool *several, af_watch 
     *causal = call->visible.causal;
     *several = false;
     af_causality_as_window(&call->visible);
-    if (!has_global_tokens(call)) call->visible.global = NULL;
+    if (!af_has_short_rows(call) && !has_global_tokens(call)) call->visible.global = NULL;
     if (call->visible.center.data) return af_order_by_centers(call, watch, arena);
     if (!af_is_dilated(call) && !call->visible.global) return AF_OK;
     *several = true;

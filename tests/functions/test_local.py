@@ -491,10 +491,11 @@ def test_block_masks_of_all_forms(size, each_isa, rng):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
-@pytest.mark.parametrize("lq", [3, 60])
-def test_a_batch_row_beside_one_with_global_tokens(lq, dtype, each_isa, rng):
-    q, k, v = qkv(rng, lq, 60, dtype=dtype)
-    tokens = np.zeros((2, 60), bool)
+@pytest.mark.parametrize(("lq", "lk"), [(3, 60), (60, 60), (3, 70), (60, 70)])
+def test_a_batch_row_beside_one_with_global_tokens(lq, lk, dtype, each_isa, rng):
+    """Short rows are one call with a mask, longer ones several calls."""
+    q, k, v = qkv(rng, lq, lk, dtype=dtype)
+    tokens = np.zeros((2, lk), bool)
     tokens[1, 8] = True
     options = {**FLAGS, "q_offset": 0}
     both = attnfast.local_attention(q, k, v, 3, global_tokens=tokens, **options)
@@ -502,6 +503,24 @@ def test_a_batch_row_beside_one_with_global_tokens(lq, dtype, each_isa, rng):
     assert same_bits(both.output[:1], alone.output)
     assert same_bits(both.lse[:1], alone.lse)
     assert same_bits(both.weights[:1], alone.weights)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("lk", [64, 65], ids=["one call", "several calls"])
+def test_short_rows_with_global_tokens(lk, dtype, each_isa, rng):
+    """Each batch row has its own tokens and offset, each head its dilation."""
+    q, k, v = (rng.standard_normal((5, 4, n, 24)).astype(dtype) for n in (33, lk, lk))
+    tokens = rng.random((5, lk)) < [[0.1], [0], [0.3], [0.1], [1]]
+    options = {
+        "global_tokens": tokens,
+        "window_size": (2, 3),
+        "dilation": np.array([1, 2, 1, 3]),
+        "q_offset": rng.integers(-9, 40, 5),
+        "is_causal": True,
+        "kv_lengths": rng.integers(0, lk, 5),
+    }
+    criterion = Criterion(q, k, v, function="local_attention", **options)
+    each_isa(lambda: criterion.check(attnfast.local_attention(q, k, v, **options, **FLAGS)))
 
 
 @pytest.mark.parametrize(

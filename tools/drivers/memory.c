@@ -72,6 +72,7 @@ static const struct {
     {"centers", {.kind = ATTEND, SHAPE(2, 2, 60, 70, 8, 9), WINDOW, .center = true}},
     {"dilation", {.kind = LOCAL, SHAPE(2, 2, 60, 70, 8, 9), WINDOW, .dilation = 3}},
     {"global tokens", {.kind = LOCAL, SHAPE(2, 2, 60, 70, 8, 9), WINDOW, .global = true}},
+    {"global tokens of short rows", {.kind = LOCAL, SHAPE(2, 2, 60, 50, 8, 9), WINDOW, .global = true}},
     {"both and weights",
      {.kind = LOCAL,
       SHAPE(2, 2, 60, 70, 8, 9),
