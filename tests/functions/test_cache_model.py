@@ -17,6 +17,7 @@ from support.arrays import DTYPES, randn, same_bits
 from support.criterion import check
 
 HEADS, D, DV = 2, 8, 6
+EXAMPLES = settings.default.max_examples
 POISONS = (np.nan, np.inf)
 
 
@@ -259,12 +260,12 @@ class Machine(RuleBasedStateMachine):
         check(out[:, None], *arrays, bias=bias.astype(np.float64), **named)
 
 
-Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=20)
+Machine.TestCase.settings = settings(max_examples=3 * EXAMPLES // 5, stateful_step_count=20)
 TestAnyHistory = Machine.TestCase
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=20)
+@settings(max_examples=EXAMPLES // 5)
 def test_a_long_text_in_a_small_ring(seed):
     """Positions grow, memory does not; extended by blocks of any size and by single tokens."""
     rng = np.random.default_rng(seed)

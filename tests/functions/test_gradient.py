@@ -13,6 +13,7 @@ from support.arrays import DTYPE_IDS, DTYPES, assert_same, poisoned, qkv, same_b
 from support.draws import block_masked_calls, calls
 from support.gradient_criterion import check_gradients
 
+EXAMPLES = settings.default.max_examples
 NAMES = ("query", "key", "value", "bias", "sink_logits", "alibi_slopes")
 FULL = (2, 4, 130, 600)  # B, H, Lq, Lk: two ranges of keys, blocks with a rest
 
@@ -148,7 +149,7 @@ DRAWN = {"attention": calls(), "blocks": block_masked_calls()}
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_drawn_calls(name):
-    @settings(max_examples=60)
+    @settings(max_examples=3 * EXAMPLES // 5)
     @given(DRAWN[name], st.integers(0, 2**32))
     def run(call, seed):
         arrays, options = arguments_of(call)
@@ -231,7 +232,7 @@ class TestHidden:
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_drawn_calls_hide(name):
-    @settings(max_examples=40)
+    @settings(max_examples=2 * EXAMPLES // 5)
     @given(DRAWN[name], st.integers(0, 2**32))
     def run(call, seed):
         rng = np.random.default_rng(seed)

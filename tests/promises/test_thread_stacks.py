@@ -143,4 +143,6 @@ thread.start()
 thread.join()
 assert len(done) == len(every) and all(same for _, same in done), done
 """
-    run_python(START + CALLS + script, tmp_path, OMP_STACKSIZE="128k", ATTNFAST_ISA=isa)
+    run_python(
+        START + CALLS + script, tmp_path, timeout=180, OMP_STACKSIZE="128k", ATTNFAST_ISA=isa
+    )
