@@ -24,8 +24,8 @@ static uint64_t block_word(const af_call *call, const af_visibility *vis, int r,
     const uint8_t *row = (const uint8_t *)call->visible.blocks.data;
     row += af_offset(&call->visible.blocks, vis->b, vis->head[r], af_block_of_query(call, vis->b, vis->query[r]));
     uint64_t word = 0;
-    for (int64_t j = j0, end; j < j0 + n; j = end) {
-        const int64_t column = af_block_of_key(call, vis->b, j);
+    int64_t column = af_block_of_key(call, vis->b, j0);
+    for (int64_t j = j0, end; j < j0 + n; j = end, column++) {
         end = af_min(j0 + n, af_block_end(call, vis->b, column));
         if (row[column * call->visible.blocks.j]) word |= low_bits(end - j0) & ~low_bits(j - j0);
     }

@@ -507,10 +507,13 @@ def test_a_batch_row_beside_one_with_global_tokens(lq, lk, dtype, each_isa, rng)
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 @pytest.mark.parametrize("lk", [64, 65], ids=["one call", "several calls"])
-def test_short_rows_with_global_tokens(lk, dtype, each_isa, rng):
-    """Each batch row has its own tokens and offset, each head its dilation."""
+@pytest.mark.parametrize("alike", [True, False])
+def test_short_rows_with_global_tokens(lk, alike, dtype, each_isa, rng):
+    """Each batch row has an offset, and tokens of its own or those of all; each head a dilation."""
     q, k, v = (rng.standard_normal((5, 4, n, 24)).astype(dtype) for n in (33, lk, lk))
     tokens = rng.random((5, lk)) < [[0.1], [0], [0.3], [0.1], [1]]
+    if alike:
+        tokens[:] = tokens[2]
     options = {
         "global_tokens": tokens,
         "window_size": (2, 3),
