@@ -123,7 +123,7 @@ def make_calls(drawn: Drawn, rng: np.random.Generator) -> dict[str, Call]:
     ours: dict[str, Any] = {}
     theirs: dict[str, Any] = {}
     if drawn.hides == "causal":
-        ours["is_causal"] = True
+        ours |= {"is_causal": True, "q_offset": 0}
         theirs["mask"] = np.tri(*pairs, dtype=bool)
     elif drawn.hides == "lengths":
         ours["kv_lengths"] = rng.integers(1, drawn.k_len + 1, drawn.batch)

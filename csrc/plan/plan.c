@@ -7,6 +7,11 @@
  * whose tile is half as large, 256 are 1 to 2 % faster (384 and 512 no faster, in float64 3 % slower). */
 enum { FORWARD_KEYS = 128, NARROW_KEYS = AF_TILE_KEYS, NARROW_BYTES = 96 };
 
+/* Rows of values that are whole pages apart share the same few sets of a cache, and few of many stay in it. 512 x 512 x
+ * 512, 1024 and 2048: 9.7, 17.0 and 33.7 ms with 128 keys, 9.2, 14.8 and 29.9 with 64 (Zen 4, AVX-512); with AVX2 0 to
+ * 4 % less than with 256. */
+enum { WIDE_HEAD = 512, WIDE_KEYS = 64 };
+
 /* Decode: a block of keys reads this many bytes of keys, then of values. Memory is fastest when it is read in long
  * runs: with at most 512 keys a block, heads of 64 and 128 are 2 to 10 % slower, with 2048 heads of 64 are 2 to 4 %
  * faster (Zen 4, AVX-512 and AVX2), which is not taken as bits would change. */
@@ -56,6 +61,7 @@ static int decode_keys(const af_call *call)
  * copied or added to queries. */
 static int forward_keys(const af_call *call, const af_kernels *kernels)
 {
+    if (af_max(call->D, call->Dv) >= WIDE_HEAD) return WIDE_KEYS;
     const bool narrow = kernels->nr * af_real_bytes(call->dtype) <= NARROW_BYTES;
     return narrow && !af_copies_keys(call) && !call->visible.mask.data && !call->score.additive ? NARROW_KEYS
                                                                                                 : FORWARD_KEYS;
