@@ -1,17 +1,15 @@
-"""The memory of a cache: tokens that come, go, and change rows."""
+"""The memory of a cache, and tokens that come."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _core
-from ._checks import MOST, row_numbers, whole_number
-from ._misread import as_array, spelled, wrong_integers
+from ._checks import row_numbers, whole_number
 from ._ring import Ring
 from ._signature import plain_signature
+from ._storage import NAMES, Parts, Storage
 
 Array = NDArray[Any]
 ALL = slice(None)
@@ -37,14 +35,11 @@ class Store:
         given = batch_shape if isinstance(batch_shape, (tuple, list)) else (batch_shape,)
         self._batch = tuple(whole_number(n, "batch_shape", 0) for n in given)
         self._heads = whole_number(num_kv_heads, "num_kv_heads", 1)
-        self._dims = (
-            whole_number(head_dim, "head_dim", 0),
-            whole_number(
-                head_dim if value_head_dim is None else value_head_dim, "value_head_dim", 0
-            ),
-        )
+        dims = head_dim, head_dim if value_head_dim is None else value_head_dim
+        names = "head_dim", "value_head_dim"
+        d, dv = (whole_number(n, name, 0) for n, name in zip(dims, names, strict=True))
         capacity = whole_number(capacity, "capacity", 0)
-        self._dtype = as_dtype(dtype)
+        self._storage = Storage(dtype, (d, dv))
         self._window = None if window is None else whole_number(window, "window", 1)
         self._sinks = whole_number(sinks, "sinks", 0)
         if not isinstance(grow, (bool, np.bool_)):
@@ -72,19 +67,15 @@ class Store:
                 f"got {capacity}"
             )
 
-    def _new_memory(self, batch: tuple[int, ...], capacity: int) -> tuple[Array, Array]:
+    def _new_memory(self, batch: tuple[int, ...], capacity: int) -> Parts:
         """Memory for keys and values, which nothing uses yet."""
-        key, value = ((*batch, self._heads, capacity, d) for d in self._dims)
-        size = sum(math.prod(max(n, 1) for n in shape) for shape in (key, value))
-        if size * self._dtype.itemsize > MOST:
-            raise MemoryError(f"no memory for keys {key} and values {value}")
-        return np.empty(key, self._dtype), np.empty(value, self._dtype)
+        return self._storage.empty((*batch, self._heads), capacity)
 
-    def _use(self, batch: tuple[int, ...], capacity: int, memory: tuple[Array, Array]) -> None:
+    def _use(self, batch: tuple[int, ...], capacity: int, memory: Parts) -> None:
         """Take other memory, in which tokens are already."""
         self._batch, self._front = batch, (*batch, self._heads)
         self._ring = Ring(capacity, capacity if self._window is None else self._sinks)
-        self._key, self._value = memory
+        self._memory = memory
 
     # ---- what it is and holds ----
 
@@ -101,12 +92,12 @@ class Store:
     @property
     def head_dim(self) -> int:
         """Head size of keys."""
-        return self._dims[0]
+        return self._storage.dims[0]
 
     @property
     def value_head_dim(self) -> int:
         """Head size of values."""
-        return self._dims[1]
+        return self._storage.dims[1]
 
     @property
     def capacity(self) -> int:
@@ -115,8 +106,8 @@ class Store:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of keys, values and queries."""
-        return self._dtype
+        """In which keys and values are stored."""
+        return self._storage.dtype
 
     @property
     def window(self) -> int | None:
@@ -130,8 +121,8 @@ class Store:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory for keys and values."""
-        return self._key.nbytes + self._value.nbytes
+        """Bytes of memory for keys and values, and for their scales."""
+        return sum(part.nbytes for part in self._memory)
 
     @property
     def lengths(self) -> Array:
@@ -147,15 +138,16 @@ class Store:
     def key(self) -> Array:
         """The slots of keys that are in use, ``(..., Hk, slots, D)``: a view.
 
-        Without a window slot ``j`` holds token ``j``; with one, see `positions`. Slots of a row
-        that is shorter than others hold nothing of meaning at its end.
+        Of keys in 8 bits a copy of the numbers that they stand for, in float32. Without a window
+        slot ``j`` holds token ``j``; with one, see `positions`. Slots of a row that is shorter than
+        others hold nothing of meaning at its end.
         """
-        return self._key[..., : self._slots(), :]
+        return self._storage.real(self._used(), 0)
 
     @property
     def value(self) -> Array:
         """The same of values, ``(..., Hk, slots, Dv)``."""
-        return self._value[..., : self._slots(), :]
+        return self._storage.real(self._used(), 1)
 
     @property
     def positions(self) -> Array:
@@ -164,6 +156,11 @@ class Store:
         The columns of `mask`, `bias` and returned weights are these slots.
         """
         return self._ring.positions(*self._numbers(), self._slots())
+
+    def _used(self) -> Parts:
+        """What is stored in the slots that are in use."""
+        slots = self._slots()
+        return tuple([part[..., :slots, :] for part in self._memory])
 
     def _slots(self) -> int:
         if self._even is not None and not self._cut:
@@ -182,8 +179,8 @@ class Store:
         window = f", window={self._window}, sinks={self._sinks}" if self._window else ""
         longest = int(self.lengths.max(initial=0))
         return (
-            f"KVCache({self._batch}, {self._heads}, {self._dims[0]}, {self._dims[1]}, "
-            f"capacity={self.capacity}, dtype={self._dtype.name!r}{window}): up to {longest} tokens"
+            f"KVCache({self._batch}, {self._heads}, {self.head_dim}, {self.value_head_dim}, "
+            f"capacity={self.capacity}, dtype={self.dtype.name!r}{window}): up to {longest} tokens"
         )
 
     # ---- tokens come ----
@@ -195,49 +192,70 @@ class Store:
         Parameters
         ----------
         key, value : array_like ``(..., Hk, n, D)``, ``(..., Hk, n, Dv)``
-            In the dtype of the cache. Keys that are to be rotated have been, see :func:`rotate`.
+            In the dtype of the cache; of float32, float64, float16 or bfloat16 for one that stores
+            8 bits. Keys that are to be rotated have been, see :func:`rotate`.
         lengths : array_like of int, ``batch_shape``, optional
             How many of the `n` tokens of each row are real; the rest is padding, and not read.
 
         Raises
         ------
         TypeError, ValueError
-            Another dtype or shape, or more tokens than there is room for; nothing is written.
+            Another dtype or shape, more tokens than there is room for, or numbers that are not
+            finite, for a cache that stores 8 bits; nothing is written.
         """
-        k, v = self._fitting(key, "key", 0), self._fitting(value, "value", 1)
+        k, v = self._fitting(key, 0), self._fitting(value, 1)
         n = k.shape[-2]
         if v.shape[-2] != n:
             raise ValueError(f"value must have the {n} tokens of key, got {v.shape[-2]}")
-        if self._even is not None and lengths is None:
+        counts = None if lengths is None else row_numbers(lengths, "lengths", self._batch, n)
+        self._append(self._storage.rows(k, v, counts), counts)
+
+    def _append(self, new: Parts, counts: Array | None) -> None:
+        n = new[0].shape[-2]
+        if self._even is not None and counts is None:
             end = self._even + n
             if end > self._ring.capacity:
                 self._make_room(end)
-            self._put(k, v, None)
+            self._put(new, None)
             self._even = end
             return
-        counts = row_numbers(n if lengths is None else lengths, "lengths", self._batch, n)
+        if counts is None:
+            counts = np.full(self._batch, n)
         self._make_room(int((self._numbers()[0] + counts).max(initial=0)))
-        self._put(k, v, counts)
+        self._put(new, counts)
         self._late_lengths += counts
         np.maximum(self._late_written, self._late_lengths, out=self._late_written)
         self._settle()
 
-    def _put(self, k: Array, v: Array, counts: Array | None) -> None:
+    def _put(self, new: Parts, counts: Array | None) -> None:
         """Write new tokens to their slots; rows are as long as before."""
+        n = new[0].shape[-2]
         try:
-            if counts is not None and counts.ndim and k.shape[-2] == 1:  # a step of uneven rows
-                rows = np.nonzero(counts)
-                last: Any = (*rows, slice(None), self._ring.slot(self._late_lengths[rows]))
-                only: Any = (*rows, slice(None), 0)
-                self._key[last], self._value[last] = k[only], v[only]
-                return
-            for place, new in self._places(k.shape[-2], counts):
-                self._key[place], self._value[place] = k[new], v[new]
+            if counts is None and self._even is not None:
+                for slots, rows in self._ring.pieces(self._even, n):
+                    self._put_all(new, slots, rows)
+            elif counts is not None and counts.ndim and n == 1:  # a step of uneven rows
+                some = np.nonzero(counts)
+                last: Any = (*some, ALL, self._ring.slot(self._late_lengths[some]))
+                only: Any = (*some, ALL, 0)
+                for own, part in zip(self._memory, new, strict=True):
+                    own[last] = part[only]
+            else:
+                for place, which in self._places(n, counts):
+                    for own, part in zip(self._memory, new, strict=True):
+                        own[place] = part[which]
         except BaseException:  # Ctrl-C: a ring may have lost tokens that were in these slots
             lengths, written = self._numbers()
-            np.maximum(written, lengths + k.shape[-2], out=written)
+            np.maximum(written, lengths + n, out=written)
             self._settle()
             raise
+
+    def _put_all(self, new: Parts, slots: slice, rows: slice) -> None:
+        """The same slots of all rows."""
+        whole = rows.start == 0 and rows.stop == new[0].shape[-2]
+        place = (..., slots, ALL)
+        for own, part in zip(self._memory, new, strict=True):
+            own[place] = part if whole else part[..., rows, :]
 
     def _places(self, n: int, counts: Array | None) -> Iterator[tuple[Any, Any]]:
         """Where new tokens go: an index of arrays of slots, and one of arrays of new tokens."""
@@ -251,25 +269,13 @@ class Store:
             for slots, new in self._ring.pieces(int(lengths[row]), count):
                 yield (*row, ..., slots, ALL), (*row, ..., new, ALL)
 
-    def _fitting(self, x: ArrayLike, name: str, which: int) -> Array:
-        a = x if type(x) is np.ndarray else as_array(x, name)
-        dtype = self._dtype
-        if a.dtype is not dtype and a.dtype.newbyteorder("=") != dtype:
-            to = f"np.{dtype.name}" if dtype.isbuiltin == 1 else f"ml_dtypes.{dtype.name}"
-            raise TypeError(
-                f"{name} has dtype {a.dtype} but the cache has {dtype.name}: "
-                f"write {spelled(x, name)}.astype({to})"
-            )
-        shape, d = a.shape, self._dims[which]
-        if len(shape) < 3 or shape[:-2] != self._front or shape[-1] != d:
-            wanted = ", ".join(map(str, (*self._front, "n", d)))
-            raise ValueError(f"{name} must have shape ({wanted}), got {shape}")
-        return self._apart(a)
+    def _fitting(self, x: ArrayLike, which: int) -> Array:
+        a = self._storage.fitting(x, which, self._front)
+        return a if a.base is None else self._apart(a)
 
     def _apart(self, a: Array) -> Array:
         """An argument that is read while tokens are written: a copy, if they are in one memory."""
-        memory = self._key, self._value
-        shares = a.base is not None and any(np.may_share_memory(a, own) for own in memory)
+        shares = any(np.may_share_memory(a, own) for own in self._memory)
         return a.copy() if shares else a
 
     def _make_room(self, longest: int) -> None:
@@ -284,7 +290,7 @@ class Store:
             )
         capacity = max(longest, 2 * self.capacity)
         memory = self._new_memory(self._batch, capacity)
-        for new, old in zip(memory, (self.key, self.value), strict=True):
+        for new, old in zip(memory, self._used(), strict=True):
             new[..., : old.shape[-2], :] = old
         self._use(self._batch, capacity, memory)
 
@@ -295,141 +301,6 @@ class Store:
         self._even = first if (lengths == first).all() else None
         self._cut = self._window is not None and bool((written > lengths).any())
 
-    # ---- rows change ----
-
-    @plain_signature
-    def truncate(self, lengths: ArrayLike) -> None:
-        """Forget the last tokens of each row.
-
-        Parameters
-        ----------
-        lengths : int or array_like of int, ``batch_shape``
-            How many tokens stay, of all rows or of each.
-
-        Raises
-        ------
-        TypeError, ValueError
-            Numbers that are not whole, negative or above the lengths; or, with a window, so few
-            that the ring has replaced tokens that the next one sees.
-        """
-        wanted = row_numbers(lengths, "lengths", self._batch)
-        lengths_, written = self._numbers()
-        if (wanted > lengths_).any():
-            raise ValueError(
-                f"lengths must be at most those of the cache, {lengths_.tolist()}, "
-                f"got {wanted.tolist()}"
-            )
-        if self._window is not None:
-            fixed, oldest = self._ring.fixed, self._ring.oldest(written)
-            gone = (wanted > fixed) & (np.maximum(wanted - self._window, fixed) < oldest)
-            if gone.any():
-                least = (oldest + self._window)[gone].max()
-                raise ValueError(
-                    f"lengths must leave a window of {self._window} tokens that the ring still "
-                    f"has, {least} or more, got {wanted[gone].min()}: make the cache with a larger "
-                    "capacity, or clear the row"
-                )
-            np.copyto(written, wanted, where=wanted <= fixed)
-        lengths_[...] = wanted
-        self._settle()
-
-    @plain_signature
-    def reorder(self, rows: ArrayLike) -> None:
-        """Row ``i`` becomes what row ``rows[i]`` was, as beam search does after each step.
-
-        Parameters
-        ----------
-        rows : array_like of int, ``(n,)``
-            Rows of the first batch axis, in any number and order, which may repeat. As many as
-            there are is fastest: only rows that change are copied.
-
-        Raises
-        ------
-        TypeError, ValueError
-            Rows that are not whole numbers or not there, or a cache without batch axes.
-        """
-        chosen = self._chosen(rows)
-        n, slots = self._batch[0], self._slots()
-        if chosen.size != n:
-            self._take_rows(chosen)
-            return
-        moved = np.flatnonzero(chosen != np.arange(n))
-        origin = chosen[moved]
-        for a in (self._key, self._value):
-            a[moved, ..., :slots, :] = a[origin, ..., :slots, :]
-        for a in self._numbers():
-            a[moved] = a[origin]
-        self._settle()
-
-    @plain_signature
-    def repeat(self, n: int) -> None:
-        """Each row ``n`` times, one after the other: one for each beam of a prompt.
-
-        Parameters
-        ----------
-        n : int
-            How often.
-
-        Raises
-        ------
-        TypeError, ValueError
-            A number that is not whole or below 1, or a cache without batch axes.
-        MemoryError
-            No memory for so many rows; the cache is as it was.
-        """
-        times, rows = whole_number(n, "n", 1), self._first_axis("n")
-        if times > MOST // max(rows, 1):
-            raise MemoryError(f"no memory for {rows} rows {times} times")
-        self._take_rows(np.repeat(np.arange(rows), times))
-
-    @plain_signature
-    def clear(self, rows: ArrayLike | None = None) -> None:
-        """Forget all tokens, of all rows or of some.
-
-        Parameters
-        ----------
-        rows : array_like of int, optional
-            Rows of the first batch axis.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As for `reorder`.
-        """
-        chosen: Any = ... if rows is None else self._chosen(rows)
-        for numbers in self._numbers():
-            numbers[chosen] = 0
-        self._settle()
-
-    def _take_rows(self, chosen: Array) -> None:
-        batch = chosen.size, *self._batch[1:]
-        memory = self._new_memory(batch, self.capacity)
-        for new, old in zip(memory, (self.key, self.value), strict=True):
-            new[..., : old.shape[-2], :] = old[chosen]
-        lengths, written = self._numbers()
-        self._late_lengths, self._late_written = lengths[chosen], written[chosen]
-        self._use(batch, self.capacity, memory)
-        self._even = 0 if self._even is None else self._even
-        self._settle()
-
-    def _first_axis(self, name: str) -> int:
-        if not self._batch:
-            raise ValueError(
-                f"{name} is of rows, and this cache has no batch axes: make it with batch_shape=1"
-            )
-        return self._batch[0]
-
-    def _chosen(self, rows: ArrayLike) -> Array:
-        n, a = self._first_axis("rows"), as_array(rows, "rows")
-        if a.dtype.kind not in "iu" and a.size:
-            raise wrong_integers(a, rows, "rows")
-        if a.ndim > 1:
-            raise ValueError(f"rows must have one axis, got shape {a.shape}")
-        a = np.atleast_1d(a).astype(np.int64)
-        if a.size and not 0 <= a.min() <= a.max() < n:
-            raise ValueError(f"rows must be within 0 .. {n - 1}, got {a.min()} .. {a.max()}")
-        return a
-
     # ---- copies ----
 
     def __getstate__(self) -> dict[str, Any]:
@@ -438,46 +309,24 @@ class Store:
         return {
             "batch_shape": self._batch,
             "num_kv_heads": self._heads,
-            "dims": self._dims,
+            "dims": self._storage.dims,
+            "dtype": self.dtype,
             "capacity": self.capacity,
             "window": self._window,
             "sinks": self._sinks,
             "grow": self._grow,
             "lengths": lengths,
             "written": written,
-            "key": self.key,
-            "value": self.value,
+            **dict(zip(NAMES, self._used(), strict=False)),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take memory for all, and copy what was in use."""
-        key, value = state["key"], state["value"]
         d, dv = state["dims"]
-        names = ("batch_shape", "num_kv_heads", "capacity", "window", "sinks", "grow")
-        sizes = {"head_dim": d, "value_head_dim": dv, "dtype": key.dtype}
-        Store.__init__(self, **sizes, **{name: state[name] for name in names})
+        names = "batch_shape", "num_kv_heads", "capacity", "dtype", "window", "sinks", "grow"
+        Store.__init__(self, head_dim=d, value_head_dim=dv, **{name: state[name] for name in names})
         self._late_lengths[...], self._late_written[...] = state["lengths"], state["written"]
         self._settle()
-        self._key[..., : key.shape[-2], :] = key
-        self._value[..., : key.shape[-2], :] = value
-
-
-def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    """A dtype of caches by its name, or what NumPy takes for one."""
-    if isinstance(dtype, str) and dtype == "bfloat16":
-        try:
-            import ml_dtypes
-        except ImportError:
-            raise ImportError(
-                'dtype="bfloat16" needs the package ml_dtypes: pip install ml_dtypes'
-            ) from None
-        half: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return half
-    try:
-        found: np.dtype[Any] | None = np.dtype(dtype).newbyteorder("=")
-    except TypeError:
-        found = None
-    if dtype is None or found is None or found.name not in _core.DTYPES:
-        accepted = "float32, float64, float16 or bfloat16"
-        raise TypeError(f"dtype must be {accepted}, got {dtype!r}")
-    return found
+        for own, name in zip(self._memory, NAMES, strict=False):
+            part = state[name]
+            own[..., : part.shape[-2], :] = part

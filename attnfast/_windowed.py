@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from ._ring import Ring
+from ._storage import Parts, Storage
 from .block_mask import BlockMask
 from .result import AttentionResult
 
@@ -25,8 +26,8 @@ OF_PAIRS = ("mask", "bias", "return_weights")
 class Kept(NamedTuple):
     """What a cache holds, and where: arrays ``(..., Hk, slots, D)``, and numbers of each row."""
 
-    key: Array
-    value: Array
+    storage: Storage
+    parts: Parts
     ring: Ring
     window: int
     lengths: Array
@@ -40,7 +41,7 @@ def attend_stored(
 
     A mask of slots says which positions a query sees: softmax does not care for their order.
     """
-    slots, n = kept.key.shape[-2], query.shape[-2]
+    slots, n = kept.parts[0].shape[-2], query.shape[-2]
     held = kept.ring.positions(kept.lengths, kept.written, slots)[..., None, None, :]
     place = first[..., None, None, None] + np.arange(n)[:, None]
     visible = (held >= 0) & (held <= place)
@@ -56,12 +57,12 @@ def attend_stored(
         added = -_slopes(slopes)[..., None, None] * np.abs(place - held)
         bias = options.get("bias")
         options["bias"] = added if bias is None else np.asarray(bias).astype(np.float64) + added
-    options["mask"] = visible
-    return _core.attention(query, kept.key, kept.value, {**options, "q_lengths": counts})
+    options |= {"mask": visible, "q_lengths": counts, **kept.storage.scales(kept.parts)}
+    return _core.attention(query, kept.parts[0], kept.parts[1], options)
 
 
 def attend_in_order(
-    query: Array, kept: Kept, new: tuple[Array, Array] | None, counts: Array, options: Options
+    query: Array, kept: Kept, new: Parts | None, counts: Array, options: Options
 ) -> Result:
     """Attention over a copy of the keys in the order of the text, `new` ones after those kept.
 
@@ -73,10 +74,12 @@ def attend_in_order(
     oldest = np.maximum(fixed, first - kept.window + 1)
     gap = oldest - fixed
     stored = np.minimum(kept.lengths, fixed) + np.maximum(kept.lengths - oldest, 0)
-    new_key, new_value = new or (None, None)
-    key = _in_order(kept.key, new_key, kept, oldest, stored)
-    value = _in_order(kept.value, new_value, kept, oldest, stored)
-    columns = key.shape[-2]
+    added = new or (None,) * len(kept.parts)
+    parts = tuple(
+        _in_order(part, rows, kept, oldest, stored)
+        for part, rows in zip(kept.parts, added, strict=True)
+    )
+    columns = parts[0].shape[-2]
     starts = options.get("kv_starts")
     if starts is not None:
         starts = np.where(starts <= fixed, starts, np.maximum(fixed, starts - gap))
@@ -88,11 +91,28 @@ def attend_in_order(
         options["bias"] = -_slopes(slopes)[..., None, None] * far
     options |= {"q_lengths": counts, "kv_lengths": total - gap, "q_offset": first - gap}
     options["is_causal"] = True
-    window = (kept.window - 1, 0)
+    options["window_size"] = (kept.window - 1, 0)
     if not fixed:
-        return _core.attention(query, key, value, {**options, "window_size": window})
+        options.update(kept.storage.scales(parts))
+        return _core.attention(query, parts[0], parts[1], options)
     options["global_tokens"] = np.arange(min(fixed, columns))
-    return _core.local_attention(query, key, value, window, options)
+    return _attend_local(query, kept, parts, options)
+
+
+def _attend_local(query: Array, kept: Kept, parts: Parts, options: Options) -> Result:
+    """Attention by windows and global tokens, which takes no 8 bits: they are widened before it."""
+    window = options.pop("window_size")
+    key, value = (kept.storage.real(parts, which) for which in (0, 1))
+    if query.dtype == key.dtype or not kept.storage.quantised:
+        return _core.local_attention(query, key, value, window, options)
+    out = options.pop("out", None)
+    _describe(query, kept, {"out": out})
+    result = _core.local_attention(query.astype(np.float32), key, value, window, options)
+    output, lse, _ = result if isinstance(result, AttentionResult) else (result, None, None)
+    if out is None:
+        out = np.empty_like(query, shape=output.shape)
+    np.copyto(out, output, casting="same_kind")
+    return AttentionResult(out, lse) if isinstance(result, AttentionResult) else out
 
 
 def _in_order(part: Array, rows: Array | None, kept: Kept, oldest: Array, stored: Array) -> Array:
@@ -119,8 +139,12 @@ def _in_order(part: Array, rows: Array | None, kept: Kept, oldest: Array, stored
 def check(query: Array, kept: Kept, options: Options) -> None:
     """Refuse what a call over the slots would refuse, before options are made of others."""
     if any(options.get(name) is not None for name in ("mask", "bias", "alibi_slopes")):
-        described = {**options, "q_offset": 0, "return_blocks": False}
-        _core.attention(query, kept.key, kept.value, described)
+        _describe(query, kept, {**options, "q_offset": 0})
+
+
+def _describe(query: Array, kept: Kept, options: Options) -> None:
+    options = {**options, **kept.storage.scales(kept.parts), "return_blocks": False}
+    _core.attention(query, kept.parts[0], kept.parts[1], options)
 
 
 def _slopes(x: Any) -> Array:

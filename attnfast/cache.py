@@ -10,8 +10,9 @@ from . import _core
 from ._cache_file import read, write
 from ._checks import row_numbers
 from ._misread import as_array
+from ._rows import Rows
 from ._signature import check_arguments, plain_signature, takes
-from ._store import Store
+from ._storage import Parts
 from ._windowed import MASKED_QUERIES, OF_PAIRS, Kept, attend_in_order, attend_stored
 from .options import CacheKeywords, CacheOptions, ExtendKeywords, ExtendOptions
 from .result import AttentionResult
@@ -20,10 +21,10 @@ Array = NDArray[Any]
 Options = dict[str, Any]
 OF_ROWS = {"alibi_slopes", "kv_starts", "q_lengths", "window_size"}
 Result = Array | AttentionResult
-Replaced = list[tuple[Any, Array, Array]]  # places, keys, values
+Replaced = list[tuple[Any, Parts]]  # places, and what was there
 
 
-class KVCache(Store):
+class KVCache(Rows):
     r"""Keys and values of texts that grow, and attention of new tokens over them.
 
     Each batch row holds a text of its own length. Without a window a row keeps up to `capacity`
@@ -43,7 +44,9 @@ class KVCache(Store):
     capacity : int
         Tokens of a row that there is memory for; with a window at least ``window + sinks``.
     dtype : str or dtype
-        Of keys, values and queries: float32, float64, float16 or bfloat16.
+        In which keys and values are stored: float32, float64, float16 or bfloat16, also that of
+        queries; or int8, float8_e4m3fn or float8_e5m2, with a scale for each token and head, see
+        :func:`quantize`. Keys, values and queries are then of float32, float16 or bfloat16.
     window : int, optional
         A token sees the last `window` tokens, itself included, and the sinks. A window of
         :func:`attnfast.attention` does not count the token itself: it is ``(window - 1, 0)`` there.
@@ -85,6 +88,12 @@ class KVCache(Store):
     ...     output = cache.attend(tokens(1, 8))
     >>> output.shape, cache.lengths
     ((1, 8, 1, 64), array([15]))
+
+    The same in 8 bits:
+
+    >>> cache = KVCache(1, 2, 64, capacity=100, dtype="int8")
+    >>> cache.extend(tokens(10, 8), tokens(10, 2), tokens(10, 2)).dtype, cache.nbytes
+    (dtype('float32'), 27200)
     """
 
     # ---- attention ----
@@ -255,7 +264,7 @@ class KVCache(Store):
         if extra or options:
             check_arguments(KVCache.extend, extra, options)
         q = self._apart(self._checked_query(query))
-        k, v = self._fitting(key, "key", 0), self._fitting(value, "value", 1)
+        k, v = self._fitting(key, 0), self._fitting(value, 1)
         n = q.shape[-2]
         if k.shape[-2] != n or v.shape[-2] != n:
             raise ValueError(
@@ -263,25 +272,28 @@ class KVCache(Store):
                 f"and {v.shape[-2]}: attend takes queries of tokens that are there"
             )
         given: Options = dict(options)
-        if lengths is not None:
-            given["q_lengths"] = row_numbers(lengths, "lengths", self._batch, n)
+        counts = None if lengths is None else row_numbers(lengths, "lengths", self._batch, n)
+        if counts is not None:
+            given["q_lengths"] = counts
+        new = self._storage.rows(k, v, counts)
         if self._window is None:
             replaced: Replaced = []
         elif n <= self._ring.size - self._window + 1 or self._keeps_all(n):
-            replaced = self._replaced(n, given.get("q_lengths"))
+            replaced = self._replaced(n, counts)
         else:
-            return self._extend_in_order(q, (k, v), given)
+            return self._extend_in_order(q, new, given)
         before = [a.copy() for a in self._numbers()]
-        capacity, memory = self.capacity, (self._key, self._value)
+        capacity, memory = self.capacity, self._memory
         try:
-            self.append(k, v, lengths)
+            self._append(new, counts)
             return self._attend(q, given)
         except BaseException:
             self._use(self._batch, capacity, memory)
             self._late_lengths[...], self._late_written[...] = before
             self._settle()
-            for index, old_key, old_value in replaced:
-                self._key[index], self._value[index] = old_key, old_value
+            for place, parts in replaced:
+                for own, part in zip(memory, parts, strict=True):
+                    own[place] = part
             raise
 
     def _keeps_all(self, n: int) -> bool:
@@ -291,7 +303,7 @@ class KVCache(Store):
     def _replaced(self, n: int, counts: Array | None) -> Replaced:
         """What slots of a ring hold before `n` tokens are put there."""
         places = [place for place, _ in self._places(n, counts)]
-        return [(place, self._key[place].copy(), self._value[place].copy()) for place in places]
+        return [(place, tuple(own[place].copy() for own in self._memory)) for place in places]
 
     def _checked_query(self, query: ArrayLike) -> Array:
         q = as_array(query, "query")
@@ -310,18 +322,19 @@ class KVCache(Store):
     def _attend(self, q: Array, options: Options) -> Result:
         if self._window is not None:
             return self._attend_ring(q, options)
-        key, value = self.key, self.value
         if self._even is None:
             options["kv_lengths"] = self._late_lengths
         positioned = q.shape[-2] != 1 or "alibi_slopes" in options or "window_size" in options
         if positioned or self._even is None:
             options["q_offset"] = "end"
             options["is_causal"] = True
-        return _core.attention(q, key, value, options)
+        used = self._used()
+        options.update(self._storage.scales(used))
+        return _core.attention(q, used[0], used[1], options)
 
     def _kept(self) -> Kept:
         assert self._window is not None
-        return Kept(self.key, self.value, self._ring, self._window, *self._numbers())
+        return Kept(self._storage, self._used(), self._ring, self._window, *self._numbers())
 
     def _attend_ring(self, q: Array, options: Options) -> Result:
         n = q.shape[-2]
@@ -329,7 +342,9 @@ class KVCache(Store):
         if simple and OF_ROWS.isdisjoint(options):  # the query sees all that there is
             if self._even is None:
                 options["kv_lengths"] = np.minimum(self._late_lengths, self.capacity)
-            return _core.attention(q, self.key, self.value, options)
+            used = self._used()
+            options.update(self._storage.scales(used))
+            return _core.attention(q, used[0], used[1], options)
         kept, counts = self._kept(), self._ring_options(options, n)
         first = kept.lengths - counts
         seen = np.maximum(first - kept.window + 1, self._ring.fixed)
@@ -345,7 +360,7 @@ class KVCache(Store):
             return attend_stored(q, kept, first, counts, options)
         return attend_in_order(q, kept, None, counts, options)
 
-    def _extend_in_order(self, q: Array, new: tuple[Array, Array], options: Options) -> Result:
+    def _extend_in_order(self, q: Array, new: Parts, options: Options) -> Result:
         """Attend first, over a copy, then append: by then the ring has forgotten what was seen."""
         for name in OF_PAIRS:
             if options.get(name) is not None and options[name] is not False:
@@ -357,10 +372,9 @@ class KVCache(Store):
         lengths = options.pop("q_lengths", None)
         out = options.get("out")  # which is written before tokens are read again
         if isinstance(out, np.ndarray):
-            key, value = (a.copy() if np.may_share_memory(a, out) else a for a in new)
-            new = key, value
+            new = tuple(a.copy() if np.may_share_memory(a, out) else a for a in new)
         result = attend_in_order(q, self._kept(), new, counts, options)
-        self.append(*new, lengths)
+        self._append(new, lengths)
         return result
 
     def _ring_options(self, options: Options, n: int) -> Array:

@@ -12,6 +12,7 @@ from ._signature import plain_signature
 
 # The largest number that each dtype holds.
 LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
+LEAST_SCALE = np.finfo(np.float32).smallest_normal  # smaller ones have fewer digits
 
 
 @plain_signature
@@ -25,7 +26,8 @@ def quantize(
     """An array in 8 bits: ``stored * scale`` is near `x`.
 
     Each scale is the largest magnitude of those that share it, divided by the largest number of the
-    dtype. The defaults give one scale for each key and head.
+    dtype, and at least the smallest normal number of float32. The defaults give one scale for each
+    key and head.
 
     Parameters
     ----------
@@ -54,6 +56,11 @@ def quantize(
     ValueError
         A number that is not finite, an axis that is not there, or a group that does not divide it.
 
+    Notes
+    -----
+    An element of int8 is at most half a scale from its number. One of float8_e4m3fn is at most 1/16
+    of the number away, one of float8_e5m2 1/8, and for the smallest ones 2**-10 and 2**-17 scales.
+
     Examples
     --------
     >>> import numpy as np
@@ -74,24 +81,42 @@ def quantize(
     if not isinstance(dtype, str) or dtype not in LARGEST:
         raise ValueError(f"dtype must be one of {', '.join(LARGEST)}, got {dtype!r}")
     axes = _axes(axis, a.ndim)
-    with np.errstate(over="ignore"):  # which is told as what it is
-        real = a.astype(np.float32)
-    if not np.isfinite(real).all():
-        raise ValueError(f"x must be finite in float32, got {real[~np.isfinite(real)][0]}")
+    real = as_float32(a)
     if group is not None:
         real = _grouped(real, axes, group)
         axes = (axes[0] + 1,)
-    most = np.abs(real).max(axis=axes, keepdims=True, initial=0)
-    scale = most / np.float32(LARGEST[dtype])
-    ratio = real / np.where(scale > 0, scale, np.float32(1))
-    ratio = np.clip(ratio, -LARGEST[dtype], LARGEST[dtype]).reshape(a.shape)
-    if group is not None:
-        scale = scale.squeeze(axes)
-    if dtype == "int8":
-        return np.rint(ratio).astype(np.int8), scale
+    stored, scale = to_bytes(real, "x", axes, _dtype_of(dtype))
+    return stored.reshape(a.shape), scale if group is None else scale.squeeze(axes)
+
+
+def as_float32(a: NDArray[Any]) -> NDArray[np.float32]:
+    """The same numbers in float32, in which too large ones are infinite."""
+    if a.dtype != np.float64:
+        return np.asarray(a, np.float32)
+    with np.errstate(over="ignore"):
+        return a.astype(np.float32)
+
+
+def to_bytes(
+    real: NDArray[np.float32], name: str, axes: int | tuple[int, ...], dtype: np.dtype[Any]
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """The argument `name` as 8-bit numbers, and the scales that those along `axes` share."""
+    most = np.maximum.reduce(np.abs(real), axis=axes, keepdims=True, initial=0)
+    if not np.isfinite(most).all():
+        wrong = real[~np.isfinite(real)][0]
+        raise ValueError(f"{name} must be finite in float32 to be stored in 8 bits, got {wrong}")
+    scale = np.maximum(most / np.float32(LARGEST[dtype.name]), LEAST_SCALE)
+    ratio = real / scale
+    return (np.rint(ratio, out=ratio) if dtype.kind == "i" else ratio).astype(dtype), scale
+
+
+def _dtype_of(name: str) -> np.dtype[Any]:
+    if name == "int8":
+        return np.dtype(np.int8)
     import ml_dtypes
 
-    return ratio.astype(getattr(ml_dtypes, dtype)), scale
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return dtype
 
 
 def _axes(axis: Any, ndim: int) -> tuple[int, ...]:

@@ -8,18 +8,23 @@ import numpy as np
 import pytest
 
 import attnfast
-from attnfast import KVCache, reference
-from support.arrays import BFLOAT16, DTYPE_IDS, DTYPES, assert_same, randn, same_bits
+from attnfast import KVCache, quantize, reference
+from support.arrays import BFLOAT16, BYTES, DTYPE_IDS, DTYPES, assert_same, randn, same_bits
 from support.criterion import check
 
 pytestmark = pytest.mark.quick
+STORED = pytest.mark.parametrize(
+    "dtype", [*DTYPES, *BYTES], ids=[d.name for d in (*DTYPES, *BYTES)]
+)
+IN_BYTES = pytest.mark.parametrize("dtype", BYTES, ids=[d.name for d in BYTES])
 
 
 def filled(rng, n=20, batch=(2,), heads=2, d=16, dv=12, dtype=np.float32, **options):
     """A cache with n tokens, and these."""
     options.setdefault("capacity", 32)
     cache = KVCache(batch, heads, d, dv, dtype=dtype, **options)
-    k, v = (randn(rng, (*batch, heads, n, width), dtype) for width in (d, dv))
+    given = np.float32 if dtype in BYTES else dtype
+    k, v = (randn(rng, (*batch, heads, n, width), given) for width in (d, dv))
     cache.append(k, v)
     return cache, k, v
 
@@ -41,6 +46,79 @@ def test_it_is_attention_over_what_was_appended(n, batch, dtype, rng):
     check(result, q, k, v, is_causal=True, q_offset="end")
     assert cache.lengths.shape == batch and (cache.lengths == 20).all()
     assert same_bits(cache.key, k) and same_bits(cache.value, v)
+
+
+@pytest.mark.usefixtures("isa")
+@IN_BYTES
+@pytest.mark.parametrize("given", [np.float32, np.float64, np.float16, BFLOAT16])
+def test_it_stores_eight_bits(given, dtype, rng):
+    """As `quantize` does, with a scale for each token and head; within the error that it states."""
+    cache = KVCache(2, 2, 16, 12, capacity=32, dtype=dtype)
+    k, v = 30 * randn(rng, (2, 2, 20, 16), given), randn(rng, (2, 2, 20, 12), given)
+    k[0, 1, 3] = 0
+    k, v = k.astype(given), v.astype(given)
+    cache.append(k, v)
+    assert cache.dtype == dtype and cache.nbytes == 2 * 2 * 32 * (16 + 12 + 2 * 4)
+    nearest = {"int8": 0, "float8_e4m3fn": 2.0**-4, "float8_e5m2": 2.0**-3}[dtype.name]
+    least = {"int8": 0.5, "float8_e4m3fn": 2.0**-10, "float8_e5m2": 2.0**-17}[dtype.name]
+    for held, x in ((cache.key, k), (cache.value, v)):
+        small, scale = quantize(x, dtype.name)
+        assert held.dtype == np.float32 and same_bits(held, small.astype(np.float32) * scale)
+        x = x.astype(np.float64)
+        assert (np.abs(held - x) <= 1.001 * np.maximum(nearest * np.abs(x), least * scale)).all()
+    small = [quantize(x, dtype.name) for x in (k, v)]
+    options = {"key_scale": small[0][1], "value_scale": small[1][1]}
+    for n, query in ((1, np.float32), (3, np.float16), (20, BFLOAT16)):
+        q = queries(rng, n, dtype=query)
+        options |= {"is_causal": True, "q_offset": "end"}
+        assert_same(cache.attend(q), attnfast.attention(q, small[0][0], small[1][0], **options))
+
+
+@IN_BYTES
+def test_numbers_that_are_not_finite_are_refused_in_eight_bits(dtype, rng):
+    cache, k, v = filled(rng, dtype=dtype, grow=True)
+    for name, bad in (("key", np.nan), ("value", -np.inf), ("key", 1e300)):
+        before = pickle.dumps(cache)
+        new = {"key": k.astype(np.float64), "value": v.astype(np.float64)}
+        new[name][1, 0, 7, 3] = bad
+        for call in (cache.append, lambda **a: cache.extend(queries(rng, 20), **a)):
+            with pytest.raises(
+                ValueError, match=rf"{name} must be finite in float32 to be stored in 8 bits"
+            ):
+                call(**new)
+            assert pickle.dumps(cache) == before
+        call(**new, lengths=[20, 7])  # it is padding
+        cache.truncate(20)
+    with pytest.raises(TypeError, match=r"key must be floating point.*int64.*astype"):
+        cache.append(k.astype(int), v)
+
+
+@IN_BYTES
+@pytest.mark.parametrize("sinks", [0, 3])
+@pytest.mark.parametrize("given", [np.float32, np.float16])
+def test_long_queries_over_a_ring_of_eight_bits(given, sinks, dtype, rng):
+    """By way of a copy in order, which windows beside sinks need in float32."""
+    cache = KVCache(2, 2, 16, 12, capacity=9 + sinks, window=9, sinks=sinks, dtype=dtype)
+    plain = KVCache(2, 2, 16, 12, capacity=9 + sinks, window=9, sinks=sinks)
+    arrays = [randn(rng, (2, heads, 90, d), given) for heads, d in ((4, 16), (2, 16), (2, 12))]
+    arrays[1] = -np.abs(arrays[1])
+    real = [quantize(x, dtype.name) for x in arrays[1:]]
+    real = [small.astype(np.float32) * scale for small, scale in real]
+    out = np.zeros((2, 4, 90, 12), given)
+    lengths = np.array([90, 77])
+    result = cache.extend(*arrays, lengths, return_lse=True, out=out)
+    expected = plain.extend(arrays[0].astype(np.float32), *real, lengths, return_lse=True)
+    assert result.output is out
+    close = {"rtol": 1e-5 if given == np.float32 else 1e-3, "atol": 1e-5}
+    np.testing.assert_allclose(out, expected.output, **close)
+    np.testing.assert_allclose(result.lse, expected.lse, rtol=1e-5, atol=1e-5)
+    before = pickle.dumps(cache)
+    for bad, error in ((np.zeros((2, 4, 3, 12), given), ValueError), (out.astype("f8"), TypeError)):
+        with pytest.raises(error, match="out must have"):
+            cache.extend(*arrays, out=bad)
+        with pytest.raises(TypeError, match="query must be float32, float16 or bfloat16"):
+            cache.extend(arrays[0].astype(float), *arrays[1:])
+        assert pickle.dumps(cache) == before
 
 
 OPTIONS = {
@@ -136,10 +214,12 @@ def test_options_that_a_cache_knows_itself(rng):
         ring.extend(*(queries(rng, 30, heads=h) for h in (4, 2)), v[:, :, :1].repeat(30, 2), mask=1)
 
 
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.int8)])
 @pytest.mark.parametrize("window", [None, 9])
 @pytest.mark.parametrize("where", ["options", "out of memory", "interrupt"])
-def test_a_failed_extend_leaves_the_cache_as_it_was(where, window, rng, monkeypatch):
-    cache, k, v = filled(rng, window=window, capacity=21, sinks=2 if window else 0)
+def test_a_failed_extend_leaves_the_cache_as_it_was(where, window, dtype, rng, monkeypatch):
+    sinks = 2 if window else 0
+    cache, k, v = filled(rng, window=window, capacity=21, sinks=sinks, dtype=dtype)
     cache.append(k, v, lengths=[1, 0])
     if window:
         cache.append(k, v)
@@ -223,12 +303,12 @@ def test_beams(rng):
     one.clear()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@STORED
 @pytest.mark.parametrize("window", [None, 9])
 def test_copies_and_files(window, dtype, rng, tmp_path):
     cache, k, v = filled(rng, window=window, dtype=dtype, capacity=24, sinks=1 if window else 0)
     cache.append(k, v, lengths=[3, 1])
-    q = queries(rng, 1, dtype=dtype)
+    q = queries(rng, 1, dtype=k.dtype)
     cache.save(tmp_path / "cache.npz")
     memory = io.BytesIO()
     cache.save(memory)
@@ -248,12 +328,13 @@ def test_copies_and_files(window, dtype, rng, tmp_path):
         assert same_bits(other.attend(q), expected)
         other.append(k[:, :, :1], v[:, :, :1])
     assert same_bits(cache.attend(q), expected)
-    used = 4 * cache.key[..., 0].size * 28 // 4
-    assert len(pickle.dumps(cache)) < used * cache.dtype.itemsize + 2000
+    used = cache.key[..., 0].size * (28 * cache.dtype.itemsize + (8 if dtype in BYTES else 0))
+    assert len(pickle.dumps(cache)) < used + 2000
 
 
-def test_files_that_are_none(rng, tmp_path):
-    cache, _, _ = filled(rng)
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), BYTES[1]])
+def test_files_that_are_none(dtype, rng, tmp_path):
+    cache, _, _ = filled(rng, dtype=dtype)
     path = tmp_path / "cache.npz"
     for text in (b"", b"text", b"PK\x03\x04 no archive"):
         path.write_bytes(text)
@@ -269,13 +350,15 @@ def test_files_that_are_none(rng, tmp_path):
         right = dict(arrays)
     broken = {
         "format": 2,
-        "dtype": "float16",
+        "dtype": "int16",
         "lengths": np.array([20, 33]),
         "key": right["key"][:, :, :5],
         "capacity": 3,
         "batch_shape": np.array([4]),
-        "value": right["value"].astype(np.float64),
+        "value": right["value"].astype(np.int64),
     }
+    if dtype in BYTES:
+        broken["key_scale"] = right["key_scale"][..., :5, :]
     for name, x in broken.items():
         np.savez(path, **{**right, name: x})
         with pytest.raises(ValueError, match="file must"):

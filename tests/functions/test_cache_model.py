@@ -12,13 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from attnfast import KVCache
-from support.arrays import DTYPES, randn, same_bits
+from attnfast import KVCache, quantize
+from support.arrays import BYTES, DTYPES, randn, same_bits
 from support.criterion import check
 
 HEADS, D, DV = 2, 8, 6
 EXAMPLES = settings.default.max_examples
 POISONS = (np.nan, np.inf)
+
+
+def stored(x, dtype):
+    """The numbers that a cache holds for tokens: of 8 bits exact, in float64."""
+    if dtype not in BYTES:
+        return x
+    small, scale = quantize(np.nan_to_num(x.astype(np.float32)), dtype.name)  # padding is NaN
+    return small.astype(np.float64) * scale
+
+
+def poison_of(dtype, rng):
+    """What has no influence where nothing is held."""
+    return 127 if dtype == np.int8 else np.array(rng.choice(POISONS)).astype(dtype)
 
 
 class Row:
@@ -41,7 +54,9 @@ class Machine(RuleBasedStateMachine):
     def make(self, data):
         draw = data.draw
         self.rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-        self.dtype = draw(st.sampled_from(DTYPES))
+        self.dtype = draw(st.sampled_from([*DTYPES, *BYTES]))
+        given_in = [dtype for dtype in DTYPES if dtype != np.float64]
+        self.given = draw(st.sampled_from(given_in)) if self.dtype in BYTES else self.dtype
         self.window = draw(st.none() | st.integers(1, 9))
         self.sinks = draw(st.integers(0, 4)) if self.window else 0
         self.grow = not self.window and draw(st.booleans())
@@ -73,6 +88,7 @@ class Machine(RuleBasedStateMachine):
         return [j for j in range(p + 1) if j < self.sinks or j >= first]
 
     def put(self, counts, k, v):
+        k, v = stored(k, self.dtype), stored(v, self.dtype)
         for b, row in enumerate(self.rows):
             row.key += [k[b, :, i] for i in range(counts[b])]
             row.value += [v[b, :, i] for i in range(counts[b])]
@@ -84,7 +100,7 @@ class Machine(RuleBasedStateMachine):
 
     def new(self, data, most=12):
         n = data.draw(st.integers(0, most))
-        k, v = (randn(self.rng, (len(self.rows), HEADS, n, d), self.dtype) for d in (D, DV))
+        k, v = (randn(self.rng, (len(self.rows), HEADS, n, d), self.given) for d in (D, DV))
         if data.draw(st.booleans()):
             return k, v, None, [n] * len(self.rows)
         counts = [data.draw(st.integers(0, n)) for _ in self.rows]
@@ -109,7 +125,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def extend(self, data):
         k, v, lengths, counts = self.new(data, data.draw(st.sampled_from([1, 4, 30])))
-        q = randn(self.rng, (len(self.rows), 2 * HEADS, k.shape[-2], D), self.dtype)
+        q = randn(self.rng, (len(self.rows), 2 * HEADS, k.shape[-2], D), self.given)
         if self.too_long(counts):
             return
         options = self.options(data, with_pairs=False)
@@ -120,7 +136,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def attend(self, data):
         n = data.draw(st.integers(0, 3))
-        q = randn(self.rng, (len(self.rows), 2 * HEADS, n, D), self.dtype)
+        q = randn(self.rng, (len(self.rows), 2 * HEADS, n, D), self.given)
         if not self.answers([n] * len(self.rows)):
             with pytest.raises(ValueError, match=r"query has .* extend\("):
                 self.cache.attend(q)
@@ -207,6 +223,7 @@ class Machine(RuleBasedStateMachine):
             return
         self.poison()
         cache, positions = self.cache, self.cache.positions
+        keys, values = cache.key, cache.value
         assert cache.lengths.tolist() == [len(row) for row in self.rows]
         for b, row in enumerate(self.rows):
             held = {int(p): slot for slot, p in enumerate(positions[b]) if p >= 0}
@@ -215,10 +232,10 @@ class Machine(RuleBasedStateMachine):
                 kept = [j for j in kept if j < self.sinks or j >= self.oldest(row)]
             assert sorted(held) == list(kept)
             for j, slot in held.items():
-                assert same_bits(cache.key[b, :, slot], row.key[j])
-                assert same_bits(cache.value[b, :, slot], row.value[j])
+                assert same_bits(keys[b, :, slot], row.key[j].astype(keys.dtype))
+                assert same_bits(values[b, :, slot], row.value[j].astype(values.dtype))
         if self.answers([1] * len(self.rows)):
-            q = randn(self.rng, (len(self.rows), 2 * HEADS, 1, D), self.dtype)
+            q = randn(self.rng, (len(self.rows), 2 * HEADS, 1, D), self.given)
             self.judge(cache.attend(q), q, [1] * len(self.rows), {})
 
     def poison(self):
@@ -227,8 +244,8 @@ class Machine(RuleBasedStateMachine):
         for b in range(len(self.rows)):
             unused = np.ones(self.cache.capacity, bool)
             unused[: positions.shape[-1]] = positions[b] < 0
-            for a in (self.cache._key, self.cache._value):
-                a[b][:, unused] = self.rng.choice(POISONS)
+            for a in self.cache._memory:
+                a[b][:, unused] = poison_of(a.dtype, self.rng)
 
     def judge(self, result, q, counts, options):
         """Each query by itself, over the tokens that it sees."""
@@ -254,8 +271,9 @@ class Machine(RuleBasedStateMachine):
             slots = [int(np.flatnonzero(positions == j)[0]) for j in seen]
             named["mask"] = options["mask"][b][..., slots]
             bias += options["bias"][b][..., slots]
-        key = np.array([row.key[j] for j in seen], self.dtype).reshape(-1, HEADS, D)
-        value = np.array([row.value[j] for j in seen], self.dtype).reshape(-1, HEADS, DV)
+        dtype = np.float64 if self.dtype in BYTES else self.dtype
+        key = np.array([row.key[j] for j in seen], dtype).reshape(-1, HEADS, D)
+        value = np.array([row.value[j] for j in seen], dtype).reshape(-1, HEADS, DV)
         arrays = q, key.swapaxes(0, 1), value.swapaxes(0, 1)
         check(out[:, None], *arrays, bias=bias.astype(np.float64), **named)
 

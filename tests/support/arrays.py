@@ -8,6 +8,8 @@ import numpy as np
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16]
 DTYPE_IDS = [d.name for d in DTYPES]
+# Of caches that store 8 bits.
+BYTES = [np.dtype(d) for d in (np.int8, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)]
 POISON = (np.nan, np.inf, -np.inf, 1e38, -1e38)
 
 

@@ -620,8 +620,8 @@ OWN = {
         (ValueError, "grow", True, "grow must be False with a window"),
         (ValueError, "window", None, "sinks must be 0 without a window, got 2"),
         *(
-            (TypeError, "dtype", bad, "dtype must be float32, float64, float16 or bfloat16, got")
-            for bad in ("float8", np.int32, np.complex64, None, 3, np.longdouble)
+            (TypeError, "dtype", bad, "dtype must be one of float32, .*float8_e5m2, got")
+            for bad in ("float8", "uint8", np.int32, np.complex64, None, 3, np.longdouble)
         ),
     ],
     "KVCache.append": [
@@ -629,6 +629,20 @@ OWN = {
         (ValueError, "key", K[:, :, :3], "key|value must have the 3 tokens"),
         (ValueError, "lengths", np.array([6, 0]), r"lengths must be within 0 .. 5, got 0 .. 6"),
         *LENGTHS_OF_ROWS,
+    ],
+    "KVCache.append, bytes": [
+        case
+        for name, x in (("key", K), ("value", V))
+        for case in [
+            (TypeError, name, x.astype(int), f"{name} must be floating point.*int64.*astype"),
+            (ValueError, name, np.full_like(x, NAN), f"{name} must be finite.*8 bits, got nan"),
+            (ValueError, name, x[..., :5], rf"{name} must have shape .* got .*5\)"),
+        ]
+    ],
+    "KVCache.extend, bytes": [
+        (TypeError, "query", Q.astype(np.float64), "query must be float32, float16 or bfloat16"),
+        (ValueError, "key", np.full_like(K[:, :, :3], NAN), "key must be finite.*8 bits, got nan"),
+        (ValueError, "scale", NAN, "scale"),
     ],
     "KVCache.attend": [
         (TypeError, "query", None, "query.*NoneType"),

@@ -99,9 +99,9 @@ REFUSED = {
 }
 
 
-def cache():
+def cache(dtype="float32"):
     """One that holds K and V, and has room for more."""
-    new = attnfast.KVCache(2, 2, 8, 6, capacity=40)
+    new = attnfast.KVCache(2, 2, 8, 6, capacity=40, dtype=dtype)
     new.append(K, V)
     return new
 
@@ -188,6 +188,11 @@ FUNCTIONS = {
         **{"lengths": np.array([3, 1]), "return_lse": True, "return_weights": True},
         **without(GOOD, *ASKED_OF_A_CACHE, "q_lengths", "mask", "bias"),
         **{"mask": None, "bias": None, "out": np.full((2, 4, 3, 6), 7, np.float32)},
+    },
+    "KVCache.append, bytes": {"self": cache("int8"), "key": K, "value": V},
+    "KVCache.extend, bytes": {
+        **{"self": cache("int8"), "query": Q, "key": K[:, :, :3], "value": V[:, :, :3]},
+        **{"scale": 0.5, "lengths": np.array([3, 1])},
     },
     "KVCache.truncate": {"self": cache(), "lengths": np.array([5, 3])},
     "KVCache.reorder": {"self": cache(), "rows": np.array([1, 0])},
