@@ -129,15 +129,15 @@ def make_calls(drawn: Drawn, rng: np.random.Generator) -> dict[str, Call]:
         ours["kv_lengths"] = rng.integers(1, drawn.k_len + 1, drawn.batch)
         theirs["mask"] = np.arange(drawn.k_len) < ours["kv_lengths"][:, None, None, None]
     elif drawn.hides == "dense":
-        mask = rng.random(pairs) < 0.9
-        mask[:, 0] = True
+        mask = rng.random((1, 1, *pairs)) < 0.9
+        mask[..., 0] = True
         ours["mask"] = theirs["mask"] = mask
     elif drawn.hides == "bias":
-        ours["bias"] = theirs["bias"] = normal(drawn.heads, *pairs)
+        ours["bias"] = theirs["bias"] = normal(1, drawn.heads, *pairs)
     elif drawn.hides == "bias64":
-        ours["bias"] = theirs["bias"] = np.where(rng.random(pairs) < 0.9, 0, -1e9)
+        ours["bias"] = theirs["bias"] = np.where(rng.random((1, 1, *pairs)) < 0.9, 0, -1e9)
     elif drawn.hides == "bias LLH":
-        ours["bias"] = theirs["bias"] = normal(*pairs, drawn.heads).transpose(2, 0, 1)
+        ours["bias"] = theirs["bias"] = normal(*pairs, drawn.heads).transpose(2, 0, 1)[None]
     calls: dict[str, Call] = {
         "attnfast": partial(attnfast.attention, query, key, value, **ours),
         "numpy": partial(plain, query, key, value, **theirs),
