@@ -78,7 +78,9 @@ def test_the_glossary_has_ten_words_of_the_code():
 
 def test_files_named_elsewhere_on_the_page_are_there():
     known = {
-        p.name for folder in ("csrc", "attnfast", "tools") for p in (ROOT / folder).rglob("*.*")
+        p.name
+        for folder in ("csrc", "attnfast", "tools", "bench")
+        for p in (ROOT / folder).rglob("*.*")
     }
     named = re.findall(r"`(?:\w+/)*(\w+\.(?:h|c|py|pyx|pxi))`", PAGE)
     assert named and set(named) <= known
