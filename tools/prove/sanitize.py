@@ -5,15 +5,15 @@
 Builds the wheel from a copy of the checkout with -fsanitize=address,undefined, assertions on and
 everything at -O1, installs it in a temporary place and runs pytest there with the sanitizers
 preloaded: those that the arguments name (paths as in the checkout) or all, but for those listed
-below, with few examples each (--hypothesis-profile=default: as many as else). Tests run every
-instruction set of this CPU by themselves. A finding ends the process it is in, fails the run and is
-printed at the end. Needs gcc and, in this Python, the extra `test`.
+below, with few examples each (--hypothesis-profile=default: as many as else). Of a test with many
+cases, each case runs with one instruction set of this CPU, which of them changes from case to case
+(--every: with all); other tests run with all. A finding ends the process it is in, fails the run
+and is printed at the end. Needs gcc and, in this Python, the extra `test`.
 """
 
 import argparse
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from c_library import find, variants
+from c_library import at_o1, find, variants
 
 ROOT = Path(__file__).resolve().parents[2]
 ISAS = list(dict.fromkeys(variant.isa for variant in variants()[0]))
@@ -47,6 +47,32 @@ LEFT_OUT = {
     "promises/test_types.py": "type checkers; no C runs",
 }
 
+# Which instruction set a case has depends on nothing but its name and parameters.
+IN_TURN = """
+from collections import Counter
+from zlib import crc32
+
+import attnfast
+
+ISAS = attnfast.available_isas()
+
+
+def pytest_collection_modifyitems(config, items):
+    cases = Counter(item.nodeid.partition("[")[0] for item in items)
+    kept, left_out = [], []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        call = getattr(item, "callspec", None)
+        isa = call and call.params.get("isa")
+        of_turn = isa
+        if isa in ISAS and cases[test] >= 4 * len(ISAS):
+            rest = sorted((name, i) for name, i in call.indices.items() if name != "isa")
+            of_turn = ISAS[crc32(repr((test, rest)).encode()) % len(ISAS)]
+        (kept if isa == of_turn else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
+"""
+
 
 def copied(work: Path) -> Path:
     """A copy of the checkout that is compiled at -O1: more takes minutes."""
@@ -54,7 +80,7 @@ def copied(work: Path) -> Path:
     unwanted = shutil.ignore_patterns(".*", "build", "dist", "__pycache__")
     shutil.copytree(ROOT, source, ignore=unwanted)
     for path in (source / "CMakeLists.txt", source / "cmake" / "isa.cmake"):
-        path.write_text(re.sub(r"(?<= )-O[23s](?=[ )])", "-O1", path.read_text()))
+        path.write_text(at_o1(path.read_text()))
     return source
 
 
@@ -110,6 +136,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, help="keep the build here, and use one that is there")
+    parser.add_argument("--every", action="store_true", help="each case with every instruction set")
     parser.add_argument("--isas", default=",".join(ISAS), help="fewer build sooner; with generic")
     arguments, tests = parser.parse_known_args()
     isas = arguments.isas.split(",")
@@ -131,6 +158,9 @@ def main() -> int:
         start = time.monotonic()
         without = [f"{'--deselect' if '::' in name else '--ignore'}={name}" for name in left_out]
         pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q"]
+        if not arguments.every:
+            (site / "isas_in_turn.py").write_text(IN_TURN)
+            pytest += ["-p", "isas_in_turn"]
         command = [*pytest, "--hypothesis-profile=few", *tests, *without]
         done = subprocess.run(command, cwd=source, env=sanitized(work, site), check=False)
         reports = [path.read_text(errors="replace") for path in sorted((work / "log").iterdir())]
