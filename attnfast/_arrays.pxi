@@ -22,8 +22,8 @@ cdef cnp.ndarray array_of(object x, str name):
     return x if cnp.PyArray_CheckExact(x) else as_array(x, name)
 
 
-cdef bint has_legal_strides(cnp.ndarray a):
-    """Whether C may use the array in place: native, aligned, whole strides, the last one 1."""
+cdef bint has_legal_strides(cnp.ndarray a, bint columns=False):
+    """Whether C may use the array in place: native, aligned, whole strides, the last one 1 unless it takes columns."""
     cdef int k, nd = cnp.PyArray_NDIM(a)
     cdef cnp.npy_intp size = cnp.PyArray_ITEMSIZE(a)
     cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(a)
@@ -33,18 +33,19 @@ cdef bint has_legal_strides(cnp.ndarray a):
     for k in range(nd):
         if shape[k] > 1 and strides[k] % size != 0:
             return False
-    return nd == 0 or shape[nd - 1] <= 1 or strides[nd - 1] == size
+    return nd == 0 or shape[nd - 1] <= 1 or columns or strides[nd - 1] == size
 
 
-cdef cnp.ndarray operand(object x, str name, int *dtype, bint bytes=False):
-    """Query, key or value: one of the four dtypes, or bytes, legal strides; copied where that is needed."""
+cdef cnp.ndarray operand(object x, str name, int *dtype, bint bytes=False, bint columns=False):
+    """Query, key or value: one of the four dtypes, or bytes, legal strides; copied where that is needed. With `columns`
+    the elements of a row may be apart, unless they are bytes."""
     cdef cnp.ndarray a = array_of(x, name)
     dtype[0] = dtype_of(a)
     if dtype[0] < 0 and not (bytes and storage_of(a)):
         raise wrong_operand(a, x, name)
     if cnp.PyArray_NDIM(a) < 2:
         raise ValueError(f"{name} must have at least 2 axes (length, head size), got shape {shape_of(a)}")
-    if not has_legal_strides(a):
+    if not has_legal_strides(a, columns and dtype[0] >= 0):
         shape, a = shape_of(a), without_repeats(a, 1)
         a = np.array(a, dtype=a.dtype.newbyteorder("="), order="C", copy=True, subok=False)
         a = np.broadcast_to(a, shape)

@@ -93,6 +93,7 @@ def attention(query, key, value, dict options):
     cdef Call call = new_call(options)
     call.stores = True
     call.set_table(call.option("block_table"))
+    call.columns = call.block_table is None
     call.set_operands(query, key, value, True)
     return call.attend()
 

@@ -21,6 +21,7 @@ cdef class Operands:
     cdef object layout  # the array whose axis order the output takes
     cdef bint packed, local  # of attention_varlen, of local_attention
     cdef bint stores  # takes keys and values in bytes
+    cdef bint columns  # takes keys and values whose rows are not contiguous
     cdef int batch_ndim, ndim
     cdef cnp.npy_intp batch[MAX_DIMS]
 
@@ -62,7 +63,8 @@ cdef class Operands:
         return 0
 
     cdef cnp.ndarray checked_rows(self, object x, str name, int *dtype):
-        cdef cnp.ndarray a = operand(x, name, dtype, self.stores and name != "query")
+        cdef bint stored = name != "query"
+        cdef cnp.ndarray a = operand(x, name, dtype, self.stores and stored, self.columns and stored)
         if self.packed and cnp.PyArray_NDIM(a) != 3:
             raise ValueError(f"{name} must have 3 axes (rows, heads, head size), got shape {shape_of(a)}")
         return cnp.PyArray_SwapAxes(a, 0, 1) if self.packed else a

@@ -42,7 +42,8 @@ typedef struct af_groups {
     int64_t rows, columns;
 } af_groups;
 
-/* Rows of D, D and Dv elements, whose stride j is 1. */
+/* Rows of D, D and Dv elements, whose stride j is 1; of key and value it may be any in af_attention, unless they are in
+ * pages or bytes or there are global tokens or importance. */
 typedef struct af_operands {
     size_t size;
     af_tensor query, key;

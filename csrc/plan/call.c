@@ -97,6 +97,12 @@ static void move(af_tensor *t, int64_t b, int64_t h, int64_t i, int64_t j, int64
     t->data = (char *)t->data + (h * t->h + i * t->i + j * t->j) * size;
 }
 
+bool af_has_columns(const af_call *call)
+{
+    const af_operands *p = &call->operands;
+    return (p->key.data && call->D > 1 && p->key.j != 1) || (p->value.data && call->Dv > 1 && p->value.j != 1);
+}
+
 static void move_results(af_results *r, const af_call *whole, const af_part *p)
 {
     const int64_t size = af_elem_bytes(whole->dtype), real = af_real_bytes(whole->dtype);

@@ -67,6 +67,9 @@ static inline bool af_copies_keys(const af_call *call)
     return call->dtype > AF_F64 || call->operands.block_table || call->operands.storage;
 }
 
+/* Whether the elements of a row of keys or values are apart. */
+bool af_has_columns(const af_call *call);
+
 /* The parts of a problem as a call. Without an output it has no value, without weights no stage but the last. */
 void af_open_call(af_call *call, const af_problem *problem);
 

@@ -47,6 +47,14 @@ static bool storage_is_legal(const af_call *call)
     return !call->results.topk && !call->results.importance && call->results.stage == AF_WEIGHTS;
 }
 
+/* Rows whose elements are apart are copied some heads at a time. */
+static bool columns_are_legal(const af_call *call)
+{
+    const af_operands *p = &call->operands;
+    if (!af_has_columns(call)) return true;
+    return !p->block_table && !p->storage && !call->visible.global && !call->results.importance;
+}
+
 /* Of `rows` entries for each batch row. */
 static bool visible_is_legal(const af_call *call, int64_t rows)
 {
@@ -88,7 +96,7 @@ static bool results_are_legal(const af_call *call)
 bool af_is_legal(const af_call *call)
 {
     return sizes_are_legal(call) && visible_is_legal(call, call->B) && score_is_legal(call) &&
-           results_are_legal(call) && storage_is_legal(call);
+           results_are_legal(call) && storage_is_legal(call) && columns_are_legal(call);
 }
 
 static bool rows_are_legal(const af_tensor *t, int64_t width) { return !t->data || width < 2 || t->j == 1; }
@@ -105,6 +113,7 @@ bool af_are_legal_gradients(const af_call *call)
     const af_score *s = &call->score;
     const af_gradients *g = &call->gradients;
     if (call->operands.block_table || call->operands.storage || call->dtype > AF_F64) return false;
+    if (af_has_columns(call)) return false;
     if (!g->output.data || !g->lse.data || !g->grad_output.data) return false;
     if (!rows_are_legal(&g->output, call->Dv) || !rows_are_legal(&g->grad_output, call->Dv)) return false;
     if (!rows_are_legal(&g->grad_weights, call->Lk)) return false;
@@ -134,7 +143,7 @@ bool af_is_legal_packed(const af_call *whole, const af_packing *packing)
     if (!bounds_are_legal(first_key, sequences, whole->Lk, v->kv_length)) return false;
     if (!bounds_are_legal(first_key, sequences, whole->Lk, v->kv_start)) return false;
     if (v->blocks.data || whole->results.importance) return false;
-    if (whole->operands.block_table || whole->operands.storage) return false;
+    if (whole->operands.block_table || whole->operands.storage || af_has_columns(whole)) return false;
     return visible_is_legal(whole, sequences) && score_is_legal(whole) && results_are_legal(whole);
 }
 

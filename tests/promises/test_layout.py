@@ -48,6 +48,22 @@ def test_each_argument_in_each_layout(dtype, name, lq, rng):
         assert same_bits(given, before), f"an input was written, {layout}"
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize(("lk", "d"), [(2052, 24), (2053, 24), (4100, 17), (9, 200)])
+def test_keys_and_values_by_columns(lk, d, dtype, rng):
+    """Stored (B, H, D, L), or with gaps in the rows; some heads are copied at a time."""
+    q, k, v = (rng.standard_normal((3, 6, n, d)).astype(dtype) for n in (2, lk, lk))
+    gaps = np.zeros((3, 6, lk, 2 * d), dtype)
+    gaps[..., ::2] = v
+    expected = attnfast.attention(q, k, v, return_lse=True, num_threads=1)
+    for key, value in itertools.product(
+        (k, k.swapaxes(2, 3).copy().swapaxes(2, 3)), (v, gaps[..., ::2], v.T.copy().T)
+    ):
+        found = attnfast.attention(q, key, value, return_lse=True)
+        assert same_bits(found.output, expected.output)
+        assert same_bits(found.lse, expected.lse)
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_strides_of_zero_in_every_function(name, rng):
     shape = (2, 70, 16) if name in PACKED else (2, 2, 70, 16)

@@ -264,6 +264,8 @@ static void try_illegal(void)
     REFUSE("a window that ends before it begins", v->left = -1);
     REFUSE("a length beyond the keys", c.length[0] = L + 1; v->kv_length = c.length);
     REFUSE("a start beyond the keys", c.length[0] = L + 1; v->kv_start = c.length);
+    REFUSE("columns and importance", c.operands.key.j = 2; r->importance = c.importance);
+    REFUSE("columns and global tokens", c.operands.key.j = 2; v->global = c.global);
     REFUSE("additive scores without weights", c.score.additive = true);
     REFUSE("a gaussian without center", c.score.gaussian = 1);
     REFUSE("centers and dilation", v->center = center; v->dilation = c.dilation);
