@@ -17,7 +17,8 @@ Attention:
   `attention_varlen_backward`, `merge_attention_backward`: gradients
 - `vjp`: a call and its gradients in one: returns the result and a function for its gradients
 - `BlockMask`: a block-sparse pattern for ``mask=``
-- `KVCache`: keys and values of texts that grow, for decoding
+- `KVCache`: keys and values of texts that grow, for decoding; `PagedKVCache`: in pages that texts
+  share
 - `rotate`: rotary position embedding
 - `quantize`: keys and values in 8 bits, with scales
 
@@ -67,6 +68,7 @@ from .explain import attention_topk, key_importance
 from .gradient import AttentionGradients, attention_backward
 from .local import LocalGradients, local_attention, local_attention_backward
 from .merge import MergeGradients, merge_attention, merge_attention_backward
+from .paged import PagedKVCache
 from .planning import plan
 from .pullback import vjp
 from .quantization import quantize
@@ -90,6 +92,7 @@ __all__ = [
     "KVCache",
     "LocalGradients",
     "MergeGradients",
+    "PagedKVCache",
     "Plan",
     "__version__",
     "additive_attention",

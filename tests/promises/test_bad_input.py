@@ -12,7 +12,7 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 
 import attnfast
-from attnfast import BlockMask, KVCache
+from attnfast import BlockMask, KVCache, PagedKVCache
 from support.arrays import same_bits
 from support.bad_cases import OPERANDS, cases
 from support.legal import FUNCTIONS, REFUSED, K, Q, V, call, named, parameters_of
@@ -35,7 +35,7 @@ def snapshot(arguments):
     arrays = []
     for x in arguments.values():
         arrays += [a for a in (x if isinstance(x, list) else [x]) if isinstance(a, np.ndarray)]
-        arrays += [x.key, x.value, x.lengths] if isinstance(x, KVCache) else []
+        arrays += [x.key, x.value, x.lengths] if isinstance(x, (KVCache, PagedKVCache)) else []
     return [(a, a.copy()) for a in arrays if a.dtype != object]
 
 
@@ -83,7 +83,7 @@ def test_every_argument_has_a_case():
 def test_every_public_function_is_here():
     public = {n for n in attnfast.__all__ if inspect.isroutine(getattr(attnfast, n))}
     public -= {n for n in public if not inspect.signature(getattr(attnfast, n)).parameters}
-    for kind in (BlockMask, KVCache):
+    for kind in (BlockMask, KVCache, PagedKVCache):
         members = (n for n in dir(kind) if not n.startswith("_") and callable(getattr(kind, n)))
         public |= {kind.__name__, *(f"{kind.__name__}.{n}" for n in members)}
     assert public == {form.partition(",")[0] for form in FUNCTIONS}

@@ -12,7 +12,7 @@ from support.paths import TESTS
 ROWS = {"query", "lses", "positions"}
 COMPUTING = sorted(
     {form.partition(",")[0] for form, given in FUNCTIONS.items() if ROWS & {*given}}
-    - {"plan", "KVCache.attend", "KVCache.extend"}
+    - {"plan", "KVCache.attend", "KVCache.extend", "PagedKVCache.attend"}
 )
 # What a table leaves out, and why.
 MERGE = dict.fromkeys(("merge_attention", "merge_attention_backward"), "NumPy, no kernel")

@@ -20,6 +20,7 @@ OVERLOADED = [
     attnfast.attention_varlen,
     attnfast.KVCache.attend,
     attnfast.KVCache.extend,
+    attnfast.PagedKVCache.attend,
     MultiHeadAttention.__call__,
 ]
 

@@ -436,6 +436,12 @@ TOKENS = [
         (ValueError, name, x[0, 0], rf"{name} must have shape"),
     ]
 ]
+PAGED_ROWS = [
+    (ValueError, "rows", np.array([0, 2]), r"rows must be of \[0, 1\], got 2"),
+    (ValueError, "rows", np.array([-1, 0]), r"rows must be of \[0, 1\], got -1"),
+    (ValueError, "rows", np.array([[0, 1]]), r"rows must have one axis, got shape \(1, 2\)"),
+    (TypeError, "rows", np.array([0.0, 1.0]), "rows.*float64"),
+]
 LENGTHS_OF_ROWS = [
     (TypeError, "lengths", np.array([1.0, 2.0]), "lengths.*float64"),
     (TypeError, "lengths", "3", "lengths"),
@@ -686,6 +692,54 @@ OWN = {
     "KVCache.clear": [case for case in ROWS if case[2] is not None],
     "KVCache.save": [(TypeError, "file", 3.5, "file")],
     "KVCache.load": [(TypeError, "file", 3.5, "file"), (ValueError, "file", NO_FILE, "file must")],
+    "PagedKVCache": [
+        *(
+            (kind, name, bad, f"{name}.*{message}")
+            for name in (
+                *("num_rows", "num_kv_heads", "head_dim", "value_head_dim"),
+                *("pages", "page_size"),
+            )
+            for kind, bad, message in [
+                (TypeError, 2.0, "float"),
+                (TypeError, True, "bool"),
+                (ValueError, -1, "-1"),
+            ]
+        ),
+        (ValueError, "num_kv_heads", 0, "num_kv_heads.*0"),
+        (ValueError, "page_size", 0, "page_size.*0"),
+        (TypeError, "dtype", "uint8", "dtype must be one of float32, .*, got 'uint8'"),
+    ],
+    "PagedKVCache.append": [
+        *TOKENS,
+        (ValueError, "value", V[:, :, :2], "value must have the 1 tokens"),
+        (ValueError, "lengths", np.array([2, 0]), r"lengths must be within 0 .. 1, got 0 .. 2"),
+        *LENGTHS_OF_ROWS,
+        (ValueError, "rows", np.array([1, 1]), r"rows must name each text once, got \[1, 1\]"),
+        *PAGED_ROWS,
+    ],
+    "PagedKVCache.attend": [
+        (TypeError, "query", None, "query.*NoneType"),
+        (TypeError, "query", Q.astype(np.float64), "key has dtype float32 but query has float64"),
+        (ValueError, "query", Q[:1], r"query must have shape \(2, heads.*got \(1, 4, 3, 8\)"),
+        (ValueError, "query", Q[0], r"query must have shape \(2, heads.*got \(4, 3, 8\)"),
+        (ValueError, "query", Q[..., :7], "head size of query, 7"),
+        (ValueError, "q_lengths", np.array([4, 0]), "q_lengths"),
+        (ValueError, "kv_starts", np.array([7, 0]), "kv_starts"),
+        *OF_ATTENTION,
+        (TypeError, "mask", np.ones((2, 1, 3, 6)), "mask.*float64"),
+        (ValueError, "mask", np.ones((2, 1, 3, 5), bool), r"mask.*\(2, 1, 3, 5\)"),
+        (TypeError, "bias", np.ones((4, 3, 6), int), "bias.*int64"),
+        *PAGED_ROWS,
+    ],
+    **{
+        f"PagedKVCache.{name}": [
+            (TypeError, "row", 1.0, "row must be an int, got float"),
+            (TypeError, "row", True, "row must be an int, got bool"),
+            (ValueError, "row", -1, "row must be at least 0, got -1"),
+            (ValueError, "row", 9, r"row must be of \[0, 1.*\], got 9"),
+        ]
+        for name in ("fork", "free")
+    },
     "merge_attention": [
         (TypeError, "outputs", None, "outputs"),
         (TypeError, "outputs", [Q.astype(int)] * 2, "outputs.*int64"),
@@ -782,6 +836,6 @@ def takes(function, case):
 
 def cases(function):
     """All cases of one function."""
-    cache = function.startswith("KVCache")  # some of its messages are its own
+    cache = "KVCache" in function  # some of its messages are its own
     shared = SHARED if "query" in FUNCTIONS[function] and not cache else []
     return [case for case in shared if takes(function, case)] + OWN.get(function, [])

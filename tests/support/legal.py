@@ -106,6 +106,13 @@ def cache(dtype="float32"):
     return new
 
 
+def paged():
+    """One that holds K and V, and room for a text more."""
+    new = attnfast.PagedKVCache(2, 2, 8, 6, pages=10, page_size=3)
+    new.append(K, V)
+    return new
+
+
 ASKED_OF_A_CACHE = ("query", "key", "value", "is_causal", "q_offset", "kv_lengths")
 FILE = Path(tempfile.mkdtemp()) / "cache.npz"
 cache().save(FILE)
@@ -200,6 +207,25 @@ FUNCTIONS = {
     "KVCache.clear": {"self": cache(), "rows": np.array([1])},
     "KVCache.save": {"self": cache(), "file": io.BytesIO()},
     "KVCache.load": {"file": FILE},
+    "PagedKVCache": {
+        **{"num_rows": 2, "num_kv_heads": 2, "head_dim": 8, "value_head_dim": 6, "pages": 9},
+        **{"page_size": 4, "dtype": "float16"},
+    },
+    "PagedKVCache.append": {
+        **{"self": paged(), "key": K[:, :, :1], "value": V[:, :, :1]},
+        **{"lengths": np.array([1, 0]), "rows": np.array([1, 0])},
+    },
+    "PagedKVCache.attend": {
+        **{"self": paged(), "query": Q, "rows": np.array([0, 1])},
+        **{"return_lse": True, "return_weights": True},
+        **without(GOOD, *ASKED_OF_A_CACHE, "mask", "bias", "q_lengths", "kv_starts"),
+        **{"mask": np.ones((2, 1, 3, 6), bool), "bias": np.zeros((4, 3, 6), np.float32)},
+        **{"q_lengths": np.array([3, 2]), "kv_starts": np.array([0, 1])},
+        "out": np.full((2, 4, 3, 6), 7, np.float32),
+    },
+    "PagedKVCache.add": {"self": paged()},
+    "PagedKVCache.fork": {"self": paged(), "row": 1},
+    "PagedKVCache.free": {"self": paged(), "row": 1},
     "quantize": {"x": Q, "dtype": "int8", "axis": -1, "group": 4},
     "merge_attention": {"outputs": [Q, Q], "lses": [Q[..., 0], Q[..., 0]]},
     "merge_attention_backward": {

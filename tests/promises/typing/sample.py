@@ -19,6 +19,7 @@ from attnfast import (
     BlockMask,
     KVCache,
     LocalGradients,
+    PagedKVCache,
     Plan,
     additive_attention,
     attention,
@@ -124,6 +125,12 @@ def the_family() -> None:
     assert_type(cache.extend(q, k, v, return_lse=wanted), Array | AttentionResult)
     assert_type(cache.lengths, Array)
     cache.attend(q, is_causal=True)  # type: ignore[call-overload]
+    pages = PagedKVCache(2, 2, 64, pages=50, dtype="int8")
+    assert_type(pages.append(k, v, [300, 211], rows=[0, 1]), None)
+    assert_type(pages.attend(q), Array)
+    assert_type(pages.attend(q[:1], 1, return_weights=True), AttentionResult)
+    assert_type(pages.fork(1), int)
+    pages.attend(q, kv_lengths=3)  # type: ignore[call-overload]
     assert_type(rotate(q, np.arange(300), interleaved=True), Array)
 
 
