@@ -41,6 +41,8 @@ SMALL = [
     Patch("driver/select.c", "STRIP = 1 << 18 ", "STRIP = 50 "),
     Patch("driver/queue.h", "AF_QUEUED_CALLS = 256 ", "AF_QUEUED_CALLS = 3 "),
     Patch("driver/global_tokens.c", "MOST_WAITING = 1 << 22 ", "MOST_WAITING = 1 << 11 "),
+    Patch("driver/short_rows.c", "SHORT_KEYS = 64,", "SHORT_KEYS = 8,"),
+    Patch("driver/columns.c", "TASK_ROWS = 2048 ", "TASK_ROWS = 8 "),
     Patch("driver/topk.c", "ROW_PAIRS = 1 << 21 ", "ROW_PAIRS = 1 << 10 "),
     Patch("driver/backward.c", "PANEL_BYTES = 4 << 20 ", "PANEL_BYTES = 1 << 16 "),
     Patch("plan/backward.c", "BLOCK_KEYS = 128 ", "BLOCK_KEYS = 32 "),
@@ -48,9 +50,10 @@ SMALL = [
     Patch("plan/backward.c", "PANEL_ROWS = 768 ", "PANEL_ROWS = 96 "),
     Patch(
         "plan/plan.c",
-        "FORWARD_KEYS = 128, NARROW_KEYS = 256,",
+        "FORWARD_KEYS = 128, NARROW_KEYS = AF_TILE_KEYS,",
         "FORWARD_KEYS = 64, NARROW_KEYS = 64,",
     ),
+    Patch("plan/plan.c", "WIDE_HEAD = 512,", "WIDE_HEAD = 24,"),
     Patch("plan/plan.c", "DECODE_MOST_KEYS = 1024 ", "DECODE_MOST_KEYS = 64 "),
     Patch("plan/plan.c", "DECODE_SPLIT_BYTES = 1 << 20,", "DECODE_SPLIT_BYTES = 1 << 12,"),
     Patch("plan/plan.c", "af_max(256, DECODE_SPLIT", "af_max(64, DECODE_SPLIT"),
@@ -79,6 +82,7 @@ KERNEL_CHECKS = [*CHECKS, "-fsanitize-undefined-trap-on-error", "-fsanitize-cove
 
 def build(work: Path, isas: list[str], dtypes: list[str], patches: list[Patch]) -> Path:
     flags = [*CHECKS, "-fno-sanitize-recover=undefined", "-fopenmp", "-fsanitize=fuzzer-no-link"]
+    flags.append("-DAF_FIXED_TEAM")
     flags.append("-DFUZZ_DTYPES=" + ",".join(f"AF_{d.upper()}" for d in dtypes))
     only = [(v.isa, v.dtype) for v in variants()[0] if v.isa in isas and v.dtype in dtypes]
     library = Library(
