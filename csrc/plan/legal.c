@@ -150,6 +150,7 @@ bool af_is_legal_packed(const af_call *whole, const af_packing *packing)
 bool af_rotation_is_legal(const af_rotation *r)
 {
     if (r->dtype < AF_F32 || r->dtype > AF_BF16 || r->B < 0 || r->H < 0 || r->L < 0 || r->pairs < 0) return false;
-    if (r->pairs > r->D / 2 || !rows_are_legal(&r->from, r->D) || !rows_are_legal(&r->to, r->D)) return false;
+    const int64_t width = r->B == 0 || r->H == 0 || r->L == 0 ? 0 : r->D; /* without a row, strides mean nothing */
+    if (r->pairs > r->D / 2 || !rows_are_legal(&r->from, width) || !rows_are_legal(&r->to, width)) return false;
     return !r->cosine.data == !r->sine.data && (r->cosine.data || (isfinite(r->base) && r->base > 0));
 }

@@ -308,10 +308,45 @@ static void try_illegal(void)
     expect(!af_is_legal_packed(&call, &legal), "packed importance");
 }
 
+#define REFUSE_ROTATION(what, ...)                                                                                     \
+    do {                                                                                                               \
+        r = legal;                                                                                                     \
+        __VA_ARGS__;                                                                                                   \
+        expect(!af_rotation_is_legal(&r), what);                                                                       \
+    } while (0)
+
+static void try_rotation(void)
+{
+    float x[L * D] = {1, 2, 3, 4, 5, 6};
+    const int64_t positions[L] = {0, 0, 0};
+    const af_rotation legal = {.size = sizeof legal,
+                               .B = 1,
+                               .H = 1,
+                               .L = L,
+                               .D = D,
+                               .pairs = D / 2,
+                               .from = rows_of(x, D),
+                               .to = rows_of(x, D),
+                               .position = {.data = (void *)(uintptr_t)positions, .i = 1},
+                               .base = 100};
+    af_rotation r = legal;
+    expect(af_rotate(&r, NULL) == AF_OK && x[0] == 1 && x[L * D - 1] == 6, "position 0 turns nothing");
+    REFUSE_ROTATION("more pairs than elements", r.pairs = D);
+    REFUSE_ROTATION("rows in steps", r.from.j = 2);
+    REFUSE_ROTATION("results in steps", r.to.j = 0);
+    REFUSE_ROTATION("a base of 0", r.base = 0);
+    REFUSE_ROTATION("a base that is NaN", r.base = NAN);
+    REFUSE_ROTATION("a table alone", r.cosine = rows_of(x, 1));
+    r = legal;
+    r.L = r.from.j = r.to.j = 0; /* as NumPy has it of arrays without elements */
+    expect(af_rotation_is_legal(&r) && af_rotate(&r, NULL) == AF_OK, "a rotation of no rows");
+}
+
 int main(void)
 {
     try_parts();
     try_illegal();
+    try_rotation();
     const int64_t first[] = {0, 1, L};
     const af_packing packing = {2, first, first};
     try_backward(NULL);
