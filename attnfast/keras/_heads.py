@@ -44,9 +44,13 @@ class _Heads:
         return super()._compute_attention_mask(*mask[:-1])  # type: ignore[misc]
 
     def _attend(
-        self, operands: tuple[Any, Any, Any], mask: Any, training: Any, causal: bool, rate: float
+        self, operands: tuple[Any, Any, Any], given: tuple[Any, Any, bool], rate: float, scale: Any
     ) -> Any:
-        """The output, or None where Keras is to compute it."""
+        """The output, or None where Keras is to compute it.
+
+        `given` are the mask, `training` and `use_causal_mask`; `rate` is that of dropout.
+        """
+        mask, training, causal = given
         if (
             self._flash_attention
             or len(operands[0].shape) != 4
@@ -64,12 +68,8 @@ class _Heads:
             options |= {"is_causal": True, "q_offset": 0}
         if rate and training:
             options |= _options.dropout(rate, self._dropout_layer.seed_generator)
-        output = backend.attend("attention", *operands, scale=self._scale, **options)
+        output = backend.attend("attention", *operands, scale=float(scale), **options)
         return _options.only_real(output, query_mask)
-
-    @property
-    def _scale(self) -> float:
-        raise NotImplementedError
 
 
 @keras.saving.register_keras_serializable("attnfast")
@@ -116,7 +116,7 @@ class MultiHeadAttention(_Heads, keras.layers.MultiHeadAttention):  # type: igno
         operands = query, key, value
         if not return_attention_scores:
             given = attention_mask, training, use_causal_mask
-            output = self._attend(operands, *given, self._dropout)
+            output = self._attend(operands, given, self._dropout, self._inverse_sqrt_key_dim)
             if output is not None:
                 return output, None
         mask = self._as_mask(attention_mask)
@@ -126,16 +126,13 @@ class MultiHeadAttention(_Heads, keras.layers.MultiHeadAttention):  # type: igno
         )
         return result
 
-    @property
-    def _scale(self) -> float:
-        return float(self._inverse_sqrt_key_dim)
-
 
 @keras.saving.register_keras_serializable("attnfast")
 class GroupedQueryAttention(_Heads, keras.layers.GroupQueryAttention):  # type: ignore[misc]
     """``keras.layers.GroupQueryAttention``, with attnfast for the attention of its heads.
 
-    As :class:`MultiHeadAttention`: the layer is Keras's but for the attention itself.
+    As :class:`MultiHeadAttention`: the layer is Keras's but for the attention itself. Keys and
+    values are not repeated for the heads of queries that share them.
 
     Parameters
     ----------
@@ -154,6 +151,11 @@ class GroupedQueryAttention(_Heads, keras.layers.GroupQueryAttention):  # type: 
     (2, 50, 64)
     """
 
+    def build(self, query_shape: Any, value_shape: Any, key_shape: Any = None) -> None:
+        super().build(query_shape, value_shape, key_shape)
+        if not _options.overrides(type(self), MASKS[:2]):
+            self.num_repeats = 1  # `call` leaves keys and values as they are
+
     def _compute_attention(
         self,
         query: Any,
@@ -166,17 +168,20 @@ class GroupedQueryAttention(_Heads, keras.layers.GroupQueryAttention):  # type: 
         operands = query, key, value
         if not self._return_attention_scores:
             given = attention_mask, training, use_causal_mask
-            output = self._attend(operands, *given, self.dropout)
+            output = self._attend(operands, given, self.dropout, self._inverse_sqrt_head_dim)
             if output is not None:
                 return output, None
         mask = self._as_mask(attention_mask)
         causal = {"use_causal_mask": True} if use_causal_mask else {}
-        result: tuple[Any, Any] = super()._compute_attention(*operands, mask, training, **causal)
+        key, value = (self._repeated(x, query.shape[2]) for x in (key, value))
+        result: tuple[Any, Any] = super()._compute_attention(
+            query, key, value, mask, training, **causal
+        )
         return result
 
-    @property
-    def _scale(self) -> float:
-        return float(self._inverse_sqrt_head_dim)
+    def _repeated(self, x: Any, heads: int) -> Any:
+        """Keys or values as Keras computes with them: one head for each of the queries."""
+        return x if x.shape[2] == heads else keras.ops.repeat(x, heads // x.shape[2], axis=2)
 
 
 GroupQueryAttention = GroupedQueryAttention  # Keras too exports it by another name

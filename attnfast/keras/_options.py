@@ -99,7 +99,9 @@ def _of_pairs(mask: Any) -> Any:
 def fits(options: Options, query: Any, key: Any, value: Any) -> bool:
     """Whether the shapes of operands ``(batch, length, heads, size)`` and of the mask agree."""
     q, k, v = (tuple(x.shape) for x in (query, key, value))
-    if k[:-1] != v[:-1] or (q[0], *q[2:]) != (k[0], *k[2:]):
+    if len(k) != 4 or k[:-1] != v[:-1] or (q[0], q[3]) != (k[0], k[3]):
+        return False
+    if not k[2] or q[2] % k[2]:
         return False
     full = q[0], q[2], q[1], k[1]
     mask = options.get("mask")

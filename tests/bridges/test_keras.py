@@ -26,6 +26,7 @@ COMMON = (
     "predictions_are_those_of_keras",
     "models_are_saved_and_loaded",
     "subclasses_with_hooks_of_their_own",
+    "grouped_heads_are_not_repeated",
     "examples_run",
 )
 TRAINING = (

@@ -496,6 +496,29 @@ def subclasses_with_hooks_of_their_own():
 
 
 @check
+def grouped_heads_are_not_repeated():
+    """But for Keras, and for a subclass that computes with them itself."""
+
+    class Wrapped(attnfast.keras.GroupQueryAttention):
+        def _compute_attention(self, query, key, value, *rest, **named):
+            self.seen = query.shape[2], key.shape[2], value.shape[2]
+            return super()._compute_attention(query, key, value, *rest, **named)
+
+    x = array(2, 6, 8)
+    plain = keras.layers.GroupQueryAttention(4, 6, 2)
+    plain.build(x.shape, x.shape)
+    for kind, heads in ((attnfast.keras.GroupQueryAttention, 2), (Wrapped, 6)):
+        layer = kind(4, 6, 2)
+        layer.build(x.shape, x.shape)
+        layer.set_weights(plain.get_weights())
+        with calls() as counted:
+            close(layer(x, x, use_causal_mask=True), plain(x, x, use_causal_mask=True))
+        assert counted.call_count == 1
+        assert [y.shape[2] for y in counted.call_args.args[1:]] == [6, heads, heads]
+    assert layer.seen == (6, 6, 6)
+
+
+@check
 def examples_run():
     assert doctest.testmod(attnfast.keras).failed == 0
     for name in NAMES:
