@@ -3,7 +3,8 @@
     python bench/transformers_models.py --cases bert --threads 1 --rounds 5
 
 Prints for each case the median seconds of each, and the median over rounds of the ratio of each to
-``attnfast``, which other programs on the machine disturb less. The models are random.
+``attnfast``, which other programs on the machine disturb less; with ``--calls`` also the median
+time of one call of the attention function. The models are random.
 """
 
 import argparse
@@ -163,7 +164,25 @@ def seconds(run: Callable[[], Any]) -> float:
     return getattr(run, "seconds", whole)
 
 
-def measure(name: str, rounds: int) -> None:
+def time_calls(calls: dict[str, list[float]]) -> None:
+    """Put the time of each call of an attention function into `calls`, by its name."""
+    functions = transformers.AttentionInterface()
+
+    def timed(function: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            began = time.perf_counter()
+            result = function(*arguments, **options)
+            times.append(time.perf_counter() - began)
+            return result
+
+        return call
+
+    for name in ("sdpa", "attnfast"):
+        calls[name] = []
+        functions.register(name, timed(functions[name], calls[name]))
+
+
+def measure(name: str, rounds: int, calls: dict[str, list[float]]) -> None:
     """Print a row."""
     torch.manual_seed(0)
     model, run = CASES[name]()
@@ -180,7 +199,10 @@ def measure(name: str, rounds: int) -> None:
     ours = np.array(times["attnfast"])
     columns = [f"{np.median(times[n]):8.3f} s" if n in times else " " * 10 for n in names]
     ratios = [f"{n} {np.median(np.array(times[n]) / ours):5.2f} x" for n in names[:-1]]
+    ratios += [f"{n} {1e6 * np.median(found):.0f} us a call" for n, found in calls.items() if found]
     print(f"{name:52} {' '.join(columns)}   {'  '.join(ratios)}", flush=True)
+    for found in calls.values():
+        found.clear()
 
 
 def main() -> None:
@@ -189,6 +211,7 @@ def main() -> None:
     parser.add_argument("--cases", default="", metavar="REGEX", help="those whose name it finds")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--calls", action="store_true", help="also time each attention")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     attnfast.set_num_threads(options.threads)
@@ -199,9 +222,12 @@ def main() -> None:
         f"{transformers.__version__}, {options.threads} threads; columns: eager, sdpa, attnfast; "
         "then how many times as long the others take"
     )
+    calls: dict[str, list[float]] = {}
+    if options.calls:
+        time_calls(calls)
     for name in CASES:
         if re.search(options.cases, name):
-            measure(name, options.rounds)
+            measure(name, options.rounds, calls)
 
 
 if __name__ == "__main__":

@@ -73,12 +73,11 @@ def is_watched() -> bool:
 def plain_arrays(given: Mapping[str, Any], operands: Sequence[str]) -> dict[str, Any] | None:
     """Arguments with arrays for tensors, None if one is not a plain tensor on the CPU."""
     found = dict(given)
-    for name in operands:
-        if type(given[name]) not in PLAIN:
-            return None
     for name, x in given.items():
         if isinstance(x, Tensor):
             if type(x) not in PLAIN or not x.is_cpu:
                 return None
             found[name] = x.numpy(force=True) if x.dtype is not BFLOAT16 else to_array(x)
+        elif name in operands:
+            return None
     return found

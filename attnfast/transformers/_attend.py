@@ -10,6 +10,7 @@ from ..torch._call import call
 from ._library import output_capturing, torch
 from ._mask import Mask, Visible
 
+COLLECTOR = getattr(output_capturing, "_active_collector", None)
 ALL = Visible()
 CAUSAL = Visible({"is_causal": True, "q_offset": 0})
 
@@ -102,8 +103,8 @@ def weights_are_collected() -> bool:
 
     Some models do not hand that argument on to their layers.
     """
-    collector = getattr(output_capturing, "_active_collector", None)
-    return collector is not None and any("attentions" in name for name in collector.get() or ())
+    collected = COLLECTOR.get() if COLLECTOR is not None else None
+    return bool(collected) and any("attentions" in name for name in collected)
 
 
 def packed_bounds(
