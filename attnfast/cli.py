@@ -35,6 +35,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="command")
     info = commands.add_parser("info", help="print the configuration of this installation")
     info.set_defaults(run=_info)
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what decides speed here, and what to change",
+        description="What decides speed in this process and on this machine, and what to change.",
+    )
+    doctor.add_argument(
+        "--import",
+        dest="modules",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="import a module first that your program uses, such as torch: it may bring threads of"
+        " its own or change how denormals are treated; may be repeated",
+    )
+    doctor.set_defaults(run=_doctor)
     benchmark = commands.add_parser(
         "bench",
         help="measure attnfast against plain NumPy and other libraries",
@@ -71,6 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _info(options: argparse.Namespace) -> None:
     attnfast.show_config()
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from ._doctor import main as examine
+
+    return examine(options.modules)
 
 
 def _onnx(options: argparse.Namespace) -> int:

@@ -75,14 +75,31 @@ def blas_name() -> str:
     return f"{blas.get('name', 'unknown BLAS')} {blas.get('version', '')}".strip()
 
 
-def openmp_name() -> str:
-    """The OpenMP libraries loaded in this process, where threadpoolctl is there to tell."""
+def thread_pools() -> list[dict[str, Any]] | None:
+    """The pools of threads in this process; None without threadpoolctl, which finds them."""
     if find_spec("threadpoolctl") is None:
-        return "not known (needs threadpoolctl)"
+        return None
     from threadpoolctl import threadpool_info
 
-    pools = [pool for pool in threadpool_info() if pool["user_api"] == "openmp"]
-    return ", ".join(Path(pool["filepath"]).name for pool in pools) or "none loaded"
+    return list(threadpool_info())
+
+
+def openmp_name() -> str:
+    """The OpenMP libraries loaded in this process, where threadpoolctl is there to tell."""
+    pools = thread_pools()
+    if pools is None:
+        return "not known (needs threadpoolctl)"
+    files = [Path(pool["filepath"]).name for pool in pools if pool["user_api"] == "openmp"]
+    return ", ".join(files) or "none loaded"
+
+
+def huge_pages(root: Path = Path("/")) -> str | None:
+    """The mode of transparent huge pages, such as ``"madvise"``; None where there are none."""
+    try:
+        text = (root / "sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return None
+    return next((word[1:-1] for word in text.split() if word.startswith("[")), None)
 
 
 def machine_facts() -> dict[str, Any]:

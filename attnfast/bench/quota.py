@@ -23,6 +23,30 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+def cut_short(root: Path = Path("/")) -> tuple[int, int] | None:
+    """How often the quota has stopped the process's own group.
+
+    Parameters
+    ----------
+    root : Path
+        Where the file system starts.
+
+    Returns
+    -------
+    (int, int) or None
+        Periods in which the group was stopped, and all in which it ran; None if that is not known.
+    """
+    below = _own_group(root).relative_to("/")
+    for mount in (root / "sys/fs/cgroup", root / "sys/fs/cgroup/cpu"):
+        try:
+            lines = (mount / below / "cpu.stat").read_text().splitlines()
+            numbers = {name: int(number) for name, number in map(str.split, lines)}
+            return numbers["nr_throttled"], numbers["nr_periods"]
+        except (OSError, KeyError, ValueError):
+            continue
+    return None
+
+
 def _own_group(root: Path) -> PurePosixPath:
     """The group for the cpu controller: `0::/path` (version 2) or `n:cpu,cpuacct:/path` (1)."""
     unified = "/"
