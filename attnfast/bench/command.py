@@ -21,6 +21,7 @@ from .options import (
     settings_of,
     yardsticks_of,
 )
+from .page import check_page_file, page
 from .peers import FLEX, PLAIN
 from .plot import check_plot_file, draw, is_plotted
 from .processes import WorkerFailed
@@ -58,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " thread and on all threads in turn, 3 rounds",
     )
     parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write the report, with the plot of its sweep_* cases, as one .html file, to attach to"
+        " an issue",
+    )
+    parser.add_argument(
         "--compare",
         type=Path,
         metavar="OLD",
@@ -86,6 +94,8 @@ def run(options: argparse.Namespace) -> int:
         check_json(options)
         if options.plot:
             check_plot_file(options.plot)
+        if options.html:
+            check_page_file(options.html)
         old = Report.load(options.compare) if options.compare else None
         if options.earlier:
             get_report = partial(show, _earlier(options), make_rows)
@@ -107,6 +117,8 @@ def run(options: argparse.Namespace) -> int:
         report.save(options.json)
     if options.plot and report.results:
         draw(report, options.plot)
+    if options.html:
+        options.html.write_text(page(report), encoding="utf-8")
     if interrupted:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .case import Case
 from .peers import OWN, PLAIN, YARDSTICKS
@@ -70,8 +70,8 @@ def is_plotted(case: Case) -> bool:
     return case.series in PANELS
 
 
-def draw(report: Report, path: Path) -> None:
-    """Draw the sweeps of a run to a file, in the format of its suffix."""
+def draw(report: Report, file: Path | BinaryIO, kind: str | None = None) -> None:
+    """Draw the sweeps of a run to a file, in the format of its suffix or of `kind`."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -101,7 +101,7 @@ def draw(report: Report, path: Path) -> None:
             frameon=False,
         )
         _add_words(figure, report)
-        figure.savefig(path, dpi=160)
+        figure.savefig(file, dpi=160, format=kind)
 
 
 def _shown(run: Report) -> list[str]:

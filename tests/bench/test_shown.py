@@ -1,16 +1,18 @@
 """What `attnfast bench` makes of a run: two numbers of threads, figures, both from a file."""
 
 import argparse
+import base64
 from dataclasses import replace
+from html.parser import HTMLParser
 
 import pytest
 
-from attnfast.bench import command, plot
+from attnfast.bench import command, page, plot
 from attnfast.bench.cases import select
 from attnfast.bench.plot import draw, line_of
 from attnfast.bench.processes import WorkerFailed
 from attnfast.bench.progress import Lines
-from attnfast.bench.report import header_lines
+from attnfast.bench.report import columns, header_lines, note_lines, row, total_lines
 from attnfast.bench.results import Entry, Report
 from attnfast.bench.turns import run_cases
 from attnfast.cli import main
@@ -56,6 +58,94 @@ def test_an_earlier_run_is_shown_again(tiny_run, tmp_path, capsys):
     picture = ["--plot", str(tmp_path / "a.png"), "--from", str(tmp_path / "run.json")]
     assert main(["bench", *picture]) == 2
     assert "no sweep_* cases" in capsys.readouterr().err
+
+
+class Reader(HTMLParser):
+    """Keeps the text of cells, the sources of pictures and addresses, and sees that tags match."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.tables, self.texts, self.links = [], [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        self.links += [x for name, x in attributes if name in ("src", "href", "onload", "onerror")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        self.texts.append(text)
+        if {"td", "th"}.intersection(self.open[-1:]):
+            self.tables[-1][-1].append(text)
+
+
+def show_page(report, folder):
+    """The page of a run that was saved."""
+    report.save(folder / "run.json")
+    arguments = ["--html", str(folder / "run.html"), "--from", str(folder / "run.json")]
+    assert main(["bench", *arguments]) == 0
+    return Reader(folder / "run.html")
+
+
+def test_a_page_has_the_report_of_an_earlier_run(tiny_run, tmp_path):
+    shown = show_page(tiny_run, tmp_path)
+    (table,) = shown.tables
+    assert table[0] == columns(tiny_run)
+    assert table[1:] == [row(tiny_run, result) for result in tiny_run.results]
+    text = "".join(shown.texts)
+    for lines in (header_lines(tiny_run), note_lines(tiny_run), total_lines(tiny_run)):
+        assert lines and "\n".join(lines) in text
+    assert "No plot" in text and "sweep_*" in text and shown.links == []
+
+
+def test_a_page_has_the_plot_of_its_sweeps_and_both_numbers_of_threads(swept, tmp_path):
+    pytest.importorskip("matplotlib")
+    shown = show_page(swept, tmp_path)
+    assert [len(table) - 1 for table in shown.tables] == [len(swept.results)] * 2
+    assert "1 thread" in shown.texts and "2 threads" in shown.texts
+    (picture,) = shown.links
+    start = "data:image/png;base64,"
+    assert picture.startswith(start)
+    assert base64.b64decode(picture[len(start) :]).startswith(b"\x89PNG")
+
+
+def test_a_page_without_matplotlib_says_what_is_missing(swept, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "find_spec", lambda name: None)
+    shown = show_page(swept, tmp_path)
+    assert 'pip install "attnfast[bench]"' in shown.texts and shown.links == []
+
+
+def test_what_a_page_quotes_is_escaped(tiny_run, tmp_path):
+    bad = "<img src=x onerror=alert(1)>&'\"</pre>"
+    tiny_run.machine["cpu"] = tiny_run.machine["date"] = bad
+    tiny_run.contestants["torch"] = bad
+    tiny_run.not_run["<b>"] = bad
+    tiny_run.results[0].entries["attnfast"].wrong = True
+    tiny_run.save(tmp_path / "run.json")
+    (tmp_path / "page").mkdir()
+    path = tmp_path / "page" / "run.html"
+    assert main(["bench", "--html", str(path), "--from", str(tmp_path / "run.json")]) == 1
+    shown = Reader(path)
+    assert shown.links == [] and "WRONG" in shown.tables[0][1]
+    assert "".join(shown.texts).count(bad) >= 4
+
+
+@pytest.mark.parametrize(
+    ("file", "named"), [("no_such_folder/a.html", "no_such_folder"), ("run.json", ".html")]
+)
+def test_a_page_that_cannot_be_written_is_refused_at_once(file, named, capsys):
+    assert main(["bench", "--html", file]) == 2
+    captured = capsys.readouterr()
+    assert named in captured.err and captured.out == ""
 
 
 @pytest.mark.parametrize("side", [0, 1])
