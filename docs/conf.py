@@ -1,0 +1,105 @@
+"""Settings of the site: python -m sphinx -W -b html docs OUT, after pip install ".[docs]".
+
+Its pages are the Markdown files of this folder, which a code host shows as they are, and a page for
+each public name, made from its docstring. A bridge whose library is missing is left out.
+"""
+
+import os
+import re
+import sys
+import tomllib
+from importlib.metadata import version as installed_version
+from importlib.util import find_spec
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+
+# `python -m` looks into the working folder first, whose attnfast may be a checkout that is not built.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+os.environ.setdefault("KERAS_BACKEND", "numpy")
+
+project = "attnfast"
+author = "The attnfast developers"
+copyright = "The attnfast developers, BSD-3-Clause"
+version = release = installed_version("attnfast")
+language = "en"
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+templates_path = ["_templates"]
+exclude_patterns = [
+    f"reference/bridges/{page.name}"
+    for page in HERE.glob("reference/bridges/*.md")
+    if find_spec(page.stem) is None
+]
+
+myst_heading_anchors = 4
+highlight_language = "none"  # of indented blocks: commands and what they print
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
+default_role = "py:obj"  # docstrings write `name`, which is a link where there is such a name
+autodoc_typehints = "none"  # the docstrings say them in words
+autodoc_member_order = "bysource"
+numpydoc_show_class_members = False  # docs/_templates/autosummary/class.rst lists them
+python_maximum_signature_line_length = 88
+
+html_theme = "pydata_sphinx_theme"
+html_title = "attnfast"
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {
+    "header_links_before_dropdown": 7,
+    "navigation_with_keys": False,
+    "show_nav_level": 1,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "icon_links": [
+        {"name": name, "url": url, "icon": "fa-solid fa-code"}
+        for name, url in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+            "project"
+        ]
+        .get("urls", {})
+        .items()
+        if name == "Repository"
+    ],
+}
+
+# Pages whose text stands elsewhere, because a code host looks for it there.
+SHOWN = {
+    "development/benchmarks": "bench/README.md",
+    "development/changelog": "CHANGELOG.md",
+    "development/contributing": "CONTRIBUTING.md",
+    "development/security": "SECURITY.md",
+    "examples/scripts": "examples/README.md",
+}
+PAGES = {ROOT / file: HERE / f"{page}.md" for page, file in SHOWN.items()}
+LINK = re.compile(r"(?<!`)\]\((?!https?:|mailto:|#)([^)#\s]+)")
+
+
+def show(app, name, source):
+    """Put the text of a file in place of the page that stands for it, and make links fit."""
+    page = HERE / f"{name}.md"
+    file = ROOT / SHOWN[name] if name in SHOWN else page
+    if name in SHOWN:
+        source[0] = file.read_text(encoding="utf-8")
+
+    def moved(link):
+        target = (file.parent / link[1]).resolve()
+        return f"]({Path(os.path.relpath(PAGES.get(target, target), page.parent)).as_posix()}"
+
+    if page.exists():
+        source[0] = LINK.sub(moved, source[0])
+
+
+def setup(app):
+    app.connect("source-read", show)
+    return {"parallel_read_safe": True}
