@@ -274,6 +274,23 @@ def test_an_interrupt_loses_no_page(step, rng, monkeypatch):
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("dtype", [np.float32, np.int8])
+def test_a_fork_that_goes_on_is_like_a_text_of_its_own(dtype, rng):
+    """Also the scales of the page that the two texts shared."""
+    cache, k, v = filled(rng, dtype=dtype)
+    k *= 100 * rng.random((1, HEADS, 40, 1)).astype(np.float32)
+    cache.free(0)
+    row = cache.add()
+    cache.append(k[:1], v[:1], rows=[row])
+    other, alone = cache.fork(row), cache.add()
+    cache.append(k[:1], v[:1], rows=[alone])
+    q = randn(rng, (1, 4, 1, D))
+    for place in (other, alone):
+        cache.append(k[1:, :, :3], v[1:, :, :3], rows=[place])
+    assert same_bits(cache.attend(q, other), cache.attend(q, alone))
+
+
+@pytest.mark.quick
 def test_own_tokens_may_be_appended_again(rng):
     cache, _, _ = filled(rng)
     other = pickle.loads(pickle.dumps(cache))
