@@ -34,6 +34,7 @@ typedef struct af_byte_product {
     int64_t lds;
     const uint64_t *words;
     int words_ld;
+    int64_t ahead; /* where lines are prefetched, in bytes from those that are read; 0: further on */
 } af_byte_product;
 
 /* What float32, float16 and bfloat16 share for keys and values in bytes. In the table of AF_F32 alone. */

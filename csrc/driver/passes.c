@@ -131,7 +131,7 @@ void af_schedule_call(af_schedule *s, const af_call *call)
     s->scratch_bytes = (s->scratch_bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
     const int64_t blocks = call->B * plan->head_groups * plan->blocks;
     if (plan->softmax) {
-        const int64_t rows = call->B * plan->head_groups * af_units_of_rows(plan, plan->unit_blocks);
+        const int64_t rows = call->B * af_units_of_blocks(plan, plan->unit_blocks);
         const int64_t units = rows * plan->splits;
         const int64_t share = attend_share(call, plan, s->flops, units);
         add_pass(s, call, (af_pass){.unit = af_attend_unit, .units = units, .round = units, .share = share});

@@ -131,8 +131,8 @@ static void open_backward(backward_scratch *s, const af_backward *w, void *panel
 
 static void open_backward_keys(backward_scratch *s, const af_backward *w, const af_visibility *vis)
 {
-    s->keys = open_rows(w->call, &w->plan, KEYS, vis, NULL, 0);
-    s->values = open_rows(w->call, &w->plan, VALUES, vis, NULL, 0);
+    open_rows(&s->keys, w->call, &w->plan, KEYS, vis, NULL, 0);
+    open_rows(&s->values, w->call, &w->plan, VALUES, vis, NULL, 0);
 }
 
 AF_INLINE const prefetch *tiles_prefetch(const backward_scratch *s) { return s->ahead.edge ? &s->ahead : NULL; }

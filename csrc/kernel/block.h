@@ -38,6 +38,10 @@ static void find_rows(const af_tensor *t, const af_visibility *vis, elem *rows[A
 /* Block g of a unit; without rows where the unit has fewer blocks. */
 static af_unit block_of_unit(const af_plan *plan, af_unit unit, int g)
 {
+    if (plan->decode) {
+        unit.hg += g;
+        return unit;
+    }
     const int before = g * plan->block_rows;
     unit.row += before;
     unit.rows = (int)af_max(0, af_min(plan->block_rows, unit.rows - before));
@@ -80,7 +84,7 @@ typedef struct additive_terms {
     uint8_t *key_overflow; /* [key_block]: the keys beyond it */
 } additive_terms;
 
-/* The memory of a unit. Where a unit has several blocks of rows, each has its own `block_scratch`. */
+/* The memory of a unit. Where a unit has several blocks, each has its own part of some fields, see carve_block. */
 typedef struct scratch {
     real *query;                 /* [D][NR], or [rows][D] in decode */
     real *s;                     /* [key_block][NR], or [rows][key_block] */
@@ -119,6 +123,16 @@ static bool met_infinity(const af_plan *plan)
     return plan->met_infinity && atomic_load_explicit(plan->met_infinity, memory_order_relaxed);
 }
 
+/* Query rows that decode takes at most: twice the four that one pass over keys and values takes (decode_products.h). */
+enum { DECODE_ROWS = AF_NR < 8 ? AF_NR : 8 };
+
+/* Heads that take turns in decode, see decode_pages.h: one at a time. */
+typedef struct decode_run {
+    query_block block;
+    scratch s; /* the unit's, with the head's own query, s, o, m, l, words, keys and values */
+    bool any;  /* the head may see some of the block of keys */
+} decode_run;
+
 /* Elements of O. */
 static int64_t output_size(const af_call *call, const af_plan *plan)
 {
@@ -133,29 +147,40 @@ static int64_t copy_room(const af_call *call, const af_plan *plan, int64_t width
     return plan->key_block * (plan->unit_blocks > 1 ? 2 : 1);
 }
 
-/* Lays out the scratch memory from `base`, unless that is NULL; returns its size. Unless it is for decode, it begins
- * with the blocks of a unit, block_run[unit_blocks]. */
+/* Elements of a block's query, and of its words. */
+static int64_t query_size(const af_call *call, const af_plan *plan)
+{
+    return call->D * (plan->decode ? plan->block_rows : AF_NR);
+}
+static int64_t word_count(const af_plan *plan)
+{
+    return plan->decode ? (plan->key_block / 64 + 1) * DECODE_ROWS : plan->key_block + 1;
+}
+
+/* Lays out the scratch memory from `base`, unless that is NULL; returns its size. It begins with the blocks of a unit,
+ * block_run[unit_blocks], or decode_run[unit_blocks]. */
 static size_t carve(scratch *s, const af_call *call, const af_plan *plan, char *base)
 {
-    size_t size = plan->decode ? 0 : ((size_t)plan->unit_blocks * sizeof(block_run) + 63) & ~(size_t)63;
+    size_t size = (size_t)plan->unit_blocks * (plan->decode ? sizeof(decode_run) : sizeof(block_run));
+    size = (size + 63) & ~(size_t)63;
 #define TAKE(field, count)                                                                                             \
     do {                                                                                                               \
         (s)->field = base ? (void *)(base + size) : NULL;                                                              \
         size += ((size_t)(count) * sizeof *(s)->field + 63) & ~(size_t)63;                                             \
     } while (0)
-    const int64_t keys = plan->key_block, blocks = plan->unit_blocks;
-    TAKE(query, blocks * call->D * AF_NR);
-    TAKE(s, keys * (plan->decode ? plan->block_rows : AF_NR));
+    const int64_t keys = plan->key_block, blocks = plan->unit_blocks, heads = plan->decode ? blocks : 1;
+    TAKE(query, blocks * query_size(call, plan));
+    TAKE(s, plan->decode ? blocks * keys * plan->block_rows : keys * AF_NR);
     TAKE(o, blocks * output_size(call, plan));
     TAKE(m, blocks * AF_NR);
     TAKE(l, blocks * AF_NR);
-    TAKE(keys, 1);
-    TAKE(values, 1);
+    TAKE(keys, heads);
+    TAKE(values, heads);
     const int64_t expanded = call->operands.storage ? 2 : 0; /* rows of scales and zeros, see bytes.h */
     TAKE(key_copy, (copy_room(call, plan, call->D) + expanded) * call->D);
     TAKE(value_copy, (copy_room(call, plan, call->Dv) + expanded) * call->Dv);
     TAKE(clean, plan->decode || !call->operands.value.data ? 0 : keys * CLEAN_COLUMNS);
-    TAKE(words, keys + 1);
+    TAKE(words, heads * word_count(plan));
     const bool exps = call->score.additive && !plan->decode;
     TAKE(additive.query_exp, exps ? call->D * AF_NR : 0);
     TAKE(additive.start, exps ? call->D : 0);
@@ -174,17 +199,22 @@ static size_t carve(scratch *s, const af_call *call, const af_plan *plan, char *
 static void carve_block(scratch *s, const scratch *unit, const af_call *call, const af_plan *plan, int g)
 {
     *s = *unit;
-    s->query += g * call->D * AF_NR;
+    s->query += g * query_size(call, plan);
     s->o += g * output_size(call, plan);
     s->m += g * AF_NR;
     s->l += g * AF_NR;
+    if (!plan->decode) return;
+    s->s += g * plan->key_block * plan->block_rows;
+    s->words += g * word_count(plan);
+    s->keys += g;
+    s->values += g;
 }
 
 /* The keys and values of a block's head. Copies have the room that carve gives them. */
 static void open_key_rows(const scratch *s, const af_call *call, const af_plan *plan, const af_visibility *vis)
 {
-    *s->keys = open_rows(call, plan, KEYS, vis, s->key_copy, copy_room(call, plan, call->D));
-    *s->values = open_rows(call, plan, VALUES, vis, s->value_copy, copy_room(call, plan, call->Dv));
+    open_rows(s->keys, call, plan, KEYS, vis, s->key_copy, copy_room(call, plan, call->D));
+    open_rows(s->values, call, plan, VALUES, vis, s->value_copy, copy_room(call, plan, call->Dv));
 }
 
 static size_t scratch_bytes(const af_call *call, const af_plan *plan)

@@ -128,7 +128,7 @@ static void widened_scores(const af_byte_rows *rows, af_byte_product p, const fl
         const elem_rows key = near_bytes(rows, p.j + i, here);
         const score_rows to = {p.s + i, p.lds};
         if (interleaves(p.count, rows->width)) interleaved_scores(p.count, here, 0, query, key, to, rows->width);
-        else decode_scores(p.count, here, query, key, to, rows->width);
+        else decode_scores(p.count, here, query, key, to, rows->width, 0);
     }
 }
 
@@ -152,14 +152,10 @@ static void widened_output(const af_byte_rows *rows, af_byte_product p, float *a
 
 /* ---- bytes where they are, widened in registers ---- */
 
-/* Query rows for which bytes are widened in registers, for two of them at a time. */
-enum { PLACED_ROWS = 8 };
-
 /* Whether rows are read in place: each has one scale, and one zero if they are uint8, which mostly have one. */
-static bool in_place(const af_byte_rows *rows, const af_byte_product *p)
+static bool in_place(const af_byte_rows *rows)
 {
-    if (p->count > PLACED_ROWS || !by_row(&rows->scale) || !by_row(&rows->zero)) return false;
-    return rows->storage == AF_UINT8 || !rows->zero.at.data;
+    return by_row(&rows->scale) && by_row(&rows->zero) && (rows->storage == AF_UINT8 || !rows->zero.at.data);
 }
 
 /* Rows that are read while their bytes are in the first-level cache: 8 KiB of 128 columns. A divisor of 64. */
@@ -168,7 +164,7 @@ enum { BYTE_ROWS = 64 };
 /* Some rows in a line, and what their numbers are. */
 typedef struct byte_run {
     const uint8_t *at;
-    int64_t ld, width;
+    int64_t ld, width, ahead; /* lines are prefetched `ahead` bytes on */
     int n;
     float scale[BYTE_ROWS], zero[BYTE_ROWS];
 } byte_run;
@@ -185,83 +181,91 @@ static void find_numbers(const af_byte_rows *rows, const af_groups *g, int64_t j
     }
 }
 
-/* Rows from row j on, which is row i of n, up to the end of a page or of a word of bits. The hardware foresees neither
- * the next page of memory, whose first line is requested, nor the next of the pages of keys. */
-static void find_run(const af_byte_rows *rows, int64_t j, int i, int n, byte_run *run)
+/* Rows from row i of a product on, up to the end of a page or of a word of bits. */
+static void find_run(const af_byte_rows *rows, const af_byte_product *p, int i, byte_run *run)
 {
-    const int64_t most = n - i;
+    const int64_t most = p->n - i, j = p->j + i;
     run->n = (int)bytes_in_line(rows, j, af_min(most, BYTE_ROWS - i % BYTE_ROWS));
     run->at = byte_row(rows, j);
     run->ld = rows->stride;
     run->width = rows->width;
+    run->ahead = p->ahead ? p->ahead : (1 + FAR_BYTES / (1 + rows->width)) * rows->stride;
     find_numbers(rows, &rows->scale, j, run->n, 1, run->scale);
     for (int k = 0; rows->storage == AF_FLOAT8_E4M3FN && k < run->n; k++)
         run->scale[k] *= byte_factor(AF_FLOAT8_E4M3FN);
     if (rows->storage == AF_UINT8) find_numbers(rows, &rows->zero, j, run->n, 0, run->zero);
-    if (!rows->pages) __builtin_prefetch((const void *)((uintptr_t)run->at + PAGE_BYTES_AHEAD), 0, 2);
-    else if (run->n < most && rows->stride == rows->width)
-        prefetch_bytes(byte_row(rows, j + run->n), af_min(most - run->n, rows->page_size) * rows->width);
 }
 
-/* One load from every line, in the order of addresses: passes over a few columns of all rows would not be in order. */
-static void touch_bytes(const byte_run *run)
+/* The rows, as bits, that hold a NaN of float8_e4m3fn, which registers widen as if it were a number: NaN is rare, and
+ * to find it takes less time than to make it of every byte that is one. */
+static uint64_t rows_of_nan(const byte_run *run)
 {
-    for (int i = 0; i < run->n; i++)
-        for (int64_t d = 0; d < run->width; d += 64) (void)*(const volatile uint8_t *)(run->at + i * run->ld + d);
+    uint64_t found = 0;
+    if (run->ld == run->width && !b_has_nan(run->at, run->n * run->width)) return 0;
+    for (int i = 0; i < run->n; i++) found |= (uint64_t)b_has_nan(run->at + i * run->ld, run->width) << i;
+    return found;
 }
 
-AF_INLINE v shifted(const af_storage kind, v x, float zero) { return kind == AF_UINT8 ? v_sub(x, v_set1(zero)) : x; }
-
-/* nk scores of nr query rows, the products with rows i .. i + nk of a run times their scales. q (or NULL, a constant):
- * the query of nc vectors in registers. */
-AF_INLINE void dot_bytes(const af_storage kind, const int nr, const int nk, const int nc, const byte_run *run, int i,
-                         v q[2][AF_DECODE_COLUMNS], const float *query, score_rows s)
+AF_INLINE v run_load(const af_storage kind, const uint8_t *p, float zero)
 {
-    v acc[AF_DECODE_KEYS][4];
+    if (kind == AF_UINT8) return v_sub(b_uint8(p), v_set1(zero));
+    return kind == AF_FLOAT8_E4M3FN ? b_e4m3fn_finite(p) : byte_load(kind, p);
+}
+
+AF_INLINE v run_load_n(const af_storage kind, const uint8_t *p, int n, float zero)
+{
+    uint8_t t[VL] = {0};
+    for (int i = 0; i < n; i++) t[i] = p[i];
+    return run_load(kind, t, zero);
+}
+
+/* nk scores of nr query rows: the products with rows i .. i + nk of a run. */
+AF_INLINE void dot_bytes(const af_storage kind, const int nr, const int nk, const byte_run *run, int i,
+                         const float *query, score_rows s)
+{
+    const int64_t width = run->width;
+    v acc[4][4];
+    const uint8_t *row[4];
+    float zero[4];
     UNROLL(j, nk) {
         UNROLL(r, nr) acc[j][r] = v_zero();
-        const uint8_t *row = run->at + (i + j) * run->ld;
-        const float zero = kind == AF_UINT8 ? run->zero[i + j] : 0;
-        UNROLL(c, nc) {
-            const v x = shifted(kind, byte_load(kind, row + c * VL), zero);
-            UNROLL(r, nr) acc[j][r] = v_fma(q[r][c], x, acc[j][r]);
-        }
-        int64_t d = nc * VL;
-        for (; !nc && d + 4 * VL <= run->width; d += 4 * VL)
-            UNROLL(c, 4) {
-                const v x = shifted(kind, byte_load(kind, row + d + c * VL), zero);
-                UNROLL(r, nr) acc[j][r] = v_fma(v_load(query + r * run->width + d + c * VL), x, acc[j][r]);
-            }
-        for (; !nc && d + VL <= run->width; d += VL) {
-            const v x = shifted(kind, byte_load(kind, row + d), zero);
-            UNROLL(r, nr) acc[j][r] = v_fma(v_load(query + r * run->width + d), x, acc[j][r]);
-        }
-        const int rest = nc ? 0 : (int)(run->width - d);
-        if (!rest) continue;
-        const v x = shifted(kind, byte_load_n(kind, row + d, rest), zero);
-        UNROLL(r, nr) acc[j][r] = v_fma(v_load_n(query + r * run->width + d, rest), x, acc[j][r]);
+        row[j] = run->at + (i + j) * run->ld;
+        zero[j] = kind == AF_UINT8 ? run->zero[i + j] : 0;
     }
+#define DOT(load, from)                                                                                                \
+    do {                                                                                                               \
+        v x[4];                                                                                                        \
+        UNROLL(j, nk) x[j] = load;                                                                                     \
+        UNROLL(r, nr) {                                                                                                \
+            const v q = from;                                                                                          \
+            UNROLL(j, nk) acc[j][r] = v_fma(q, x[j], acc[j][r]);                                                       \
+        }                                                                                                              \
+    } while (0)
+    int64_t d = 0;
+    for (; d + 4 * VL <= width; d += 4 * VL) {
+        if (d % 64 == 0)
+            UNROLL(j, nk) __builtin_prefetch(row[j] + d + run->ahead, 0, 2);
+        UNROLL(c, 4) DOT(run_load(kind, row[j] + d + c * VL, zero[j]), v_load(query + r * width + d + c * VL));
+    }
+    for (; d + VL <= width; d += VL) DOT(run_load(kind, row[j] + d, zero[j]), v_load(query + r * width + d));
+    const int rest = (int)(width - d);
+    if (rest) DOT(run_load_n(kind, row[j] + d, rest, zero[j]), v_load_n(query + r * width + d, rest));
+#undef DOT
     dot_sums(nr, nk, acc, s);
-    UNROLL(r, nr)
-        UNROLL(j, nk) s.at[r * s.ld + j] *= run->scale[i + j];
-}
-
-AF_INLINE void dot_run_of(const af_storage kind, const int nr, const int nc, const byte_run *run, const float *query,
-                          score_rows s)
-{
-    v q[2][AF_DECODE_COLUMNS];
-    UNROLL(r, nr)
-        UNROLL(c, nc) q[r][c] = v_load(query + (r * nc + c) * VL);
-    int i = 0;
-    for (; i + AF_DECODE_KEYS <= run->n; i += AF_DECODE_KEYS)
-        dot_bytes(kind, nr, AF_DECODE_KEYS, nc, run, i, q, query, score_columns_from(s, i));
-    for (; i < run->n; i++) dot_bytes(kind, nr, 1, nc, run, i, q, query, score_columns_from(s, i));
 }
 
 AF_INLINE void dot_run(const af_storage kind, const int nr, const byte_run *run, const float *query, score_rows s)
 {
-    if (run->width == AF_DECODE_COLUMNS * VL) dot_run_of(kind, nr, AF_DECODE_COLUMNS, run, query, s);
-    else dot_run_of(kind, nr, 0, run, query, s);
+    const int nk = nr > 2 ? AF_DECODE_KEYS : 4;
+    int i = 0;
+    for (; i + nk <= run->n; i += nk) dot_bytes(kind, nr, nk, run, i, query, score_columns_from(s, i));
+    for (; i < run->n; i++) dot_bytes(kind, nr, 1, run, i, query, score_columns_from(s, i));
+    UNROLL(r, nr)
+        for (i = 0; i < run->n; i += VL) {
+            const int here = run->n - i < VL ? run->n - i : VL;
+            real *to = s.at + r * s.ld + i;
+            v_store_n(to, v_mul(v_load_n(to, here), v_load_n(run->scale + i, here)), here);
+        }
 }
 
 /* acc[r][..] += sum_j w[r][j] V[j][..] for nc vectors of columns from d on, or, if nc is 0, the last few. only (or
@@ -270,18 +274,21 @@ AF_INLINE void axpy_bytes(const af_storage kind, const int nr, const int nc, con
                           const float *weight, score_rows acc, const uint64_t *only)
 {
     const int last = (int)(run->width - d);
-    const bool whole = nc > 0;
+    const bool whole = nc > 0, ahead = d % 64 == 0;
     const int vectors = whole ? nc : 1;
-    v sum[2][2 * AF_DECODE_COLUMNS];
+    v sum[4][2 * AF_DECODE_COLUMNS];
     UNROLL(r, nr)
         UNROLL(c, vectors) sum[r][c] = v_zero();
     const uint8_t *row = run->at + d;
     for (int j = 0; j < run->n; j++, row += run->ld) {
         if (only && !(*only >> j & 1)) continue;
+        v w[4];
+        for (int c = 0; ahead && c < vectors * VL; c += 64) __builtin_prefetch(row + c + run->ahead, 0, 2);
+        UNROLL(r, nr) w[r] = v_set1(weight[r * BYTE_ROWS + j]);
+        const float zero = kind == AF_UINT8 ? run->zero[j] : 0;
         UNROLL(c, vectors) {
-            const v y = whole ? byte_load(kind, row + c * VL) : byte_load_n(kind, row + c * VL, last);
-            const v x = shifted(kind, y, kind == AF_UINT8 ? run->zero[j] : 0);
-            UNROLL(r, nr) sum[r][c] = v_fma(v_set1(weight[r * BYTE_ROWS + j]), x, sum[r][c]);
+            const v x = whole ? run_load(kind, row + c * VL, zero) : run_load_n(kind, row + c * VL, last, zero);
+            UNROLL(r, nr) sum[r][c] = v_fma(w[r], x, sum[r][c]);
         }
     }
     UNROLL(r, nr)
@@ -291,35 +298,37 @@ AF_INLINE void axpy_bytes(const af_storage kind, const int nr, const int nc, con
 AF_INLINE void axpy_run(const af_storage kind, const int nr, const byte_run *run, score_rows p, score_rows acc,
                         const uint64_t *only)
 {
-    float weight[2 * BYTE_ROWS];
+    float weight[4 * BYTE_ROWS];
     UNROLL(r, nr)
         for (int j = 0; j < run->n; j++) weight[r * BYTE_ROWS + j] = p.at[r * p.ld + j] * run->scale[j];
+    const int most = nr == 1 ? 2 * AF_DECODE_COLUMNS : nr == 2 ? AF_DECODE_COLUMNS : AF_DECODE_COLUMNS / 2;
     int64_t d = 0;
-    for (; nr == 1 && d + 2 * AF_DECODE_COLUMNS * VL <= run->width; d += 2 * AF_DECODE_COLUMNS * VL)
-        axpy_bytes(kind, nr, 2 * AF_DECODE_COLUMNS, run, d, weight, acc, only);
-    for (; d + AF_DECODE_COLUMNS * VL <= run->width; d += AF_DECODE_COLUMNS * VL)
-        axpy_bytes(kind, nr, AF_DECODE_COLUMNS, run, d, weight, acc, only);
-    for (; d + AF_DECODE_COLUMNS / 2 * VL <= run->width; d += AF_DECODE_COLUMNS / 2 * VL)
-        axpy_bytes(kind, nr, AF_DECODE_COLUMNS / 2, run, d, weight, acc, only);
+    for (; d + most * VL <= run->width; d += most * VL) axpy_bytes(kind, nr, most, run, d, weight, acc, only);
+    for (; nr < 3 && d + most / 2 * VL <= run->width; d += most / 2 * VL)
+        axpy_bytes(kind, nr, most / 2, run, d, weight, acc, only);
     for (; d + VL <= run->width; d += VL) axpy_bytes(kind, nr, 1, run, d, weight, acc, only);
     if (d < run->width) axpy_bytes(kind, nr, 0, run, d, weight, acc, only);
 }
 
-/* One function for each kind of bytes; two query rows at a time, which read the bytes of a run from the first-level
- * cache after the first two. */
+/* One function for each kind of bytes. Up to four query rows share what is widened; the next ones read the bytes of a
+ * run from the first-level cache. */
 #define BYTE_KIND(name, kind)                                                                                          \
     static __attribute__((noinline)) void name##_scores(const byte_run *run, int rows, const float *query,             \
                                                         score_rows s)                                                  \
     {                                                                                                                  \
-        for (; rows >= 2; rows -= 2, query += 2 * run->width, s = score_rows_from(s, 2))                               \
-            dot_run(kind, 2, run, query, s);                                                                           \
-        if (rows) dot_run(kind, 1, run, query, s);                                                                     \
+        for (; rows >= 4; rows -= 4, query += 4 * run->width, s = score_rows_from(s, 4))                               \
+            dot_run(kind, 4, run, query, s);                                                                           \
+        if (rows == 3) dot_run(kind, 3, run, query, s);                                                                \
+        else if (rows == 2) dot_run(kind, 2, run, query, s);                                                           \
+        else if (rows) dot_run(kind, 1, run, query, s);                                                                \
     }                                                                                                                  \
     static __attribute__((noinline)) void name##_output(const byte_run *run, int rows, score_rows p, score_rows acc)   \
     {                                                                                                                  \
-        for (; rows >= 2; rows -= 2, p = score_rows_from(p, 2), acc = score_rows_from(acc, 2))                         \
-            axpy_run(kind, 2, run, p, acc, NULL);                                                                      \
-        if (rows) axpy_run(kind, 1, run, p, acc, NULL);                                                                \
+        for (; rows >= 4; rows -= 4, p = score_rows_from(p, 4), acc = score_rows_from(acc, 4))                         \
+            axpy_run(kind, 4, run, p, acc, NULL);                                                                      \
+        if (rows == 3) axpy_run(kind, 3, run, p, acc, NULL);                                                           \
+        else if (rows == 2) axpy_run(kind, 2, run, p, acc, NULL);                                                      \
+        else if (rows) axpy_run(kind, 1, run, p, acc, NULL);                                                           \
     }                                                                                                                  \
     static __attribute__((noinline)) void name##_visible(const byte_run *run, uint64_t word, score_rows p,             \
                                                          score_rows acc)                                               \
@@ -343,31 +352,45 @@ BYTE_KIND(e5m2, AF_FLOAT8_E5M2)
 static void byte_scores(const af_byte_rows *rows, af_byte_product p, const float *query)
 {
     byte_run run;
-    if (!in_place(rows, &p)) widened_scores(rows, p, query);
-    else
-        for (int i = 0; i < p.n; i += run.n) {
-            find_run(rows, p.j + i, i, p.n, &run);
-            OF_STORAGE(rows->storage, scores, &run, p.count, query, ((score_rows){p.s + i, p.lds}));
-        }
+    if (!in_place(rows)) {
+        widened_scores(rows, p, query);
+        return;
+    }
+    for (int i = 0; i < p.n; i += run.n) {
+        find_run(rows, &p, i, &run);
+        OF_STORAGE(rows->storage, scores, &run, p.count, query, ((score_rows){p.s + i, p.lds}));
+        uint64_t bad = rows->storage == AF_FLOAT8_E4M3FN ? rows_of_nan(&run) : 0;
+        for (; bad; bad &= bad - 1)
+            for (int r = 0; r < p.count; r++) p.s[r * p.lds + i + __builtin_ctzll(bad)] = NAN;
+    }
+}
+
+/* NaN of float8_e4m3fn in rows of values: those of `word` for one query row. */
+static void add_nan(const byte_run *run, uint64_t word, float *acc)
+{
+    for (; word; word &= word - 1) {
+        const uint8_t *row = run->at + __builtin_ctzll(word) * run->ld;
+        for (int64_t d = 0; d < run->width; d++)
+            if ((row[d] & 0x7f) == 0x7f) acc[d] = NAN;
+    }
 }
 
 static void byte_output(const af_byte_rows *rows, af_byte_product p, float *acc)
 {
     byte_run run;
-    const int64_t Dv = rows->width;
-    const bool in_order = p.count == 1 && Dv <= 2 * AF_DECODE_COLUMNS * VL;
-    if (!in_place(rows, &p)) {
+    if (!in_place(rows)) {
         widened_output(rows, p, acc);
         return;
     }
     for (int i = 0; i < p.n; i += run.n) {
-        const score_rows s = {p.s + i, p.lds}, to = {acc, Dv};
-        find_run(rows, p.j + i, i, p.n, &run);
-        if (!in_order) touch_bytes(&run);
+        const score_rows s = {p.s + i, p.lds}, to = {acc, rows->width};
+        find_run(rows, &p, i, &run);
         if (!p.words) OF_STORAGE(rows->storage, output, &run, p.count, s, to);
-        for (int r = 0; p.words && r < p.count; r++) {
-            const uint64_t word = p.words[i / 64 * p.words_ld + r] >> i % 64;
-            OF_STORAGE(rows->storage, visible, &run, word, score_rows_from(s, r), score_rows_from(to, r));
+        const uint64_t bad = rows->storage == AF_FLOAT8_E4M3FN ? rows_of_nan(&run) : 0;
+        for (int r = 0; (p.words || bad) && r < p.count; r++) {
+            const uint64_t word = p.words ? p.words[i / 64 * p.words_ld + r] >> i % 64 : ~(uint64_t)0;
+            if (p.words) OF_STORAGE(rows->storage, visible, &run, word, score_rows_from(s, r), score_rows_from(to, r));
+            add_nan(&run, bad & word, acc + r * rows->width);
         }
     }
 }

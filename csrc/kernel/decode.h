@@ -9,14 +9,12 @@
 
 #include "kernel/additive.h"
 #include "kernel/decode_interleaved.h"
+#include "kernel/decode_pages.h"
 #include "kernel/dropout.h"
 #include "kernel/finish.h"
 #include "kernel/mask.h"
 #include "kernel/score.h"
 #include "kernel/softmax.h"
-
-/* Twice the four rows that one pass over keys and values takes (decode_products.h). */
-enum { DECODE_ROWS = AF_NR < 8 ? AF_NR : 8 };
 
 static void decode_query(const af_call *call, const af_plan *plan, const query_block *block, real *query)
 {
@@ -97,7 +95,8 @@ static void unpaged_scores(const af_call *call, const af_plan *plan, const query
 {
     elem_rows key = rows_in_place(s->keys, j0);
     const bool interleave = interleaves(block->n, call->D);
-    const int few = block->n <= dot_group(call->D) && key.ld == call->D ? n : near_rows(call->D);
+    const bool whole = !interleave && block->n <= dot_group(call->D) && key.ld == call->D;
+    const int few = whole ? n : near_rows(call->D);
     if (call->score.additive) {
         additive_rows(call, block, n, s->query, key.at, s->s, plan->key_block);
         return;
@@ -105,38 +104,21 @@ static void unpaged_scores(const af_call *call, const af_plan *plan, const query
     for (int j = 0; j < n; j += few, key = rows_from(key, few)) {
         const int here = n - j < few ? n - j : few;
         const score_rows to = {s->s + j, plan->key_block};
-        if (interleave) interleaved_scores(block->n, here, n - j, s->query, key, to, call->D);
+        if (interleave)
+            interleaved_scores(block->n, here, prefetch_distance(here, n - j, key, call->D), s->query, key, to,
+                               call->D);
         else {
             prefetch_apart(few, n - j, key, call->D);
-            decode_scores(block->n, here, s->query, key, to, call->D);
+            decode_scores(block->n, here, s->query, key, to, call->D, page_distance(key, call->D));
         }
     }
 }
 
-static void paged_scores(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
-                         int64_t j0, int n)
-{
-    const bool interleave = interleaves(block->n, call->D);
-    const int few = near_rows(call->D);
-    for (int j = 0; j < n; j += few) {
-        const int here = n - j < few ? n - j : few;
-        const score_rows to = {s->s + j, plan->key_block};
-        const elem_rows key = elems_at(s->keys, j0 + j, here, n - j);
-        if (interleave) interleaved_scores(block->n, here, 0, s->query, key, to, call->D);
-        else decode_scores(block->n, here, s->query, key, to, call->D);
-    }
-}
-
-/* Scores of one block of keys after modifiers and masks. words[j / 64][r]: the keys whose score is not -inf, where
+/* Modifiers and masks on the scores of one block of keys. words[j / 64][r]: the keys whose score is not -inf, where
  * something may be hidden. Returns whether there are any; where nothing can be hidden, true. */
-static bool decode_block(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
+static bool modify_block(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
                          int64_t j0, int n)
 {
-    if (s->keys->bytes) {
-        const af_byte_product p = {.j = j0, .n = n, .count = block->n, .s = (float *)s->s, .lds = plan->key_block};
-        s->keys->bytes->scores(&s->keys->stored, p, (const float *)s->query);
-    } else if (s->keys->pages) paged_scores(call, plan, block, s, j0, n);
-    else unpaged_scores(call, plan, block, s, j0, n);
     if (!block->hides && call->score.softcap == 0 && !call->score.alibi) return true;
     uint64_t any = 0;
     for (int j = 0; j < n; j += 64)
@@ -157,25 +139,12 @@ static __attribute__((noinline)) void decode_output(const query_block *block, co
         const int here = n - j < few ? n - j : few;
         const score_rows p = {s->s + j, lds};
         if (interleave) {
-            interleaved_values(block->n, here, n - j, p, value, s->o, Dv);
+            interleaved_values(block->n, here, prefetch_distance(here, n - j, value, Dv), p, value, s->o, Dv);
             continue;
         }
         prefetch_apart(few, n - j, value, Dv);
-        prefetch_page(value, Dv);
+        prefetch_page(value, page_distance(value, Dv));
         decode_values(block->n, here, p, value, s->o, Dv);
-    }
-}
-
-static void paged_output(const query_block *block, const scratch *s, int64_t lds, int64_t j0, int n, int64_t Dv)
-{
-    const bool interleave = interleaves(block->n, Dv);
-    const int few = near_rows(Dv);
-    for (int j = 0; j < n; j += few) {
-        const int here = n - j < few ? n - j : few;
-        const score_rows p = {s->s + j, lds};
-        const elem_rows value = elems_at(s->values, j0 + j, here, n - j);
-        if (interleave) interleaved_values(block->n, here, 0, p, value, s->o, Dv);
-        else decode_values(block->n, here, p, value, s->o, Dv);
     }
 }
 
@@ -185,7 +154,7 @@ static __attribute__((noinline)) void decode_output_nan_safe(const query_block *
 {
     const int few = near_rows(Dv);
     for (int j = 0; j < n; j += few) {
-        const elem_rows value = elems_at(s->values, j0 + j, n - j < few ? n - j : few, n - j);
+        const elem_rows value = elems_at(s->values, j0 + j, n - j < few ? n - j : few);
         for (int r = 0; r < block->n; r++) {
             const score_rows p = {s->s + r * lds + j, lds}, acc = {s->o + r * Dv, Dv};
             const uint64_t word = s->words[j / 64 * DECODE_ROWS + r] >> j % 64;
@@ -194,43 +163,67 @@ static __attribute__((noinline)) void decode_output_nan_safe(const query_block *
     }
 }
 
-static void add_bytes(const query_block *block, const scratch *s, int64_t lds, int64_t j0, int n, bool nan_safe)
+/* Scores of one block of keys for each run. */
+static void score_keys(const af_call *call, const af_plan *plan, const decode_run *runs, int count, int64_t j0, int n)
 {
-    const af_byte_product p = {.j = j0,
-                               .n = n,
-                               .count = block->n,
-                               .s = (float *)s->s,
-                               .lds = lds,
-                               .words = nan_safe ? s->words : NULL,
-                               .words_ld = DECODE_ROWS};
-    s->values->bytes->output(&s->values->stored, p, (float *)s->o);
+    const scratch *s = &runs->s;
+    if (s->keys->pages) read_pages(plan, runs, count, j0, n, KEYS);
+    else if (s->keys->bytes) byte_scores_of(plan, runs, j0, (turn){.j = j0, .n = n});
+    else unpaged_scores(call, plan, &runs->block, s, j0, n);
 }
 
-static void decode_keys(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
-                        bool nan_safe)
+/* The weights of one block of keys, and what modifies them. */
+static void weigh_keys(const af_call *call, const af_plan *plan, const decode_run *run, int64_t j0, int n)
 {
+    const query_block *block = &run->block;
+    const scratch *s = &run->s;
     const int64_t Dv = call->operands.value.data ? call->Dv : 0;
-    reset_state(s);
-    if (Dv) zero_output(call, plan, s);
-    const af_interval span = block->vis.span;
+    line_queue next = {.rows = Dv ? rows_in_line(s->values, j0, n) : 0, .stride = s->values->stride, .width = Dv};
+    if (Dv) next.row = address_of(s->values, offset_of(s->values, j0));
+    if (!s->values->bytes) {
+        next.stride *= (int64_t)sizeof(elem);
+        next.width *= (int64_t)sizeof(elem);
+    }
+    for (int r = 0; r < block->n; r++) {
+        decode_softmax(plan, s, r, n, Dv, &next);
+        if (call->score.gaussian > 0) gaussian_row(call, block, r, j0, n, s->s + r * plan->key_block);
+        if (call->score.dropout > 0 && Dv) drop_row(call, block, r, j0, n, s->s + r * plan->key_block);
+    }
+}
+
+static void add_values(const af_call *call, const af_plan *plan, const decode_run *runs, int count, int64_t j0, int n,
+                       bool nan_safe)
+{
+    const query_block *block = &runs->block;
+    const scratch *s = &runs->s;
+    if (nan_safe && s->values->bytes) byte_output_of(plan, runs, j0, (turn){.j = j0, .n = n}, s->words);
+    else if (nan_safe) decode_output_nan_safe(block, s, plan->key_block, j0, n, call->Dv);
+    else if (s->values->pages) read_pages(plan, runs, count, j0, n, VALUES);
+    else if (s->values->bytes) byte_output_of(plan, runs, j0, (turn){.j = j0, .n = n}, NULL);
+    else decode_output(block, s, plan->key_block, n, rows_in_place(s->values, j0), call->Dv);
+}
+
+/* All keys of a unit. What is visible must be the same for all runs: then they have the same pieces. */
+static void decode_keys(const af_call *call, const af_plan *plan, decode_run *runs, int count, bool nan_safe)
+{
+    for (int g = 0; g < count; g++) {
+        reset_state(&runs[g].s);
+        if (call->operands.value.data) zero_output(call, plan, &runs[g].s);
+    }
+    const af_interval span = runs->block.vis.span;
     for (int64_t j0 = span.begin, keys; j0 < span.end; j0 += keys) {
-        const af_piece piece = af_next_piece(&block->vis, call, span, j0, plan->key_block);
+        const af_piece piece = af_next_piece(&runs->block.vis, call, span, j0, plan->key_block);
         keys = piece.keys;
         if (piece.first == piece.last) continue;
         const int n = (int)keys;
-        if (!decode_block(call, plan, block, s, j0, n)) continue;
-        const bool elems = Dv && !s->values->bytes;
-        const elem_rows value = elems ? rows_in_place(s->values, j0) : (elem_rows){0};
-        line_queue next = {value.at, elems ? rows_in_line(s->values, j0, n) : 0, value.ld, Dv, 0};
-        for (int r = 0; r < block->n; r++) {
-            decode_softmax(plan, s, r, n, Dv, &next);
-            if (call->score.gaussian > 0) gaussian_row(call, block, r, j0, n, s->s + r * plan->key_block);
-            if (call->score.dropout > 0 && Dv) drop_row(call, block, r, j0, n, s->s + r * plan->key_block);
+        bool any = false;
+        score_keys(call, plan, runs, count, j0, n);
+        for (int g = 0; g < count; g++) {
+            runs[g].any = modify_block(call, plan, &runs[g].block, &runs[g].s, j0, n);
+            if (runs[g].any) weigh_keys(call, plan, &runs[g], j0, n);
+            any |= runs[g].any;
         }
-        if (Dv && s->values->bytes) add_bytes(block, s, plan->key_block, j0, n, nan_safe);
-        else if (nan_safe) decode_output_nan_safe(block, s, plan->key_block, j0, n, Dv);
-        else if (s->values->pages && Dv) paged_output(block, s, plan->key_block, j0, n, Dv);
-        else if (Dv) decode_output(block, s, plan->key_block, n, value, Dv);
+        if (any && call->operands.value.data) add_values(call, plan, runs, count, j0, n, nan_safe);
     }
 }
 
@@ -247,21 +240,29 @@ static bool finite_rows(int rows, int64_t Dv, const real *o)
 
 static void decode(const af_call *call, const af_plan *plan, af_unit unit, void *memory, void *partial)
 {
-    query_block block;
-    scratch s;
-    make_block(&block, call, plan, unit);
-    carve(&s, call, plan, memory);
-    open_key_rows(&s, call, plan, &block.vis);
-    block.vis.span = af_split(block.vis.span, unit.split, plan->split_keys);
-    if (block.vis.span.begin < block.vis.span.end) decode_query(call, plan, &block, s.query);
-    const bool may_leak = call->operands.value.data && block.hides, safe = may_leak && met_infinity(plan);
-    decode_keys(call, plan, &block, &s, safe);
-    if (may_leak && !safe && !finite_rows(block.n, call->Dv, s.o)) {
-        if (plan->met_infinity) atomic_store_explicit(plan->met_infinity, 1, memory_order_relaxed);
-        decode_keys(call, plan, &block, &s, true);
+    decode_run *runs = memory;
+    const int count = plan->unit_blocks;
+    carve(&runs->s, call, plan, memory);
+    for (int g = 0; g < count; g++) {
+        decode_run *run = &runs[g];
+        if (g) carve_block(&run->s, &runs->s, call, plan, g);
+        make_block(&run->block, call, plan, block_of_unit(plan, unit, g));
+        open_key_rows(&run->s, call, plan, &run->block.vis);
+        run->block.vis.span = af_split(run->block.vis.span, unit.split, plan->split_keys);
+        if (run->block.vis.span.begin < run->block.vis.span.end) decode_query(call, plan, &run->block, run->s.query);
     }
-    if (plan->splits > 1) save_partial(call, plan, &s, partial);
-    else finish(call, plan, &block, &s);
+    const bool may_leak = call->operands.value.data && runs->block.hides, safe = may_leak && met_infinity(plan);
+    if (!safe) decode_keys(call, plan, runs, count, false);
+    for (int g = 0; g < count; g++) {
+        decode_run *run = &runs[g];
+        if (safe) decode_keys(call, plan, run, 1, true);
+        else if (may_leak && !finite_rows(run->block.n, call->Dv, run->s.o)) {
+            if (plan->met_infinity) atomic_store_explicit(plan->met_infinity, 1, memory_order_relaxed);
+            decode_keys(call, plan, run, 1, true);
+        }
+        if (plan->splits > 1) save_partial(call, plan, &run->s, (char *)partial + (size_t)g * plan->block_partials);
+        else finish(call, plan, &run->block, &run->s);
+    }
 }
 
 #endif

@@ -66,31 +66,33 @@ AF_INLINE void dot_interleaved(const int nr, const real *query, elem_rows key, i
 }
 
 #define DOT_ROWS(nr)                                                                                                   \
-    static __attribute__((noinline)) void dot_interleaved_##nr(int n, int64_t left, const real *query, elem_rows key,  \
+    static __attribute__((noinline)) void dot_interleaved_##nr(int n, int64_t ahead, const real *query, elem_rows key, \
                                                                score_rows s, int64_t D)                                \
     {                                                                                                                  \
         int j = 0;                                                                                                     \
-        for (; j + 2 <= n; j += 2, key = rows_from(key, 2))                                                            \
-            dot_interleaved(nr, query, key, prefetch_distance(j + 1, left, key, D), score_columns_from(s, j), D);      \
+        for (; j + 2 <= n; j += 2, key = rows_from(key, 2)) {                                                          \
+            __asm__("" : "+r"(ahead)); /* else addresses `ahead` of others take registers of their own */              \
+            dot_interleaved(nr, query, key, ahead, score_columns_from(s, j), D);                                       \
+        }                                                                                                              \
         if (j < n) dot_tile(nr, 1, query, key, score_columns_from(s, j), D);                                           \
     }
 DOT_ROWS(3)
 DOT_ROWS(4)
 #undef DOT_ROWS
 
-/* decode_scores for n of the `left` keys that a block has from here on. */
-static void interleaved_scores(int rows, int n, int64_t left, const real *query, elem_rows key, score_rows s, int64_t D)
+/* decode_scores, where the first rows prefetch the lines `ahead` elements on. */
+static void interleaved_scores(int rows, int n, int64_t ahead, const real *query, elem_rows key, score_rows s,
+                               int64_t D)
 {
-    for (; rows > 3; rows -= 4, query += 4 * D, s = score_rows_from(s, 4), left = 0)
-        dot_interleaved_4(n, left, query, key, s, D);
-    if (rows == 3) dot_interleaved_3(n, left, query, key, s, D);
-    else decode_scores(rows, n, query, key, s, D);
+    for (; rows > 3; rows -= 4, query += 4 * D, s = score_rows_from(s, 4), ahead = 0)
+        dot_interleaved_4(n, ahead, query, key, s, D);
+    if (rows == 3) dot_interleaved_3(n, ahead, query, key, s, D);
+    else decode_scores(rows, n, query, key, s, D, page_distance(key, D));
 }
 
-/* decode_values for n of the `left` values that a block has from here on. */
-static void interleaved_values(int rows, int n, int64_t left, score_rows p, elem_rows value, real *acc, int64_t Dv)
+/* decode_values, in the same way. */
+static void interleaved_values(int rows, int n, int64_t ahead, score_rows p, elem_rows value, real *acc, int64_t Dv)
 {
-    const int64_t ahead = prefetch_distance(n, left, value, Dv);
     for (int j = 0; value.ld != Dv && j < n; j++) prefetch_line(value.at + ahead + j * value.ld + Dv - 1, 0);
     for (; rows > 3; rows -= 4, p = score_rows_from(p, 4), acc += 4 * Dv) axpy_4(n, p, value, acc, Dv, ahead);
     if (rows == 3) axpy_3(n, p, value, acc, Dv, ahead);

@@ -40,10 +40,11 @@ AF_INLINE const elem *hold(const elem *p)
  * belong to the next unit, or to no array at all. */
 enum { PAGE_BYTES_AHEAD = 1 << 15 };
 
-AF_INLINE void prefetch_page(elem_rows rows, int64_t width)
+AF_INLINE int64_t page_distance(elem_rows rows, int64_t width) { return rows.ld == width ? PAGE_BYTES_AHEAD : 0; }
+
+AF_INLINE void prefetch_page(elem_rows rows, int64_t distance)
 {
-    const uintptr_t distance = rows.ld == width ? PAGE_BYTES_AHEAD : 0;
-    __builtin_prefetch((const void *)((uintptr_t)rows.at + distance), 0, 2);
+    __builtin_prefetch((const void *)((uintptr_t)rows.at + (uintptr_t)distance), 0, 2);
 }
 
 /* Reasoned, not measured: rows of 128 float32 are 4 KiB then, an eighth of the first-level cache. */
@@ -110,35 +111,37 @@ AF_INLINE void dot_tile_of(const int nr, const int nk, const int nc, v q[2][AF_D
     dot_sums(nr, nk, acc, s);
 }
 
-AF_INLINE void dot_rows_of(const int nr, const int nc, int n, const real *query, elem_rows key, score_rows s)
+AF_INLINE void dot_rows_of(const int nr, const int nc, int n, const real *query, elem_rows key, score_rows s,
+                           int64_t page)
 {
     v q[2][AF_DECODE_COLUMNS];
     UNROLL(r, nr)
         UNROLL(c, nc) q[r][c] = v_load(query + (r * nc + c) * VL);
     int j = 0;
     for (; j + AF_DECODE_KEYS <= n; j += AF_DECODE_KEYS) {
-        prefetch_page(key, nc * VL);
+        prefetch_page(key, page);
         dot_tile_of(nr, AF_DECODE_KEYS, nc, q, key, score_columns_from(s, j));
         key = rows_from(key, AF_DECODE_KEYS);
     }
     for (; j < n; j++, key = rows_from(key, 1)) dot_tile_of(nr, 1, nc, q, key, score_columns_from(s, j));
 }
 
-/* s[r][j] for nr rows and n keys, one function for each nr. */
+/* s[r][j] for nr rows and n keys, one function for each nr; `page` is the distance for prefetch_page. */
 #define DOT_ROWS(nr)                                                                                                   \
-    static __attribute__((noinline)) void dot_##nr(int n, const real *query, elem_rows key, score_rows s, int64_t D)   \
+    static __attribute__((noinline)) void dot_##nr(int n, const real *query, elem_rows key, score_rows s, int64_t D,   \
+                                                   int64_t page)                                                       \
     {                                                                                                                  \
         int j = 0;                                                                                                     \
         if (D == AF_DECODE_COLUMNS * VL) {                                                                             \
-            dot_rows_of(nr, AF_DECODE_COLUMNS, n, query, key, s);                                                      \
+            dot_rows_of(nr, AF_DECODE_COLUMNS, n, query, key, s, page);                                                \
             return;                                                                                                    \
         }                                                                                                              \
         if (D == AF_DECODE_COLUMNS / 2 * VL) {                                                                         \
-            dot_rows_of(nr, AF_DECODE_COLUMNS / 2, n, query, key, s);                                                  \
+            dot_rows_of(nr, AF_DECODE_COLUMNS / 2, n, query, key, s, page);                                            \
             return;                                                                                                    \
         }                                                                                                              \
         for (; j + AF_DECODE_KEYS <= n; j += AF_DECODE_KEYS) {                                                         \
-            prefetch_page(key, D);                                                                                     \
+            prefetch_page(key, page);                                                                                  \
             dot_tile(nr, AF_DECODE_KEYS, query, key, score_columns_from(s, j), D);                                     \
             key = rows_from(key, AF_DECODE_KEYS);                                                                      \
         }                                                                                                              \
@@ -149,10 +152,10 @@ DOT_ROWS(2)
 #undef DOT_ROWS
 
 /* Scores of `rows` queries and n keys. */
-static void decode_scores(int rows, int n, const real *query, elem_rows key, score_rows s, int64_t D)
+static void decode_scores(int rows, int n, const real *query, elem_rows key, score_rows s, int64_t D, int64_t page)
 {
-    for (; rows >= 2; rows -= 2, query += 2 * D, s = score_rows_from(s, 2)) dot_2(n, query, key, s, D);
-    if (rows) dot_1(n, query, key, s, D);
+    for (; rows >= 2; rows -= 2, query += 2 * D, s = score_rows_from(s, 2)) dot_2(n, query, key, s, D, page);
+    if (rows) dot_1(n, query, key, s, D, page);
 }
 
 AF_INLINE void add_vector(const bool whole, int last, real *to, v x)

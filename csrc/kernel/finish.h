@@ -204,8 +204,10 @@ static void merge_block(const af_call *call, const af_plan *plan, af_unit unit, 
 static void merge(const af_call *call, const af_plan *plan, af_unit unit, void *memory, const void *partials)
 {
     const char *partial = partials;
-    for (int g = 0; g * plan->block_rows < unit.rows; g++, partial += plan->block_partials)
-        merge_block(call, plan, block_of_unit(plan, unit, g), memory, partial);
+    for (int g = 0; g < plan->unit_blocks; g++, partial += plan->block_partials) {
+        const af_unit block = block_of_unit(plan, unit, g);
+        if (block.rows) merge_block(call, plan, block, memory, partial);
+    }
 }
 
 #endif

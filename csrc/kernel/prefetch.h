@@ -117,15 +117,15 @@ AF_INLINE void prefetch_ahead(const prefetch *a, int64_t row)
 
 /* Rows that are still to be prefetched, one line at a time. */
 typedef struct line_queue {
-    const elem *row;
-    int64_t rows, stride, width, column;
+    const char *row;
+    int64_t rows, stride, width, column; /* in bytes */
 } line_queue;
 
 AF_INLINE void prefetch_next_line(line_queue *queue)
 {
     if (!queue->rows) return;
-    prefetch_line(queue->row + queue->column, 0);
-    queue->column += LINE_ELEMS;
+    __builtin_prefetch(queue->row + queue->column, 0, 2);
+    queue->column += 64;
     if (queue->column < queue->width) return;
     queue->column = 0;
     queue->row += queue->stride;

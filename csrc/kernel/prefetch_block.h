@@ -26,11 +26,12 @@ static void find_next_keys(edges *e, const af_call *call, const af_plan *plan, a
     if (same) seen.end = af_min(seen.end, begin);
     const int64_t n = af_min(plan->key_block, seen.end - seen.begin);
     if (n < 1 || call->operands.storage) return;
-    const af_rows keys = open_rows(call, plan, KEYS, &vis, NULL, 0);
+    af_rows keys, values;
+    open_rows(&keys, call, plan, KEYS, &vis, NULL, 0);
     queue_rows(e, (row_queue){row_address(&keys, seen.begin), rows_in_line(&keys, seen.begin, n), keys.stride, call->D,
                               false});
     if (!same || !call->operands.value.data) return;
-    const af_rows values = open_rows(call, plan, VALUES, &vis, NULL, 0);
+    open_rows(&values, call, plan, VALUES, &vis, NULL, 0);
     queue_rows(e, (row_queue){row_address(&values, seen.begin), rows_in_line(&values, seen.begin, n), values.stride,
                               call->Dv, false});
 }

@@ -34,34 +34,47 @@ static af_groups head_groups(const af_groups *groups, bool paged, const af_visib
 
 enum { KEYS, VALUES };
 
-/* The keys or values of a head. `copy` has room for so many rows, and is not used where elements are reals in one
- * array; behind them it has two rows more for bytes. A request may be for at most `room`. */
-static af_rows open_rows(const af_call *call, const af_plan *plan, const int which, const af_visibility *vis,
-                         real *copy, int64_t room)
+static void open_bytes(af_rows *rows, const af_call *call, const af_plan *plan, const int which,
+                       const af_visibility *vis)
 {
     const af_operands *p = &call->operands;
     const af_tensor *t = which == KEYS ? &p->key : &p->value;
-    const int64_t at = t->data ? af_offset(t, p->block_table ? 0 : vis->b, vis->hk, 0) : 0;
-    af_rows rows = {.stride = t->i, .width = which == KEYS ? call->D : call->Dv, .copy = copy, .room = room};
+    const int64_t at = t->data ? af_offset(t, rows->pages ? 0 : vis->b, vis->hk, 0) : 0;
+    rows->bytes = plan->bytes;
+    rows->stored = (af_byte_rows){.storage = p->storage, .stride = t->i, .width = rows->width, .pages = rows->pages};
+    rows->stored.first = (const uint8_t *)t->data + at;
+    rows->stored.page_size = rows->page_size;
+    rows->stored.page_stride = rows->page_stride;
+    rows->stored.scale = head_groups(which == KEYS ? &p->key_scale : &p->value_scale, rows->pages, vis);
+    rows->stored.zero = head_groups(which == KEYS ? &p->key_zero : &p->value_zero, rows->pages, vis);
+    rows->stored.copy = (float *)rows->copy;
+    rows->stored.room = rows->room;
+}
+
+/* The keys or values of a head. `copy` has room for so many rows, and is not used where elements are reals in one
+ * array; behind them it has two rows more for bytes. A request may be for at most `room`. Every unit opens rows, so
+ * `stored`, which is large, is left as it is where there are no bytes. */
+static void open_rows(af_rows *rows, const af_call *call, const af_plan *plan, const int which,
+                      const af_visibility *vis, real *copy, int64_t room)
+{
+    const af_operands *p = &call->operands;
+    const af_tensor *t = which == KEYS ? &p->key : &p->value;
+    rows->bytes = NULL;
+    rows->first = NULL;
+    rows->stride = t->i;
+    rows->width = which == KEYS ? call->D : call->Dv;
+    rows->pages = NULL;
+    rows->page_size = rows->page_stride = 0;
+    rows->copy = copy;
+    rows->room = room;
+    rows->base = rows->begin = rows->end = 0;
     if (p->block_table) {
-        rows.pages = p->block_table + vis->b * p->blocks;
-        rows.page_size = p->page_size;
-        rows.page_stride = t->b;
+        rows->pages = p->block_table + vis->b * p->blocks;
+        rows->page_size = p->page_size;
+        rows->page_stride = t->b;
     }
-    if (!p->storage) {
-        rows.first = (const elem *)t->data + at;
-        return rows;
-    }
-    rows.bytes = plan->bytes;
-    rows.stored = (af_byte_rows){.storage = p->storage, .stride = t->i, .width = rows.width, .pages = rows.pages};
-    rows.stored.first = (const uint8_t *)t->data + at;
-    rows.stored.page_size = rows.page_size;
-    rows.stored.page_stride = rows.page_stride;
-    rows.stored.scale = head_groups(which == KEYS ? &p->key_scale : &p->value_scale, rows.pages, vis);
-    rows.stored.zero = head_groups(which == KEYS ? &p->key_zero : &p->value_zero, rows.pages, vis);
-    rows.stored.copy = (float *)copy;
-    rows.stored.room = room;
-    return rows;
+    if (p->storage) open_bytes(rows, call, plan, which, vis);
+    else rows->first = (const elem *)t->data + (t->data ? af_offset(t, rows->pages ? 0 : vis->b, vis->hk, 0) : 0);
 }
 
 AF_INLINE const elem *row_address(const af_rows *rows, int64_t j)
@@ -136,34 +149,19 @@ AF_INLINE matrix rows_at(af_rows *rows, int64_t j, int64_t n)
 #endif
 }
 
-/* The hardware foresees no page, so rows are requested this many bytes before they are copied. */
-enum { PAGED_BYTES_AHEAD = 1 << 13, LONG_PAGE_BYTES = 1 << 16 };
-
-/* Rows j .. j + n of `left` rows in pages, as elements side by side; n is at most `room`. */
-static __attribute__((noinline)) elem_rows copied_elems(const af_rows *rows, int64_t j, int64_t n, int64_t left)
+/* Rows j .. j + n of a head in pages, as elements side by side; n is at most `room`. */
+static __attribute__((noinline)) elem_rows copied_elems(const af_rows *rows, int64_t j, int64_t n)
 {
-    const int64_t width = rows->width, ahead = 1 + PAGED_BYTES_AHEAD / (1 + width * (int64_t)sizeof(elem));
     elem *to = (elem *)rows->copy;
-    for (int64_t i = 0; i < n; i++, to += width) {
-        const elem *from = row_address(rows, j + i), *far = row_address(rows, j + af_min(i + ahead, left - 1));
-        int64_t c = 0;
-        for (; c + LINE_ELEMS <= width; c += LINE_ELEMS) {
-            __builtin_prefetch(far + c, 0, 2);
-            memcpy(to + c, from + c, 64);
-        }
-        if (c < width) memcpy(to + c, from + c, (size_t)(width - c) * sizeof(elem));
-    }
-    return (elem_rows){(elem *)rows->copy, width};
+    for (int64_t i = 0; i < n; i++)
+        memcpy(to + i * rows->width, row_address(rows, j + i), (size_t)rows->width * sizeof(elem));
+    return (elem_rows){to, rows->width};
 }
 
-/* The same of any rows: where they are stored, unless that is in pages. */
-AF_INLINE elem_rows elems_at(const af_rows *rows, int64_t j, int64_t n, int64_t left)
+/* The same of any rows: where they are stored, unless a page ends among them. */
+AF_INLINE elem_rows elems_at(const af_rows *rows, int64_t j, int64_t n)
 {
-    if (!rows->pages) return rows_in_place(rows, j);
-    if (rows->page_size * rows->width * (int64_t)sizeof(elem) < LONG_PAGE_BYTES || rows_in_line(rows, j, n) < n)
-        return copied_elems(rows, j, n, left);
-    if (n < left && rows_in_line(rows, j, n + 1) == n) prefetch_bytes(row_address(rows, j + n), 1024);
-    return rows_in_place(rows, j);
+    return rows_in_line(rows, j, n) < n ? copied_elems(rows, j, n) : rows_in_place(rows, j);
 }
 
 #endif

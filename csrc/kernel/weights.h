@@ -51,14 +51,17 @@ static void fill_weights(const query_block *block, const weight_rows *w, int64_t
 }
 
 /* The few rows of a decode plan, with keys in the lanes. */
-static void decode_weights(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
-                           const weight_rows *w, af_interval span)
+static void decode_weights(const af_call *call, const af_plan *plan, const decode_run *run, const weight_rows *w,
+                           af_interval span)
 {
+    const query_block *block = &run->block;
+    const scratch *s = &run->s;
     const int64_t lds = plan->key_block;
     decode_query(call, plan, block, s->query);
     for (int64_t j0 = span.begin; j0 < span.end; j0 += lds) {
         const int n = (int)af_min(lds, span.end - j0);
-        decode_block(call, plan, block, s, j0, n);
+        score_keys(call, plan, run, 1, j0, n);
+        modify_block(call, plan, block, s, j0, n);
         for (int r = 0; r < block->n; r++) {
             real *row = s->s + r * lds;
             for (int j = 0; call->results.stage == AF_WEIGHTS && j < n; j += VL) {
@@ -107,9 +110,11 @@ static void write_visible(const af_call *call, const af_plan *plan, query_block 
 }
 
 /* Writes the weights or scores of a chunk of keys; hidden pairs get 0 or -inf. */
-static void write_chunk(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s,
-                        const weight_rows *w, af_interval chunk)
+static void write_chunk(const af_call *call, const af_plan *plan, const decode_run *run, const weight_rows *w,
+                        af_interval chunk)
 {
+    const query_block *block = &run->block;
+    const scratch *s = &run->s;
     const bool all_pairs = call->results.stage <= AF_CAPPED;
     const real hidden = call->results.stage == AF_WEIGHTS ? 0 : -AF_INFINITY;
     af_interval span = all_pairs ? chunk : af_intersect(chunk, block->vis.span);
@@ -117,7 +122,7 @@ static void write_chunk(const af_call *call, const af_plan *plan, const query_bl
     fill_weights(block, w, chunk.begin, span.begin, hidden);
     fill_weights(block, w, span.end, chunk.end, hidden);
     if (plan->decode && span.begin < span.end) {
-        decode_weights(call, plan, block, s, w, span);
+        decode_weights(call, plan, run, w, span);
         return;
     }
     for (int64_t j0 = span.begin; j0 < span.end; j0 += plan->key_block) {
@@ -130,18 +135,19 @@ static void write_chunk(const af_call *call, const af_plan *plan, const query_bl
 
 static void weights(const af_call *call, const af_plan *plan, af_unit unit, void *memory)
 {
-    query_block block;
-    scratch s;
+    decode_run run;
+    query_block *block = &run.block;
     weight_rows w;
-    make_block(&block, call, plan, unit);
-    carve(&s, call, plan, memory);
-    find_rows(&call->results.weights, &block.vis, w.row);
-    if (call->results.stage == AF_WEIGHTS) load_row_softmax(call, &block, &w.softmax);
-    if (!plan->decode) pack_query(call, plan, &block, &s);
-    open_key_rows(&s, call, plan, &block.vis);
+    make_block(block, call, plan, unit);
+    carve(&run.s, call, plan, memory);
+    find_rows(&call->results.weights, &block->vis, w.row);
+    if (call->results.stage == AF_WEIGHTS) load_row_softmax(call, block, &w.softmax);
+    if (!plan->decode) pack_query(call, plan, block, &run.s);
+    open_key_rows(&run.s, call, plan, &block->vis);
     const af_interval chunk = af_split((af_interval){0, call->Lk}, unit.split, plan->chunk_keys);
-    if (call->subset.visible_weights) write_visible(call, plan, &block, &s, &w, af_intersect(chunk, block.vis.span));
-    else write_chunk(call, plan, &block, &s, &w, chunk);
+    if (call->subset.visible_weights)
+        write_visible(call, plan, block, &run.s, &w, af_intersect(chunk, block->vis.span));
+    else write_chunk(call, plan, &run, &w, chunk);
 }
 
 #endif

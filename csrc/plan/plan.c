@@ -37,6 +37,9 @@ enum { SPARSE_SPLIT_WORK = 1 << 25 };
  * blocks are 0 to 3 % slower than one (Zen 4). LEAST_UNITS is reasoned, not measured. */
 enum { MOST_UNIT_BLOCKS = 8, LEAST_UNITS = 8, UNIT_WORK = 1 << 25 };
 
+/* Decode in pages: see page_heads. */
+enum { PAGE_RUN_BYTES = 1 << 18, PAGE_ROWS = 32 };
+
 /* With additive scores every row costs a tanh for each element of a key, where blocks of rows in the lanes cost about
  * an eighth of that but for all lanes. At 4 queries and 2000 keys x 256, decoding saves 3 % (AVX2) to 35 % (AVX-512,
  * Zen 4). */
@@ -93,12 +96,29 @@ static void plan_splits(af_plan *plan, const af_call *call)
     plan->splits = af_max(1, ceil_div(span, plan->split_keys));
 }
 
+/* How many heads take turns at each page in decode: as many as make a run of PAGE_RUN_BYTES where the heads of a page
+ * are side by side, if what is visible and their state allow it. */
+static int page_heads(const af_plan *plan, const af_call *call)
+{
+    const af_operands *p = &call->operands;
+    const af_visible *v = &call->visible;
+    const int64_t turn = af_max(1, p->page_size * call->D * af_key_bytes(call));
+    if (!p->block_table || call->score.additive || p->key.h > p->key.b) return 1;
+    if ((v->mask.data && v->mask.h) || (v->blocks.data && v->blocks.h)) return 1;
+    int64_t heads = af_min(af_min(plan->head_groups, ceil_div(PAGE_RUN_BYTES, turn)), PAGE_ROWS / plan->rows);
+    const int64_t units = call->B * plan->splits * plan->head_groups;
+    heads = af_min(heads, ceil_div(units, LEAST_UNITS));
+    while (heads > 1 && plan->head_groups % heads) heads--;
+    return (int)af_max(1, heads);
+}
+
 /* How many blocks of rows go through the keys together: as many as have their queries and outputs in the second-level
  * cache beside the keys and values that they meet there. One suffices where all keys and values stay in the cache
  * anyway. */
 static int unit_blocks(const af_plan *plan, const af_call *call, const af_kernels *kernels)
 {
-    if (plan->decode || call->results.topk || call->score.additive) return 1;
+    if (plan->decode) return page_heads(plan, call);
+    if (call->results.topk || call->score.additive) return 1;
     const int64_t width = af_max(1, call->D + (call->results.output.data ? call->Dv : 0));
     const int64_t real_size = kernels->real_size;
     const int64_t span = af_max(1, af_min(longest_span(call, plan), plan->split_keys));
@@ -166,12 +186,13 @@ void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels)
 af_unit af_plan_unit(const af_plan *plan, int64_t index, int blocks, int64_t splits)
 {
     const int64_t units = af_units_of_rows(plan, blocks), rows = (int64_t)blocks * plan->block_rows;
+    const int64_t heads = plan->decode ? blocks : 1;
     af_unit unit = {.split = index % splits};
     index /= splits;
     unit.row = (units - 1 - index % units) * rows;
     unit.rows = (int)af_min(rows, plan->rows - unit.row);
     index /= units;
-    unit.hg = index % plan->head_groups;
-    unit.b = index / plan->head_groups;
+    unit.hg = index % (plan->head_groups / heads) * heads;
+    unit.b = index / (plan->head_groups / heads);
     return unit;
 }

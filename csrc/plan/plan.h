@@ -34,7 +34,8 @@ typedef struct af_plan {
     int64_t head_groups;        /* H / G */
     int64_t rows, blocks;       /* G * Lq rows for each (batch row, head group), in that many blocks */
     int block_rows;             /* as many rows as the registers take side by side */
-    int unit_blocks;            /* blocks of rows that go through the keys together in the attend pass */
+    int unit_blocks;            /* blocks that go through the keys together in the attend pass: of rows, in decode of
+                                 * neighbouring head groups */
     int key_block;              /* keys per score tile, a multiple of 64 */
     int64_t split_keys, splits; /* keys per unit, units per block of rows */
     int64_t chunk_keys, chunks; /* the same for the pass that writes weights */
@@ -50,11 +51,21 @@ typedef struct af_plan {
 
 void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels);
 
-/* Units of so many blocks of rows in each head group. */
-static inline int64_t af_units_of_rows(const af_plan *plan, int blocks) { return (plan->blocks + blocks - 1) / blocks; }
+/* Units of so many blocks of rows in each head group. In decode there is one block of rows, and units of several blocks
+ * have those of several head groups, whose number they divide. */
+static inline int64_t af_units_of_rows(const af_plan *plan, int blocks)
+{
+    return plan->decode ? 1 : (plan->blocks + blocks - 1) / blocks;
+}
 
-/* The unit of a number, where units have so many blocks of rows and rows so many splits. The last rows come first:
- * under a causal mask they cost most. */
+/* Units of so many blocks in each batch row, without splits. */
+static inline int64_t af_units_of_blocks(const af_plan *plan, int blocks)
+{
+    return af_units_of_rows(plan, blocks) * plan->head_groups / (plan->decode ? blocks : 1);
+}
+
+/* The unit of a number, where units have so many blocks and rows so many splits. The last rows come first: under a
+ * causal mask they cost most. */
 af_unit af_plan_unit(const af_plan *plan, int64_t index, int blocks, int64_t splits);
 
 /* Moves on to the rows that the attend pass takes next; false after the last ones. */

@@ -180,12 +180,27 @@ AF_INLINE v b_int8(const uint8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_
 AF_INLINE v b_uint8(const uint8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b_bytes(p))); }
 AF_INLINE v b_e5m2(const uint8_t *p) { return _mm256_cvtph_ps(_mm_unpacklo_epi8(_mm_setzero_si128(), b_bytes(p))); }
 /* As float16 the exponent is 8 too small; where all bits are 1, so are those of the NaN. */
+AF_INLINE __m128i b_half(__m128i moved) { return _mm_and_si128(moved, _mm_set1_epi16((short)0xbf80)); }
+AF_INLINE __m128i b_moved(const uint8_t *p) { return _mm_slli_epi16(_mm_cvtepi8_epi16(b_bytes(p)), 7); }
+AF_INLINE bool b_has_nan(const uint8_t *p, int64_t n) /* of e4m3fn */
+{
+    const __m256i most = _mm256_set1_epi8(0x7f);
+    __m256i nan = _mm256_setzero_si256();
+    bool last = false;
+    int64_t d = 0;
+    for (; d + 32 <= n; d += 32) {
+        const __m256i x = _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(p + d)), most);
+        nan = _mm256_or_si256(nan, _mm256_cmpeq_epi8(x, most));
+    }
+    for (; d < n; d++) last |= (p[d] & 0x7f) == 0x7f;
+    return last || _mm256_movemask_epi8(nan);
+}
+AF_INLINE v b_e4m3fn_finite(const uint8_t *p) { return _mm256_cvtph_ps(b_half(b_moved(p))); }
 AF_INLINE v b_e4m3fn(const uint8_t *p)
 {
-    const __m128i x = _mm_slli_epi16(_mm_cvtepi8_epi16(b_bytes(p)), 7), most = _mm_set1_epi16(0x3f80);
+    const __m128i x = b_moved(p), most = _mm_set1_epi16(0x3f80);
     const __m128i nan = _mm_cmpeq_epi16(_mm_and_si128(x, most), most);
-    const __m128i half = _mm_or_si128(nan, _mm_and_si128(x, _mm_set1_epi16((short)0xbf80)));
-    return _mm256_cvtph_ps(half);
+    return _mm256_cvtph_ps(_mm_or_si128(nan, b_half(x)));
 }
 #endif
 

@@ -168,13 +168,27 @@ AF_INLINE v b_int8(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_
 AF_INLINE v b_uint8(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(b_bytes(p))); }
 AF_INLINE v b_e5m2(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(b_bytes(p)), 8)); }
 /* As float16 the exponent is 8 too small. */
+AF_INLINE __m256i b_half(__m128i e4m3fn)
+{
+    const __m256i moved = _mm256_slli_epi16(_mm256_cvtepi8_epi16(e4m3fn), 7);
+    return _mm256_and_si256(moved, _mm256_set1_epi16((short)0xbf80));
+}
+AF_INLINE bool b_has_nan(const uint8_t *p, int64_t n) /* of e4m3fn */
+{
+    const __m512i most = _mm512_set1_epi8(0x7f);
+    __mmask64 nan = 0;
+    for (int64_t d = 0; d < n; d += 64) {
+        const __mmask64 there = n - d < 64 ? ((uint64_t)1 << (n - d)) - 1 : ~(uint64_t)0;
+        nan |= _mm512_cmpeq_epi8_mask(_mm512_and_si512(_mm512_maskz_loadu_epi8(there, p + d), most), most);
+    }
+    return nan;
+}
+AF_INLINE v b_e4m3fn_finite(const uint8_t *p) { return _mm512_cvtph_ps(b_half(b_bytes(p))); }
 AF_INLINE v b_e4m3fn(const uint8_t *p)
 {
     const __m128i bytes = b_bytes(p), most = _mm_set1_epi8(0x7f);
     const __mmask16 nan = _mm_cmpeq_epi8_mask(_mm_and_si128(bytes, most), most);
-    const __m256i moved = _mm256_slli_epi16(_mm256_cvtepi8_epi16(bytes), 7);
-    const __m256i half = _mm256_and_si256(moved, _mm256_set1_epi16((short)0xbf80));
-    return _mm512_cvtph_ps(_mm256_mask_mov_epi16(half, nan, _mm256_set1_epi16(0x7e00)));
+    return _mm512_cvtph_ps(_mm256_mask_mov_epi16(b_half(bytes), nan, _mm256_set1_epi16(0x7e00)));
 }
 #endif
 

@@ -19,6 +19,13 @@ AF_INLINE float float_of_e5m2(uint8_t x)
     return float_of_eight(x, 2, 0x1p112f);
 }
 
+AF_INLINE bool b_has_nan(const uint8_t *p, int64_t n) /* of e4m3fn */
+{
+    bool nan = false;
+    for (int64_t d = 0; d < n; d++) nan |= (p[d] & 0x7f) == 0x7f;
+    return nan;
+}
+
 #define B_LOAD(name, value)                                                                                            \
     AF_INLINE v name(const uint8_t *p)                                                                                 \
     {                                                                                                                  \
@@ -29,6 +36,7 @@ AF_INLINE float float_of_e5m2(uint8_t x)
 B_LOAD(b_int8, (int8_t))
 B_LOAD(b_uint8, (uint8_t))
 B_LOAD(b_e4m3fn, float_of_e4m3fn)
+B_LOAD(b_e4m3fn_finite, float_of_e4m3fn) /* of which NaN may be any number */
 B_LOAD(b_e5m2, float_of_e5m2)
 #undef B_LOAD
 #endif

@@ -47,6 +47,31 @@ def test_neither_the_order_of_pages_nor_their_size_changes_a_bit(lq, rng):
         assert_same(result, results[0])
 
 
+@pytest.mark.parametrize("group", [1, 3, 4])
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+def test_heads_that_take_turns(dtype, group, rng):
+    """With so many batch rows a unit has several heads; they have the bits of side by side."""
+    q, k, v = qkv(rng, 1, 300, 64, 40, heads=4 * group, kv_heads=4, batch=(9,), dtype=dtype)
+    mask = rng.random((9, 1, 1, 300)) < 0.8
+    each = rng.random((9, 4 * group, 1, 300)) < 0.8
+    sinks = randn(rng, 4 * group)
+    v[:, 1, 7] = np.nan  # hidden by the masks, in one head
+    mask[..., 7] = each[..., 7] = False
+    lengths, starts = rng.integers(200, 301, 9), rng.integers(0, 100, 9)
+    for options in (
+        {"mask": mask, "kv_lengths": lengths, "kv_starts": starts},
+        {"mask": each, "kv_lengths": lengths},
+        {"mask": mask, "sink_logits": sinks, "softcap": 5.0},
+    ):
+        expected = attention(q, k, v, **options, **FLAGS)
+        assert np.isfinite(expected.output.astype(np.float32)).all()
+        for size in (1, 12, 20, 300):
+            (keys, values), table = in_pages(rng, (k, v), size, options)
+            assert_same(attention(q, keys, values, block_table=table, **options, **FLAGS), expected)
+            pools = [np.ascontiguousarray(a.swapaxes(1, 2)).swapaxes(1, 2) for a in (keys, values)]
+            assert_same(attention(q, *pools, block_table=table, **options, **FLAGS), expected)
+
+
 def test_the_reference_reads_pages_in_the_order_of_the_table():
     pool = np.arange(24.0).reshape(3, 2, 2, 2)  # page, head, row, element
     rows = reference.stored.rows_of_pages(pool, [[2, 0], [1, 7]])

@@ -97,6 +97,45 @@ def test_widths_and_lengths(dtype, rng):
 
 
 @pytest.mark.parametrize("dtype", BYTES.values(), ids=BYTES)
+def test_several_query_rows(dtype, rng):
+    """Up to four of them share what is widened, eight go through the same keys."""
+    for rows, d in paired([3, 4, 5, 6, 7, 8], [24, 64, 130], times=2):
+        q = randn(rng, (rows, 1, d))
+        k, v = (stored(rng, (1, 150, d), dtype) for _ in range(2))
+        options = {"key_scale": numbers(rng, dtype, (1, 150, 1)), "value_scale": 0.01}
+        if dtype == np.uint8:
+            options["key_zero_point"] = rng.integers(0, 200, (1, 150, 1))
+            options["value_zero_point"] = 128
+        result = attention(q, k, v, **options)
+        check(result, q, k, v, options)
+        for row in range(rows):
+            alone = attention(
+                q[row],
+                k[0],
+                v[0],
+                **options
+                | {"key_scale": options["key_scale"][0]}
+                | ({"key_zero_point": options["key_zero_point"][0]} if dtype == np.uint8 else {}),
+            )
+            assert_same(alone, result[row])
+
+
+@pytest.mark.parametrize("dtype", [d for n, d in BYTES.items() if n.startswith("float8")])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
+def test_a_number_that_is_not_finite_stays_where_it_is(rows, dtype, rng):
+    for d in (24, 64, 130):
+        q = np.abs(randn(rng, (rows, 1, d)))
+        k, v = (stored(rng, (1, 150, d), dtype) for _ in range(2))
+        v[0, 99, d - 2] = v[0, 3, 5] = np.nan
+        output = attention(q, k, v, key_scale=0.01, value_scale=0.01)
+        columns = np.isnan(output).any(axis=(0, 1))
+        assert list(columns.nonzero()[0]) == [5, d - 2] and np.isnan(output[..., [5, d - 2]]).all()
+        k[0, 149, 1] = np.nan
+        weights = attention(q, k, k, return_weights=True).weights
+        assert np.isnan(weights).all()
+
+
+@pytest.mark.parametrize("dtype", BYTES.values(), ids=BYTES)
 @pytest.mark.parametrize("lq", [1, 3, 60])
 def test_every_byte(lq, dtype):
     """Of one key, which has all the weight, the output is the value."""
