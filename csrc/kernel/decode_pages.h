@@ -126,8 +126,8 @@ AF_INLINE const char *address_of(const af_rows *rows, int64_t offset)
     return (rows->bytes ? (const char *)rows->stored.first : (const char *)rows->first) + offset;
 }
 
-/* n keys from j0 on, in the order in which pages hold them: their scores, or their values. Divisions wait for each other,
- * and loads for addresses: so they are made once for all heads. */
+/* n keys from j0 on, in the order in which pages hold them: their scores, or their values. Divisions wait for each
+ * other, and loads for addresses: so they are made once for all heads. */
 static void read_pages(const af_plan *plan, const decode_run *runs, int count, int64_t j0, int n, const int which)
 {
     const af_rows *first = which == KEYS ? runs->s.keys : runs->s.values;
