@@ -10,6 +10,7 @@ from typing import Literal
 
 MaskKind = Literal["none", "keypad", "dense", "bias"]
 BACKWARD = "backward"  # kind of a step of training: only that call is timed
+PAGES = "pages"  # kind of keys and values in pages
 COLD_BYTES = 256 * 2**20
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -24,7 +25,8 @@ class Case:
         What is called, a name in `functions.FUNCTIONS`.
     kind, number : str, int
         What the function makes of them, in words for a table: `first 16` are global tokens of
-        `local_attention`, `top 16` the keys that `attention_topk` is asked for.
+        `local_attention`, `top 16` the keys that `attention_topk` is asked for, `pages 16` those
+        of a page.
     mask : {"none", "keypad", "dense", "bias"}
         `keypad` is a bool mask ``(B, 1, 1, Lk)`` of random lengths, `dense` a random bool mask
         ``(Lq, Lk)``, `bias` a random float bias ``(1, H, Lq, Lk)``.

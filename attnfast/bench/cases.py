@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
-from .case import Case, few_case, self_case
+from .case import PAGES, Case, few_case, self_case
 from .family import family_cases
 from .training import training_cases, training_sweep
 
@@ -90,6 +91,24 @@ def _half() -> tuple[Case, ...]:
     return tuple(cases)
 
 
+def _cache() -> tuple[Case, ...]:
+    """Decoding and prefill over what caches store; float32 in one array is timed beside each."""
+    kinds = {name: (name, 0) for name in ("int8", "float8_e4m3fn", "float8_e5m2")}
+    kinds["pages16"] = PAGES, 16
+    cases = []
+    for name, (kind, number) in kinds.items():
+        options: dict[str, Any] = {"function": "stored", "kind": kind, "number": number}
+        cases += [
+            few_case(f"cache_{name}_decode", 1, heads, 1, 4096, cold=True, **options)
+            for heads in ("32kv8", "32kv32")
+        ]
+        cases += [
+            self_case(f"cache_{name}_prefill", size, causal=True, **options)
+            for size in ("1x16x2048x64", "1x8x2048x128")
+        ]
+    return tuple(cases)
+
+
 def _sweep() -> tuple[Case, ...]:
     """Lengths in powers of two, short ones first: a slow contestant is left out of longer ones."""
     lengths, far = [2**n for n in range(7, 14)], [2**n for n in range(9, 17)]
@@ -109,6 +128,7 @@ GROUPS: dict[str, tuple[Case, ...]] = {
     "shape": _shapes(),
     "sweep": _sweep(),
     "half": _half(),
+    "cache": _cache(),
     "family": family_cases(),
     "train": training_cases(),
 }

@@ -59,6 +59,9 @@ SMALL = [
     other("attention_topk", "top", 5, causal=True),
     other("key_importance"),
     other("key_importance", causal=True),
+    *(other("stored", kind) for kind in ("int8", "float8_e4m3fn", "float8_e5m2")),
+    other("stored", "pages", 5, causal=True),
+    other("stored", "pages", 15, q_len=1),
     other("attention_varlen", "lengths from", 3),
     other("attention_varlen", "lengths from", 3, causal=True),
 ]
@@ -97,6 +100,9 @@ def reference_of(case, inputs):
             query, key, value, case.window, q_offset=0, **more
         ),
         "block_mask": lambda **more: reference.attention(query, key, value, **more),
+        "stored": lambda return_weights, **_: reference.attention(
+            query, key, value, return_weights=return_weights, **options
+        ),
         "additive_attention": lambda **more: reference.additive_attention(
             query, key, value, **more
         ),
@@ -231,15 +237,24 @@ def test_wrong_answers_get_no_time(case, spoil):
 
 def test_the_group_has_every_function_and_is_no_part_of_a_run_without_names():
     family = GROUPS["family"]
-    assert {case.function for case in family} == set(FUNCTIONS) - {"attention"} - TRAINING
+    assert {case.function for case in family} == set(FUNCTIONS) - {"attention", "stored"} - TRAINING
     assert {case.function for case in select(None)} == {"attention"}
     assert select(["family,tiny_1x12x16x64"])[1:] == list(family)
     assert all(set(function_of(case).yardsticks(case)) <= set(CONTESTANTS) for case in family)
 
 
+def test_what_caches_store_is_measured_beside_float32():
+    cases = GROUPS["cache"]
+    assert {case.function for case in cases} == {"stored"}
+    for case in cases:
+        (plain,) = function_of(case).yardsticks(case).values()
+        assert plain.function == "attention" and plain.shape == case.shape
+        assert plain.kv_bytes == case.kv_bytes and case.name.startswith("cache_")
+
+
 def test_only_who_has_a_function_is_asked_for_it():
     others = {name: CONTESTANTS[name].functions - TRAINING for name in PEERS}
-    assert {name for name in PEERS if others[name] != {"attention"}} == {"torch"}
+    assert {name for name in PEERS if others[name] != {"attention", "stored"}} == {"torch"}
 
 
 def test_who_does_not_have_a_function_says_so(monkeypatch):

@@ -12,6 +12,7 @@ from .attention import Attention
 from .block_mask import Blocks
 from .explain import Importance, TopK
 from .local import Local
+from .stored import Stored
 from .training import AdditiveTraining, Training
 from .varlen import Packed
 
@@ -25,6 +26,7 @@ FUNCTIONS: dict[str, Attention] = {
     "attention_topk": TopK(),
     "key_importance": Importance(),
     "attention_varlen": Packed(),
+    "stored": Stored(),
     "training": Training(),
     "additive_training": AdditiveTraining(),
 }

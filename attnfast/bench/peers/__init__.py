@@ -54,7 +54,7 @@ class Entry:
     class_name: str
     needs: tuple[str, ...]
     copies: int
-    functions: frozenset[str] = frozenset({"attention"})
+    functions: frozenset[str] = frozenset({"attention", "stored"})
 
 
 ALL = frozenset(FUNCTIONS)
@@ -70,7 +70,9 @@ CONTESTANTS: dict[str, Entry] = {
     "torch": Entry("torch_peer", "Torch", ("torch",), 1, ALL),
     "onnxruntime": Entry("onnxruntime_peer", "OnnxRuntime", ("onnxruntime", "onnx"), 2),
     "openvino": Entry("openvino_peer", "OpenVino", ("openvino",), 2),
-    "jax": Entry("jax_peer", "Jax", ("jax", "jaxlib"), 2, frozenset({"attention", "training"})),
+    "jax": Entry(
+        "jax_peer", "Jax", ("jax", "jaxlib"), 2, frozenset({"attention", "stored", "training"})
+    ),
 }
 YARDSTICKS: tuple[str, ...] = (FULL, LOOP, SINGLE, FORWARD)  # attnfast too, called otherwise
 HOUSE: tuple[str, ...] = (OWN, PLAIN, *YARDSTICKS)  # what needs no other library

@@ -42,7 +42,8 @@ class OnnxRuntime:
         by_position = case.mask == "none" and (case.at_end or case.q_len in (1, case.k_len))
         causal_window = case.causal and case.window is not None and case.window[1] == 0
         variants: dict[str, Callable[[], Prepared]] = {}
-        if own and by_position and (case.window is None or causal_window):
+        grouped = case.dtype in ("float32", "float16")
+        if grouped and by_position and (case.window is None or causal_window):
             variants["GroupQueryAttention"] = partial(self._group_query, case, inputs)
         if case.window is None or case.q_len <= 4096 or not variants:
             require_memory(2 * case.score_bytes, "the scores")

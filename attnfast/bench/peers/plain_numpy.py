@@ -63,7 +63,7 @@ def _topk(case: Case, inputs: Inputs) -> dict[str, Calls]:
 
 
 def _calls(case: Case, inputs: Inputs) -> Calls:
-    if case.function == "attention":
+    if case.function in ("attention", "stored"):
         mask = full_mask(case, inputs)
         attend = plain_half if case.itemsize == 2 else plain_attention
         return [

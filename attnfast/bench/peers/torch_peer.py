@@ -37,7 +37,7 @@ class Torch:
         """The usual function, and FlexAttention where position hides keys and nothing else does."""
         if case.function in TRAINING:
             return training_variants(case, inputs)
-        if case.function != "attention":
+        if case.function not in ("attention", "stored"):
             return family_variants(case, inputs)
         variants: dict[str, Callable[[], Prepared]]
         variants = {"sdpa": partial(_prepare_sdpa, case, inputs)}
