@@ -15,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
-# `python -m` looks into the working folder first, whose attnfast may be a checkout that is not built.
+# `python -m` looks into the working folder first, where attnfast is not built.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
 os.environ.setdefault("KERAS_BACKEND", "numpy")
 
