@@ -1,6 +1,7 @@
 """The memory of a cache, and tokens that come."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ._storage import NAMES, Parts, Storage
 
 Array = NDArray[Any]
 ALL = slice(None)
+SHOWN = 16  # rows of a cache in a notebook
 
 
 class Store:
@@ -182,6 +184,18 @@ class Store:
             f"KVCache({self._batch}, {self._heads}, {self.head_dim}, {self.value_head_dim}, "
             f"capacity={self.capacity}, dtype={self.dtype.name!r}{window}): up to {longest} tokens"
         )
+
+    def _repr_html_(self) -> str:
+        from . import _html
+
+        lengths = self.lengths
+        places = list(islice(np.ndindex(self._batch), SHOWN))
+        rows = {f"row {', '.join(map(str, p))}".strip(): f"{lengths[p]:,} tokens" for p in places}
+        if lengths.size > SHOWN:
+            rows["..."] = f"{lengths.size - SHOWN:,} more rows"
+        rows["bytes"] = f"{self.nbytes:,}"
+        fill = [int(lengths[p]) / max(self.capacity, 1) for p in places]
+        return _html.card(repr(self), rows, shares=fill)
 
     # ---- tokens come ----
 

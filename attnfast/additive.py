@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from . import _core
 from ._signature import check_arguments, takes
 from .options import AdditiveBackwardKeywords, AdditiveKeywords, AdditiveOptions, Array
-from .result import AttentionResult
+from .result import AttentionResult, fields_repr
 
 
 class AdditiveGradients(NamedTuple):
@@ -52,6 +52,9 @@ class AdditiveGradients(NamedTuple):
     alibi_slopes: Any = None
     score_weight: Any = None
     score_bias: Any = None
+
+    def __repr__(self) -> str:
+        return fields_repr(self)
 
 
 @overload

@@ -293,6 +293,22 @@ class BlockMask:
         seen = self.blocks.mean() if self.blocks.size else 0.0
         return f"BlockMask({self.blocks.shape}, block_size={self.block_size}, visible={seen:.3g})"
 
+    def _repr_html_(self) -> str:
+        from . import _html
+
+        if not self.blocks.size:
+            return _html.card(repr(self), {})
+        place = (0,) * (self.blocks.ndim - 2)
+        own = self.blocks[place]
+        rows, columns = own.shape
+        where = f" of {place}" if place else ""
+        return _html.card(
+            repr(self),
+            {},
+            _html.heat(_html.mean_cells(own), "visible blocks"),
+            f"visible blocks{where}: {rows:,} of queries, down, and {columns:,} of keys, across",
+        )
+
 
 def _bool_array(x: Any, name: str, axes: str) -> Blocks:
     a = as_array(x, name)

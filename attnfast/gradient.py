@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 from . import _core
 from ._signature import check_arguments, takes
 from .options import BackwardKeywords
+from .result import fields_repr
 
 
 class AttentionGradients(NamedTuple):
@@ -45,6 +46,9 @@ class AttentionGradients(NamedTuple):
     bias: Any = None
     sink_logits: Any = None
     alibi_slopes: Any = None
+
+    def __repr__(self) -> str:
+        return fields_repr(self)
 
 
 @takes(BackwardKeywords)

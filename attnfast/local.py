@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from . import _core
 from ._signature import check_arguments, takes
 from .options import Array, LocalBackwardKeywords, LocalKeywords, LocalOptions, Window
-from .result import AttentionResult
+from .result import AttentionResult, fields_repr
 
 
 class LocalGradients(NamedTuple):
@@ -49,6 +49,9 @@ class LocalGradients(NamedTuple):
     sink_logits: Any = None
     alibi_slopes: Any = None
     centers: Any = None
+
+    def __repr__(self) -> str:
+        return fields_repr(self)
 
 
 @overload

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ._misread import as_array, wrong_dtype
 from ._signature import plain_signature
-from .result import AttentionResult
+from .result import AttentionResult, fields_repr
 
 Array = NDArray[Any]
 
@@ -35,6 +35,9 @@ class MergeGradients(NamedTuple):
 
     outputs: Array
     lses: Array
+
+    def __repr__(self) -> str:
+        return fields_repr(self)
 
 
 @plain_signature

@@ -1,9 +1,26 @@
 """Named tuples that calls return."""
 
+# _html is imported where a notebook asks for it: import attnfast needs none of it.
+
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+def fields_repr(result: Any) -> str:
+    """The name of a named tuple and its fields, arrays as their dtype and shape."""
+    shown = (f"{name}={_short(x)}" for name, x in zip(result._fields, result, strict=True))
+    return f"{type(result).__name__}({', '.join(shown)})"
+
+
+def _short(x: Any) -> str:
+    if isinstance(x, dict):
+        return f"{{{', '.join(f'{name!r}: {_short(part)}' for name, part in x.items())}}}"
+    shape = getattr(x, "shape", None)
+    if shape is None or isinstance(x, np.generic):
+        return repr(x)
+    return f"{getattr(x, 'dtype', type(x).__name__)} {tuple(shape)}"
 
 
 class AttentionResult(NamedTuple):
@@ -32,6 +49,27 @@ class AttentionResult(NamedTuple):
     # Arrays where they were asked for, which callers know: `Any` spares them a test for None.
     lse: Any = None
     weights: Any = None
+
+    def __repr__(self) -> str:
+        return fields_repr(self)
+
+    def _repr_html_(self) -> str:
+        from . import _html
+
+        rows = {name: _short(x) for name, x in zip(self._fields, self, strict=True)}
+        weights = self.weights
+        if not isinstance(weights, np.ndarray) or weights.ndim < 2 or not weights.size:
+            return _html.card("AttentionResult", rows)
+        place = (0,) * (weights.ndim - 2)
+        cells = _html.heaviest_cells(weights[place])
+        heaviest = float(np.nanmax(cells, initial=0)) or 1.0
+        where = f" of {place}" if place else ""
+        return _html.card(
+            "AttentionResult",
+            rows,
+            _html.heat(cells / heaviest, "weights"),
+            f"weights{where}: queries down, keys across, up to {heaviest:.3g}",
+        )
 
 
 class Plan(NamedTuple):
@@ -94,6 +132,31 @@ class Plan(NamedTuple):
     memory: int
     blocks: Any = None
 
+    def __repr__(self) -> str:
+        return fields_repr(self)
+
+    def _repr_html_(self) -> str:
+        from . import _html
+
+        counts = ("visible_pairs", "visited_pairs", "flops", "bytes", "tasks", "threads", "memory")
+        rows = {name: f"{getattr(self, name):,}" for name in counts}
+        rows |= {"isa": self.isa, "kernel": self.kernel}
+        if self.blocks is None:
+            advice = "return_blocks=True also draws the pairs that are visited"
+            return _html.card("Plan", rows, caption=advice)
+        if not len(self.blocks):
+            return _html.card("Plan", rows, caption="no pair is visited")
+        row, head = self.blocks[0, :2]
+        own = (self.blocks[:, 0] == row) & (self.blocks[:, 1] == head)
+        cells, Lq, Lk = _html.visited_cells(self.blocks[own, 2:])
+        return _html.card(
+            "Plan",
+            rows,
+            _html.heat(cells, "pairs that are visited"),
+            f"visited of {Lq:,} queries, down, and {Lk:,} keys, across: batch row {row}, key/value "
+            f"head {head}",
+        )
+
 
 class AttentionTopK(NamedTuple):
     """The heaviest keys of each query.
@@ -115,3 +178,6 @@ class AttentionTopK(NamedTuple):
 
     indices: NDArray[np.int64]
     weights: NDArray[Any]
+
+    def __repr__(self) -> str:
+        return fields_repr(self)

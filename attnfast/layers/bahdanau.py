@@ -285,3 +285,8 @@ class BahdanauAttention:
         w = self.weights
         sizes = f"{len(w['w_query'])}, {len(w['w_key'])}, {len(w['v'])}"
         return f"BahdanauAttention({sizes}, use_bias={'b' in w}, dtype={w['v'].dtype})"
+
+    def _repr_html_(self) -> str:
+        from .._html import arrays
+
+        return arrays(repr(self), self.weights)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._misread import as_array, wrong_dtype
-from ..result import AttentionResult
+from ..result import AttentionResult, fields_repr
 from .linear import Linear
 
 Array = NDArray[Any]
@@ -36,6 +36,9 @@ class LayerGradients(NamedTuple):
 
     inputs: dict[str, Array]
     weights: dict[str, Array]
+
+    def __repr__(self) -> str:
+        return fields_repr(self)
 
 
 def linear_backward(m: Linear, x: Array, grad: Array) -> tuple[Array, Array, Array | None]:

@@ -34,6 +34,15 @@ class _TokenAttention(ABC):
     def _attend(self, q: Array, k: Array, v: Array, **options: Any) -> AttentionResult: ...
 
     @abstractmethod
+    def to_keras(self) -> list[Array]:
+        """The weights for a Keras layer."""
+
+    def _repr_html_(self) -> str:
+        from .._html import arrays
+
+        return arrays(repr(self), {f"weights[{i}]": a for i, a in enumerate(self.to_keras())})
+
+    @abstractmethod
     def _vjp(
         self, q: Array, k: Array, v: Array, **options: Any
     ) -> tuple[AttentionResult, Pullback]:

@@ -51,6 +51,16 @@ class Linear:
         if self.bias is not None:
             check_array(self.bias, "bias", self.weight.shape[1:], self.weight.dtype)
 
+    def __repr__(self) -> str:
+        bias = self.bias is not None
+        return f"Linear({self.n_in}, {self.n_out}, bias={bias}, dtype={self.weight.dtype})"
+
+    def _repr_html_(self) -> str:
+        from .._html import arrays
+
+        own = {"weight": self.weight}
+        return arrays(repr(self), own if self.bias is None else own | {"bias": self.bias})
+
     @property
     def n_in(self) -> int:
         """Width of the input."""

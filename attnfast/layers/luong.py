@@ -474,3 +474,8 @@ class LuongAttention:
             f"LuongAttention({self.dim}, {self.source_dim}, score={self.score!r}, "
             f"alignment={self.alignment!r}{window}, dtype={self.weights['w_c'].dtype})"
         )
+
+    def _repr_html_(self) -> str:
+        from .._html import arrays
+
+        return arrays(repr(self), self.weights)

@@ -450,6 +450,11 @@ class MultiHeadAttention:
             f"use_bias={w.use_bias}, dtype={w.dtype})"
         )
 
+    def _repr_html_(self) -> str:
+        from .._html import arrays
+
+        return arrays(repr(self), self.weights.arrays())
+
 
 def _check(call: Callable[..., Any], return_weights: Any, options: Mapping[str, Any]) -> None:
     known = CallOptions.__annotations__

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from .linear import Linear, check_array, size
 
 Array = NDArray[Any]
+MAPS = ("query", "key", "value", "output")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +85,17 @@ class Projections:
             check_array(self.extra_key, "extra_key", (self.key.n_out,), self.dtype)
             check_array(self.extra_value, "extra_value", (self.value.n_out,), self.dtype)
 
+    def __repr__(self) -> str:
+        maps = ", ".join(f"{name}={getattr(self, name)}" for name in MAPS)
+        extra = ", extra_key, extra_value" if self.extra_key is not None else ""
+        heads = f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}"
+        return f"Projections({maps}, {heads}{extra})"
+
+    def _repr_html_(self) -> str:
+        from .._html import arrays
+
+        return arrays(repr(self), self.arrays())
+
     @property
     def head_dim(self) -> int:
         """``D``, the size of a head of query and key."""
@@ -109,7 +121,7 @@ class Projections:
         """
         found = {
             f"{name}.{part}": getattr(getattr(self, name), part)
-            for name in ("query", "key", "value", "output")
+            for name in MAPS
             for part in ("weight", "bias")
         }
         found |= {"extra_key": self.extra_key, "extra_value": self.extra_value}
