@@ -104,7 +104,7 @@ def weights_are_collected() -> bool:
     Some models do not hand that argument on to their layers.
     """
     collected = COLLECTOR.get() if COLLECTOR is not None else None
-    return bool(collected) and any("attentions" in name for name in collected)
+    return collected is not None and any("attentions" in name for name in collected)
 
 
 def packed_bounds(

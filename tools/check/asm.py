@@ -87,7 +87,8 @@ PRODUCTS = {
     **{f"axpy_{rows}": "interleaved axpy" for rows in (3, 4)},
 }
 FUSED = {"fused_softmax_product": "fused softmax"}
-EXPS = {"softmax_step": "softmax", "run_piece": "softmax", "weigh_keys": "row softmax"}
+EXPS = {"softmax_step": "softmax", "run_piece": "softmax"}
+EXPS |= dict.fromkeys(("weigh_keys", "decode_keys"), "row softmax")
 
 # Known accesses. In the softmax stores in one loop, a sum for each column: with a maximum each and
 # the coefficients they do not fit 16 registers. In float64 on AVX2, a sum waits some 10 cycles for
