@@ -359,6 +359,7 @@ k = as_strided(memory[100:], (4, 16), (4 * step, 4))
 rng = np.random.default_rng(0)
 q[...], k[...] = rng.standard_normal((4, 16)), rng.standard_normal((4, 16))
 same(attnfast.attention(q, k, k), attnfast.attention(q.copy(), k.copy(), k.copy()))
+same(attnfast.rotate(q, np.arange(4)), attnfast.rotate(q.copy(), np.arange(4)))
 """,
     "mask": """
 lk = 2**31 + 100
