@@ -100,6 +100,7 @@ static void move(af_tensor *t, int64_t b, int64_t h, int64_t i, int64_t j, int64
 bool af_has_columns(const af_call *call)
 {
     const af_operands *p = &call->operands;
+    if (call->B == 0 || call->Hk == 0 || call->Lk == 0) return false; /* without elements, strides mean nothing */
     return (p->key.data && call->D > 1 && p->key.j != 1) || (p->value.data && call->Dv > 1 && p->value.j != 1);
 }
 

@@ -298,6 +298,11 @@ static void try_illegal(void)
     v->kv_length = c.length;
     af_open_call(&call, &c.problem);
     expect(af_is_legal(&call), "no page beyond the length");
+    make(&c);
+    c.problem.Lk = c.operands.key.j = c.operands.value.j = 0; /* as NumPy has it of arrays without elements */
+    v->global = c.global;
+    af_open_call(&call, &c.problem);
+    expect(!af_has_columns(&call) && af_is_legal(&call), "no keys have no columns");
     const int64_t rising[] = {0, 2, L}, falling[] = {0, L + 1, L};
     const af_packing legal = {2, rising, rising}, illegal = {2, rising, falling};
     make(&c);

@@ -77,6 +77,7 @@ def pytest_collection_modifyitems(config, items):
 def copied(work: Path) -> Path:
     """A copy of the checkout that is compiled at -O1: more takes minutes."""
     source = work / "source"
+    shutil.rmtree(source, ignore_errors=True)
     unwanted = shutil.ignore_patterns(".*", "build", "dist", "__pycache__")
     shutil.copytree(ROOT, source, ignore=unwanted)
     for path in (source / "CMakeLists.txt", source / "cmake" / "isa.cmake"):
@@ -87,7 +88,7 @@ def copied(work: Path) -> Path:
 def install(work: Path, source: Path, isas: list[str]) -> Path:
     site = work / "site"
     command: list[str | Path] = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    command += ["--target", site]
+    command += ["--upgrade", "--target", site]
     needed = ("scikit_build_core", "Cython", "cython_cmake", "hatch_fancy_pypi_readme")
     if all(importlib.util.find_spec(name) for name in needed):
         command.append("--no-build-isolation")
@@ -135,7 +136,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, help="keep the build here, and use one that is there")
+    parser.add_argument("--work", type=Path, help="keep the build here, and bring one up to date")
     parser.add_argument("--every", action="store_true", help="each case with every instruction set")
     parser.add_argument("--isas", default=",".join(ISAS), help="fewer build sooner; with generic")
     arguments, tests = parser.parse_known_args()
@@ -149,15 +150,14 @@ def main() -> int:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="attnfast-sanitize-") as name:
         work = (arguments.work or Path(name)).resolve()
-        source, site = work / "source", work / "site"
-        if not site.is_dir():
-            source = copied(work)
-            install(work, source, isas)
-            shutil.rmtree(source / "attnfast")  # the tests are to import what was installed
+        source = copied(work)
+        site = install(work, source, isas)
+        shutil.rmtree(source / "attnfast")  # the tests are to import what was installed
         print(f"built in {time.monotonic() - start:.0f} s", flush=True)
         start = time.monotonic()
         without = [f"{'--deselect' if '::' in name else '--ignore'}={name}" for name in left_out]
         pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q"]
+        pytest.append("--capture=sys")  # what C says before it aborts is to be seen
         if not arguments.every:
             (site / "isas_in_turn.py").write_text(IN_TURN)
             pytest += ["-p", "isas_in_turn"]
