@@ -33,6 +33,8 @@ class Pages:
         used = self.table[np.arange(self.table.shape[1]) < self.held[:, None]]
         self.shares = np.bincount(used, minlength=self.count)
         self.free = np.flatnonzero(self.shares == 0)[::-1].tolist()  # the last one is next
+        self.forked = bool((self.shares > 1).any())  # else no page is shared
+        self.rows = np.flatnonzero(self.there)  # that are there
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -47,10 +49,6 @@ class Pages:
         """Pages that so many tokens fill."""
         return -(-tokens // self.size)
 
-    def rows(self) -> Array:
-        """The numbers of the rows that are there."""
-        return np.flatnonzero(self.there)
-
     def table_of(self, rows: Array) -> Array:
         """The pages of rows that their tokens reach, ``(rows, blocks)``."""
         blocks = int(self.blocks_of(self.lengths[rows]).max(initial=0))
@@ -59,10 +57,10 @@ class Pages:
 
     def needed(self, rows: Array, counts: Array) -> Needed:
         """What rows need for `counts` more tokens; a MemoryError if it is not there."""
-        first = self.lengths[rows] // self.size
-        more = np.maximum(self.blocks_of(self.lengths[rows] + counts) - self.held[rows], 0)
-        shared = self._shared(rows, first, counts)
-        total = int(more.sum()) + len(shared)
+        lengths = self.lengths[rows]
+        more = self.blocks_of(lengths + counts) - self.held[rows]
+        shared = self._shared(rows, lengths // self.size, counts) if self.forked else []
+        total = int(np.maximum(more, 0, out=more).sum()) + len(shared)
         if total > len(self.free):
             raise MemoryError(
                 f"pages must be {total} more for these tokens, and {len(self.free)} of "
@@ -123,6 +121,7 @@ class Pages:
             self.there = np.pad(self.there, (0, more))
         row = int(np.flatnonzero(~self.there)[0])
         self.there[row] = True
+        self.rows = np.flatnonzero(self.there)
         return row
 
     def fork(self, row: int) -> int:
@@ -132,12 +131,13 @@ class Pages:
         self.table[new, :held], self.held[new] = pages, held
         self.lengths[new] = self.lengths[row]
         self.shares[pages] += 1
+        self.forked = True
         return new
 
     def drop(self, row: int) -> None:
         """Let go of a row and its pages."""
         pages = self.table[row, : self.held[row]].copy()
         self.there[row], self.held[row], self.lengths[row] = False, 0, 0
-        self.table[row] = -1
+        self.rows, self.table[row] = np.flatnonzero(self.there), -1
         self.shares[pages] -= 1
         self.free += pages[self.shares[pages] == 0][::-1].tolist()

@@ -145,18 +145,18 @@ class PagedKVCache:
     @property
     def rows(self) -> Array:
         """The numbers of the texts that are there."""
-        return self._pages.rows()
+        return self._pages.rows.copy()
 
     @property
     def lengths(self) -> Array:
         """Tokens of each of `rows`."""
-        lengths: Array = self._pages.lengths[self.rows]
+        lengths: Array = self._pages.lengths[self._pages.rows]
         return lengths
 
     @property
     def block_table(self) -> Array:
         """The pages of each of `rows`, ``(rows, blocks)``; -1 after the last one."""
-        return self._pages.table_of(self.rows)
+        return self._pages.table_of(self._pages.rows)
 
     @property
     def key(self) -> Array:
@@ -262,16 +262,18 @@ class PagedKVCache:
             Too few pages are free; nothing is written.
         """
         chosen = self._chosen(rows)
-        if np.unique(chosen).size != chosen.size:
+        if rows is not None and len(set(chosen.tolist())) != chosen.size:
             raise ValueError(f"rows must name each text once, got {chosen.tolist()}")
         front = (chosen.size, self._heads)
         k, v = (self._storage.fitting(x, n, front) for n, x in enumerate((key, value)))
         n = k.shape[-2]
         if v.shape[-2] != n:
             raise ValueError(f"value must have the {n} tokens of key, got {v.shape[-2]}")
-        counts = row_numbers(n if lengths is None else lengths, "lengths", (chosen.size,), n)
+        counts = np.full(chosen.size, n)
+        if lengths is not None:
+            counts = row_numbers(lengths, "lengths", (chosen.size,), n)
         new = self._storage.rows(k, v, None if lengths is None else counts)
-        if any(np.may_share_memory(a, own) for a in new for own in self._memory):
+        if any(a.base is not None and self._shares_memory(a) for a in new):
             new = tuple(a.copy() for a in new)
         needed = self._pages.needed(chosen, counts)
         with self._pages.counted():
@@ -279,22 +281,25 @@ class PagedKVCache:
             self._write(new, chosen, counts)
             self._pages.lengths[chosen] += counts
 
+    def _shares_memory(self, a: Array) -> bool:
+        return any(np.may_share_memory(a, own) for own in self._memory)
+
     def _copy_page(self, old: int, new: int) -> None:
         for own in self._memory:
             own[new] = own[old]
 
     def _write(self, new: Parts, rows: Array, counts: Array) -> None:
         """New tokens to the pages that rows have for them."""
-        pages, at = self._pages, self._pages.lengths[rows]
-        if new[0].shape[-2] == 1:
-            some = counts > 0
-            at, where = at[some], rows[some]
-            page = pages.table[where, at // pages.size]
-            for own, part in zip(self._memory, new, strict=True):
-                own[page, :, at % pages.size] = part[some, :, 0]
-        else:
+        if new[0].shape[-2] != 1:
             for i, (row, count) in enumerate(zip(rows.tolist(), counts.tolist(), strict=True)):
                 self._write_row(tuple(part[i, :, :count] for part in new), row)
+            return
+        some: Any = slice(None) if counts.all() else counts > 0
+        where = rows[some]
+        block, slot = np.divmod(self._pages.lengths[where], self._pages.size)
+        page = self._pages.table[where, block]
+        for own, part in zip(self._memory, new, strict=True):
+            own[page, :, slot] = part[some, :, 0]
 
     def _write_row(self, new: Parts, row: int) -> None:
         """The same of one row: tokens ``(Hk, n, D)``."""
@@ -403,26 +408,25 @@ class PagedKVCache:
 
     def _row(self, row: int) -> int:
         number = whole_number(row, "row", 0)
-        self._check_rows(np.array([number]), "row")
+        self._check_rows([number], "row")
         return number
 
     def _chosen(self, rows: ArrayLike | None) -> Array:
         if rows is None:
-            return self.rows
+            return self._pages.rows
         a = as_array(rows, "rows")
         if a.dtype.kind not in "iu" and a.size:
             raise wrong_integers(a, rows, "rows")
         if a.ndim > 1:
             raise ValueError(f"rows must have one axis, got shape {a.shape}")
-        a = np.atleast_1d(a)
-        self._check_rows(a, "rows")
-        return a.astype(np.int64)
+        self._check_rows(a.ravel().tolist(), "rows")
+        return np.atleast_1d(a).astype(np.int64)
 
-    def _check_rows(self, rows: Array, name: str) -> None:
-        there = self.rows
-        missing = rows[~np.isin(rows, there)]
-        if missing.size:
-            raise ValueError(f"{name} must be of {there.tolist()}, got {missing[0]}")
+    def _check_rows(self, rows: list[int], name: str) -> None:
+        there = self._pages.there
+        for row in rows:
+            if not (0 <= row < there.size and there[row]):
+                raise ValueError(f"{name} must be of {self._pages.rows.tolist()}, got {row}")
 
     # ---- copies ----
 
