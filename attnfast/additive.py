@@ -110,13 +110,13 @@ def additive_attention(
     *extra: Never,
     **options: Unpack[AdditiveKeywords],
 ) -> Array | AttentionResult:
-    r"""Attention with the additive scores of Bahdanau et al. [1]_.
+    r"""Attention with the additive scores of Bahdanau et al.
 
     .. math:: s_{ij} = \sum_d w_d \tanh(q_{id} + k_{jd} + b_d)
 
     in place of the scaled dot product; all that follows is as in :func:`attention`. Queries and
-    keys are already projected (``W s`` and ``U h`` of the paper). The ``Lq x Lk x D`` tensor of the
-    formula is never in memory, which is ``O(Lq)``.
+    keys are already projected (``W s`` and ``U h`` of the paper [1]_). The ``Lq x Lk x D``
+    tensor of the formula is never in memory, which is ``O(Lq)``.
 
     Parameters
     ----------

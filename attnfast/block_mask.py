@@ -191,11 +191,11 @@ class BlockMask:
         heads: int | None = None,
         seed: int = 0,
     ) -> "BlockMask":
-        """The pattern of BigBird [1]_: a window, a few global blocks and some at random.
+        """The pattern of BigBird: a window, a few global blocks and some at random.
 
-        Block row ``i`` sees the block columns within ``window_blocks // 2`` of it, the first and
-        last ``global_blocks // 2`` columns (the first has the one left over), and `random_blocks`
-        others. The rows of the global blocks see everything.
+        As in [1]_, block row ``i`` sees the block columns within ``window_blocks // 2`` of it, the
+        first and last ``global_blocks // 2`` columns (the first has the one left over), and
+        `random_blocks` others. The rows of the global blocks see everything.
 
         Parameters
         ----------

@@ -66,7 +66,7 @@ def attention_backward(
 
     .. math::
         dP_{ij} = dO_i \cdot v_j + dW_{ij} \qquad
-        dS_{ij} = P_{ij} (dP_{ij} - \textstyle\sum_k P_{ik} dP_{ik} + dL_i)
+        dS_{ij} = P_{ij} (dP_{ij} - \sum_k P_{ik} dP_{ik} + dL_i)
 
     and from ``dS`` back through what makes the scores. The weights ``P`` are computed again from
     the scores and `lse`, block by block; nothing of size ``Lq x Lk`` is in memory. What is skipped

@@ -12,6 +12,9 @@ from importlib.metadata import version as installed_version
 from importlib.util import find_spec
 from pathlib import Path
 
+from docutils.nodes import SkipNode
+from docutils.utils.math.latex2mathml import tex2mathml
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
@@ -49,10 +52,14 @@ default_role = "py:obj"  # docstrings write `name`, which is a link where there 
 autodoc_typehints = "none"  # the docstrings say them in words
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False  # docs/_templates/autosummary/class.rst lists them
-python_maximum_signature_line_length = 88
 
 html_theme = "pydata_sphinx_theme"
 html_title = "attnfast"
+html_favicon = "_static/icon.svg"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"  # by docutils: MathJax would be fetched from another host
+html_context = {"default_mode": "auto"}
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {
@@ -82,6 +89,7 @@ SHOWN = {
     "examples/scripts": "examples/README.md",
 }
 PAGES = {ROOT / file: HERE / f"{page}.md" for page, file in SHOWN.items()}
+DOCTEST_END = re.compile(r"\n\n```$", re.MULTILINE)  # doctest needs the empty line, readers do not
 LINK = re.compile(r"(?<!`)\]\((?!https?:|mailto:|#)([^)#\s]+)")
 
 
@@ -97,9 +105,20 @@ def show(app, name, source):
         return f"]({Path(os.path.relpath(PAGES.get(target, target), page.parent)).as_posix()}"
 
     if page.exists():
-        source[0] = LINK.sub(moved, source[0])
+        source[0] = DOCTEST_END.sub("\n```", LINK.sub(moved, source[0]))
+
+
+def write_math(as_block):
+    def visit(writer, node):
+        tag = "div" if as_block else "span"
+        formula = tex2mathml(node.astext(), as_block=as_block)
+        writer.body.append(f'<{tag} class="math">{formula}</{tag}>')
+        raise SkipNode
+
+    return visit, None
 
 
 def setup(app):
     app.connect("source-read", show)
+    app.add_html_math_renderer("mathml", write_math(False), write_math(True))
     return {"parallel_read_safe": True}

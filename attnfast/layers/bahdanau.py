@@ -17,7 +17,9 @@ Array = NDArray[Any]
 
 
 class BahdanauAttention:
-    r"""Additive attention with its projections, as in [1]_.
+    r"""Additive attention with its projections, by Bahdanau et al.
+
+    With the scores and the context of [1]_:
 
     .. math::
         e_{ij} = v^\top \tanh(W_q^\top s_i + W_k^\top h_j + b) \qquad

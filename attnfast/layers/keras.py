@@ -173,7 +173,9 @@ class _TokenAttention(ABC):
 
 
 class Attention(_TokenAttention):
-    r"""Dot-product attention as in ``keras.layers.Attention``, after [1]_.
+    r"""Dot-product attention as in ``keras.layers.Attention``.
+
+    After [1]_:
 
     .. math::
         \mathrm{score}_{ij} = s\, q_i \cdot k_j \qquad\text{or, for "concat",}\qquad
@@ -332,7 +334,9 @@ class Attention(_TokenAttention):
 
 
 class AdditiveAttention(_TokenAttention):
-    r"""Additive attention as in ``keras.layers.AdditiveAttention``, after [1]_.
+    r"""Additive attention as in ``keras.layers.AdditiveAttention``.
+
+    After [1]_:
 
     .. math:: \mathrm{score}_{ij} = \sum_d s_d \tanh(q_{id} + k_{jd})
 

@@ -29,7 +29,9 @@ Alignment = Literal["global", "local-m", "local-p"]
 
 
 class LuongAttention:
-    r"""Attention of target states ``h_t`` to source states ``h_s``, as in [1]_.
+    r"""Attention of target states ``h_t`` to source states ``h_s``, by Luong et al.
+
+    With the scores and the context of [1]_:
 
     .. math::
         \mathrm{score}(h_t, h_s) = \begin{cases}

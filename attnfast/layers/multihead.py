@@ -25,7 +25,7 @@ class MultiHeadAttention:
 
     .. math::
         \mathrm{head}_h = \mathrm{attention}(x_q W^Q_h + b^Q_h,\; x_k W^K_h + b^K_h,\;
-        x_v W^V_h + b^V_h) \qquad y = [\mathrm{head}_1, \dots, \mathrm{head}_H] W^O + b^O
+        x_v W^V_h + b^V_h) \qquad y = [\mathrm{head}_1, \ldots, \mathrm{head}_H] W^O + b^O
 
     as in [1]_; with fewer key/value heads than query heads as in [2]_.
 
