@@ -25,6 +25,7 @@ from .canvas import (
     new_figure,
     save,
 )
+from .colors import colormap, top_of
 from .fonts import choose_fonts, columns_of
 
 if TYPE_CHECKING:
@@ -32,11 +33,6 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-# Lightness falls evenly (in OKLab) from white, the hue turns from apricot to indigo.
-COLORS = (
-    "#ffffff", "#f4e1ce", "#eec09c", "#ee9878", "#e86c69", "#c85274",
-    "#a43c78", "#7e2a78", "#542369", "#2f1a52", "#111034",
-)  # fmt: skip
 LABELLED = 100  # tokens on an axis that all have their label
 GRID = "#ececec"
 BAR = 3.0  # inches of a colour bar at the most
@@ -118,7 +114,7 @@ def weights(
     names = check_titles(titles, count, TITLE)
     fonts = choose_fonts(query_tokens=row_labels, key_tokens=column_labels, titles=names)
     row_labels, column_labels, names = map(fonts.write, (row_labels, column_labels, names))
-    top = _top(panels, vmax)
+    top = top_of(panels, vmax)
     wide = count if columns is None else min(check_int(columns, "columns", 1), count)
     font = _font_size(max(rows, cols)) if row_labels or column_labels else 8.0
     axes = check_axes(ax, count)
@@ -135,10 +131,7 @@ def weights(
         )
         figure, axes = _new_grid(count, wide, (width, height + 0.3), margins)
         in_row = wide
-    if cmap is None:
-        from matplotlib.colors import LinearSegmentedColormap
-
-        cmap = LinearSegmentedColormap.from_list("attention", COLORS)
+    cmap = colormap(cmap)
     image: Any = None
     for number, (axis, panel, name) in enumerate(zip(axes, panels, names, strict=True)):
         image = _draw_panel(axis, panel, top, cmap, bool(row_labels or column_labels))
@@ -179,16 +172,6 @@ def _new_grid(
     for axis in axes[count:]:
         axis.remove()
     return figure, axes[:count]
-
-
-def _top(panels: Array, vmax: float | None) -> float:
-    """The weight at the end of the colour scale."""
-    if vmax is None:
-        finite = panels[np.isfinite(panels)]
-        return float(finite.max()) or 1.0 if finite.size else 1.0
-    if not isinstance(vmax, (int, float, np.number)) or not 0 < vmax < math.inf:
-        raise ValueError(f"vmax must be a finite number above 0, got {vmax!r}")
-    return float(vmax)
 
 
 def _height_of(axes: list[Axes]) -> float:

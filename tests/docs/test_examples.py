@@ -126,7 +126,7 @@ def test_the_page_of_pictures_runs(fusion, figures, monkeypatch, tmp_path):
     names = {}
     for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(code, names)
-    assert sorted(figures) == ["fusion.png", "topk.png", "weights.png", "window.png"]
+    assert sorted(figures) == ["fusion.png", "text.png", "topk.png", "weights.png", "window.png"]
     for name, figure in figures.items():
         assert f"](pictures/{name})" in page
         assert is_picture(tmp_path / name)

@@ -25,6 +25,7 @@ CALLS = {
     "topk": lambda tokens, **options: plot.topk(
         [[0], [0], [2]], np.ones((3, 1)), tokens, **options
     ),
+    "text": lambda tokens, **options: plot.text(tokens, np.eye(3)[0], **options),
 }
 
 

@@ -255,6 +255,9 @@ def layers(path: Path) -> None:
 def pictures(path: Path) -> None:
     weights = attention_weights(q[0], k[0])
     assert_type(plot.weights(weights, ["a"] * 300, titles="heads", path=path), Figure)
+    assert_type(plot.text(["a", "b"], weights[0, 0, :2], sep="", path=path), Figure)
+    assert_type(plot.text_html(["a", "b"], [0.1, 0.9], titles="heads"), str)
+    plot.text("ab", [0.1, 0.9], columns=2)  # type: ignore[call-arg]
     assert_type(plot.topk(*attention_topk(q[0], k[0], 3), least=0.1), Figure)
     assert_type(plot.window(plan(q, k, v, return_blocks=True), shape=(300, 300)), Figure)
     plot.window(weights)  # type: ignore[arg-type]
