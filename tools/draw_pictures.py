@@ -5,11 +5,11 @@
 
 Runs the code of docs/looking.md and docs/family.md, and the examples that draw, or only those that
 are named. Needs attnfast[bench] and the model of the examples. Two examples train, for a minute or
-two; with --models they draw those that a training has saved in a folder. classify.py is run only if
-it is named: it needs PyTorch, and its data in the folder of the project. Each picture is reduced to
-a palette and written to docs/pictures. Times of calls are not measured again: the pictures show
-those that the pages state. speed.png is drawn by `attnfast bench --from docs/figures/growth.json
---plot docs/pictures/speed.png`.
+two; with --models they draw those that a training has saved in a folder. Those that train in
+PyTorch are run only if they are named, with their data in the folder of the project or in its
+package. Each picture is reduced to a palette and written to docs/pictures. Times of calls are not
+measured again: the pictures show those that the pages state. speed.png is drawn by `attnfast bench
+--from docs/figures/growth.json --plot docs/pictures/speed.png`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("looking.md", "family.md")
 EXAMPLES = ("align.py", "summarise.py", "long_document.py", "transformer_numpy.py", "long_train.py")
-REVIEWS = "vaderSentiment-3.3.2.tar.gz"  # what classify.py reads
+IN_TORCH = {"classify.py": ["--data", ROOT / "vaderSentiment-3.3.2.tar.gz"], "answer.py": []}
 COLORS = 256  # of a palette
 PHOTOGRAPHS = ("fusion.png",)  # whose palettes are chosen by median cut, not for flat colours
 
@@ -53,8 +53,8 @@ def reduce(picture: Path, target: Path) -> None:
 def command(example: str, models: Path | None) -> list[str | Path]:
     """Return how to run an example: with the models of an earlier training, if they are there."""
     start: list[str | Path] = [sys.executable, ROOT / "examples" / example]
-    start += ["--data", ROOT / REVIEWS] if example == "classify.py" else []
-    suffix = ".pt" if example == "classify.py" else ".npz"
+    start += IN_TORCH.get(example, [])
+    suffix = ".pt" if example in IN_TORCH else ".npz"
     saved = models and (models / example).with_suffix(suffix).resolve()
     return [*start, "--load", saved, "--epochs", "0"] if saved and saved.exists() else start
 
@@ -63,7 +63,7 @@ def main() -> None:
     """Draw the pictures of the pages and the examples, or of some examples."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--examples", nargs="+", choices=[*EXAMPLES, "classify.py"], help="only those of these"
+        "--examples", nargs="+", choices=[*EXAMPLES, *IN_TORCH], help="only those of these"
     )
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="of the files of trainings")
     options = parser.parse_args()
