@@ -25,7 +25,11 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("looking.md", "family.md")
 EXAMPLES = ("align.py", "summarise.py", "long_document.py", "transformer_numpy.py", "long_train.py")
-IN_TORCH = {"classify.py": ["--data", ROOT / "vaderSentiment-3.3.2.tar.gz"], "answer.py": []}
+IN_TORCH = {
+    "classify.py": ["--data", ROOT / "vaderSentiment-3.3.2.tar.gz"],
+    "translate.py": ["--data", ROOT / "catalogues"],
+    "answer.py": [],
+}
 COLORS = 256  # of a palette
 PHOTOGRAPHS = ("fusion.png",)  # whose palettes are chosen by median cut, not for flat colours
 
