@@ -123,7 +123,8 @@ def attention(
         divides that of `key`, or of `value`, so that neighbours share a scale: one for all ``()``,
         each head ``(Hk, 1, 1)``, key ``(..., Lk, 1)`` or column ``(D,)``, groups of 32 columns
         ``(..., Lk, D // 32)``. In pages, these are the axes of the pools. Default 1 for float8; the
-        other dtypes need them. `query` is float32, float16 or bfloat16.
+        other dtypes need them. `query` is float32, float16 or bfloat16. They are taken as float32,
+        in which numbers below 1.2e-38 have fewer digits and those above 3.4e38 are infinite.
     key_zero_point, value_zero_point : array_like, optional
         Likewise; default 0.
     dropout : float in [0, 1), optional

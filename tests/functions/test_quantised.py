@@ -171,6 +171,20 @@ def test_hidden_keys_have_no_influence(dtype, lq, rng):
 
 
 @pytest.mark.parametrize("lq", [1, 60])
+@pytest.mark.filterwarnings("error")
+def test_scales_beyond_float32(lq, rng):
+    """A hidden key's has no influence, and no warning; one that is seen is infinite."""
+    q, k = randn(rng, (1, lq, 16)), stored(rng, (1, 40, 16), np.int8)
+    scale = np.full((1, 40, 1), 0.01)
+    options = {"key_scale": scale, "value_scale": scale, "kv_lengths": [39]}
+    before = attention(q, k, k, **options)
+    scale[0, 39] = 1e300
+    assert_same(attention(q, k, k, **options), before)
+    k[0, 39] = 1
+    assert not np.isfinite(attention(q, k, k, key_scale=0.01, value_scale=scale)).any()
+
+
+@pytest.mark.parametrize("lq", [1, 60])
 def test_a_scale_that_is_nan_and_seen_is_nan(lq, rng):
     q, k = randn(rng, (1, lq, 16)), stored(rng, (1, 40, 16), np.int8)
     scale = np.full((1, 40, 1), 0.01, np.float32)
