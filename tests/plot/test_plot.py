@@ -333,13 +333,13 @@ def test_window_draws_the_blocks_of_a_call():
 
 
 def test_a_dilated_window_draws_single_pairs():
-    x = np.zeros((1, 1, 9, 8), np.float32)
+    x = np.zeros((1, 1, 69, 8), np.float32)
     plan = attnfast.plan(
-        *(attnfast.local_attention, x, x, x, 1), dilation=3, global_tokens=[4], return_blocks=True
+        *(attnfast.local_attention, x, x, x, 30), dilation=3, global_tokens=[4], return_blocks=True
     )
-    axis = plot.window(plan, shape=(9, 9)).axes[0]
+    axis = plot.window(plan, shape=(69, 69)).axes[0]
     boxes = [path.get_extents().extents for path in axis.collections[0].get_paths()]
-    drawn = np.zeros((9, 9), bool)
+    drawn = np.zeros((69, 69), bool)
     for left, top, right, bottom in np.array(boxes, int):
         drawn[top:bottom, left:right] = True
     i, j = np.indices(drawn.shape)
