@@ -182,6 +182,8 @@ cdef class Operands:
         t.h = strides[nd - 3] // size if nd > 2 and shape[nd - 3] != 1 else 0
         t.i = strides[nd - 2] // size if nd > 1 and shape[nd - 2] != 1 else 0
         t.j = strides[nd - 1] // size if nd > 0 and shape[nd - 1] != 1 else 0
+        if cnp.PyArray_SIZE(a) == 0:
+            t.j = 1  # all strides of such an array are 0 with NumPy
         return 0
 
     cdef int set_batch_strides(self, af_tensor *t, cnp.ndarray a, cnp.npy_intp size) except -1:
