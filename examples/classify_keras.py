@@ -52,8 +52,8 @@ def build(words: int, kind: str, options: argparse.Namespace) -> keras.Model:
     seen = layers.Concatenate()([forth, back])
     if kind != "none":
         query = layers.Reshape((1, 2 * options.hidden))(seen)
-        attention = LAYERS[kind, options.score](name="attention")
-        seen = layers.Flatten()(attention([query, states]))
+        layer = LAYERS[kind, options.score]
+        seen = layers.Flatten()(layer(name="attention")([query, states]))
     x = layers.Dropout(0.5)(seen)
     model = keras.Model(given, layers.Dense(1, activation="sigmoid")(x))
     model.compile(keras.optimizers.Adam(options.rate), "binary_crossentropy", metrics=[right])
