@@ -26,14 +26,14 @@ typedef struct af_byte_rows {
 } af_byte_rows;
 
 /* Few queries against n rows of bytes from row j on: products as those of kernel/decode_products.h, of `count` query
- * rows. `words` (or NULL): [n / 64][words_ld], the rows that enter for each query row, as bits. */
+ * rows. `words` (or NULL): [..][words_ld], the rows that enter for each query row, as bits; row j is bit `first`. */
 typedef struct af_byte_product {
     int64_t j;
     int n, count;
     float *s; /* [count][lds] */
     int64_t lds;
     const uint64_t *words;
-    int words_ld;
+    int words_ld, first;
     int64_t ahead; /* where lines are prefetched, in bytes from those that are read; 0: further on */
 } af_byte_product;
 

@@ -132,6 +132,14 @@ static void widened_scores(const af_byte_rows *rows, af_byte_product p, const fl
     }
 }
 
+/* The next 64 rows from row i of a product on that enter for query row r, as bits. */
+AF_INLINE uint64_t rows_that_enter(const af_byte_product *p, int i, int r)
+{
+    const int at = p->first + i;
+    const uint64_t *word = p->words + at / 64 * p->words_ld + r;
+    return at % 64 ? word[0] >> at % 64 | word[p->words_ld] << (64 - at % 64) : word[0];
+}
+
 static void widened_output(const af_byte_rows *rows, af_byte_product p, float *acc)
 {
     const int few = near_rows(rows->width);
@@ -142,7 +150,7 @@ static void widened_output(const af_byte_rows *rows, af_byte_product p, float *a
         const score_rows s = {p.s + i, p.lds};
         if (p.words)
             for (int r = 0; r < p.count; r++) {
-                const uint64_t word = p.words[i / 64 * p.words_ld + r] >> i % 64;
+                const uint64_t word = rows_that_enter(&p, i, r);
                 axpy_rows(1, here, score_rows_from(s, r), value, (score_rows){acc + r * Dv, Dv}, &word, 0);
             }
         else if (interleaves(p.count, Dv)) interleaved_values(p.count, here, 0, s, value, acc, Dv);
@@ -181,7 +189,7 @@ static void find_numbers(const af_byte_rows *rows, const af_groups *g, int64_t j
     }
 }
 
-/* Rows from row i of a product on, up to the end of a page or of a word of bits. */
+/* Rows from row i of a product on, up to the end of a page or to the next multiple of BYTE_ROWS. */
 static void find_run(const af_byte_rows *rows, const af_byte_product *p, int i, byte_run *run)
 {
     const int64_t most = p->n - i, j = p->j + i;
@@ -388,7 +396,7 @@ static void byte_output(const af_byte_rows *rows, af_byte_product p, float *acc)
         if (!p.words) OF_STORAGE(rows->storage, output, &run, p.count, s, to);
         const uint64_t bad = rows->storage == AF_FLOAT8_E4M3FN ? rows_of_nan(&run) : 0;
         for (int r = 0; (p.words || bad) && r < p.count; r++) {
-            const uint64_t word = p.words ? p.words[i / 64 * p.words_ld + r] >> i % 64 : ~(uint64_t)0;
+            const uint64_t word = p.words ? rows_that_enter(&p, i, r) : ~(uint64_t)0;
             if (p.words) OF_STORAGE(rows->storage, visible, &run, word, score_rows_from(s, r), score_rows_from(to, r));
             add_nan(&run, bad & word, acc + r * rows->width);
         }

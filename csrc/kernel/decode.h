@@ -167,7 +167,7 @@ static __attribute__((noinline)) void decode_output_nan_safe(const query_block *
 static void score_keys(const af_call *call, const af_plan *plan, const decode_run *runs, int count, int64_t j0, int n)
 {
     const scratch *s = &runs->s;
-    if (s->keys->pages) read_pages(plan, runs, count, j0, n, KEYS);
+    if (s->keys->pages) read_pages(plan, runs, count, j0, n, KEYS, NULL);
     else if (s->keys->bytes) byte_scores_of(plan, runs, j0, (turn){.j = j0, .n = n});
     else unpaged_scores(call, plan, &runs->block, s, j0, n);
 }
@@ -196,10 +196,10 @@ static void add_values(const af_call *call, const af_plan *plan, const decode_ru
 {
     const query_block *block = &runs->block;
     const scratch *s = &runs->s;
-    if (nan_safe && s->values->bytes) byte_output_of(plan, runs, j0, (turn){.j = j0, .n = n}, s->words);
-    else if (nan_safe) decode_output_nan_safe(block, s, plan->key_block, j0, n, call->Dv);
-    else if (s->values->pages) read_pages(plan, runs, count, j0, n, VALUES);
-    else if (s->values->bytes) byte_output_of(plan, runs, j0, (turn){.j = j0, .n = n}, NULL);
+    const uint64_t *words = nan_safe ? s->words : NULL;
+    if (nan_safe && !s->values->bytes) decode_output_nan_safe(block, s, plan->key_block, j0, n, call->Dv);
+    else if (s->values->pages) read_pages(plan, runs, count, j0, n, VALUES, words);
+    else if (s->values->bytes) byte_output_of(plan, runs, j0, (turn){.j = j0, .n = n}, words);
     else decode_output(block, s, plan->key_block, n, rows_in_place(s->values, j0), call->Dv);
 }
 

@@ -108,6 +108,7 @@ static void byte_output_of(const af_plan *plan, const decode_run *run, int64_t j
     p.lds = plan->key_block;
     p.words = words;
     p.words_ld = DECODE_ROWS;
+    p.first = (int)(t.j - j0);
     p.ahead = t.later;
     s->values->bytes->output(&s->values->stored, p, (float *)s->o);
 }
@@ -127,8 +128,10 @@ AF_INLINE const char *address_of(const af_rows *rows, int64_t offset)
 }
 
 /* n keys from j0 on, in the order in which pages hold them: their scores, or their values. Divisions wait for each
- * other, and loads for addresses: so they are made once for all heads. */
-static void read_pages(const af_plan *plan, const decode_run *runs, int count, int64_t j0, int n, const int which)
+ * other, and loads for addresses: so they are made once for all heads. words (or NULL): the values that enter, which
+ * must be bytes; they are added up in the same groups as without. */
+static void read_pages(const af_plan *plan, const decode_run *runs, int count, int64_t j0, int n, const int which,
+                       const uint64_t *words)
 {
     const af_rows *first = which == KEYS ? runs->s.keys : runs->s.values;
     const bool bytes = first->bytes != NULL;
@@ -153,7 +156,7 @@ static void read_pages(const af_plan *plan, const decode_run *runs, int count, i
                 address_of(which == KEYS ? next_run->s.keys : next_run->s.values, other < count ? soon : later) - at;
             if (which == KEYS && bytes) byte_scores_of(plan, run, j0, t);
             else if (which == KEYS) turn_scores(plan, run, j0, t);
-            else if (run->any && bytes) byte_output_of(plan, run, j0, t, NULL);
+            else if (run->any && bytes) byte_output_of(plan, run, j0, t, words);
             else if (run->any) turn_output(plan, run, j0, t);
         }
     }

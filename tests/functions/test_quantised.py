@@ -210,6 +210,31 @@ def test_in_pages(lq, dtype, rng):
     check(result, q, k, v, {"key_scale": key_scale, "value_scale": value_scale, **options})
 
 
+@pytest.mark.parametrize("dtype", BYTES.values(), ids=BYTES)
+@pytest.mark.parametrize("lq", [1, 2, 4, 30])
+def test_hidden_keys_have_no_influence_in_pages(lq, dtype, rng):
+    """Sums end where pages do, also where values that are not finite are left out."""
+    q = randn(rng, (2, 4, lq, 128))
+    k, v = (stored(rng, (2, 2, 240, 128), dtype) for _ in range(2))
+    scales = [numbers(rng, dtype, (2, 2, 240, 1)) for _ in range(2)]
+    mask = rng.random((2, 1, 1, 240)) < 0.8
+    options = {"kv_lengths": [240, 200], "kv_starts": [0, 5], "mask": mask}
+    poisoned = [np.where(mask[:, 0, 0][:, None, :, None], s, np.nan) for s in scales]
+    for size in (5, 24, 48, 80):
+        seed = rng.integers(2**32)
+        pools, table = in_pages(np.random.default_rng(seed), (k, v), size, options, fill=0)
+        before, after = (
+            in_pages(np.random.default_rng(seed), some, size, options)[0]
+            for some in (scales, poisoned)
+        )
+        named = {"block_table": table, **options, **FLAGS}
+        assert_same(
+            attention(q, *pools, key_scale=before[0], value_scale=before[1], **named),
+            attention(q, *pools, key_scale=after[0], value_scale=after[1], **named),
+            f"pages of {size}",
+        )
+
+
 def test_bits_do_not_depend_on_threads_or_batch(rng):
     for dtype, lq in itertools.product(BYTES.values(), (1, 40)):
         q = randn(rng, (3, 4, lq, 64))
