@@ -47,7 +47,8 @@ class Storage:
         name = NAMES[which]
         a = x if type(x) is np.ndarray else as_array(x, name)
         dtype = self.dtype
-        if a.dtype is not dtype and a.dtype.newbyteorder("=") != dtype:
+        other = a.dtype is not dtype and a.dtype.newbyteorder("=") != dtype
+        if self.quantised or other:  # 8 bits without their scales are no numbers
             self._check_dtype(a, x, name)
         shape, d = a.shape, self.dims[which]
         if len(shape) < 3 or shape[:-2] != front or shape[-1] != d:
