@@ -164,12 +164,12 @@ class PagedKVCache:
 
         Of keys in 8 bits a copy of the numbers that they stand for, in float32.
         """
-        return self._storage.real(self._memory, 0)
+        return self._storage.real(self._memory, 0)[...]
 
     @property
     def value(self) -> Array:
         """The same of values, ``(pages, Hk, page_size, Dv)``."""
-        return self._storage.real(self._memory, 1)
+        return self._storage.real(self._memory, 1)[...]
 
     def __repr__(self) -> str:
         return (

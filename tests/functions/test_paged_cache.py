@@ -302,6 +302,18 @@ def test_own_tokens_may_be_appended_again(rng):
     assert same_bits(cache.attend(q), other.attend(q))
 
 
+def test_all_pages_may_be_appended_in_other_places(rng):
+    cache = PagedKVCache(2, 1, D, D, pages=2, page_size=3)
+    a = rng.standard_normal((2, 1, 3, D), dtype=np.float32)
+    cache.append(a, a)
+    for row in (0, 1):
+        cache.free(row)
+        cache.add()
+    cache.append(cache.key, cache.value)
+    assert same_bits(cache.key[cache.block_table[:, 0]], a)
+    assert cache.block_table.tolist() == [[1], [0]]
+
+
 @pytest.mark.quick
 def test_a_text_alone_or_beside_others(rng):
     cache, _, _ = filled(rng, pages=100)
