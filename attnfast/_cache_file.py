@@ -42,6 +42,7 @@ def read(file: str | os.PathLike[str] | IO[bytes]) -> dict[str, Any]:
             state |= {name: arrays[name] for name in NAMES[2:] if name in arrays}
     except (ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"file must be written by KVCache.save: {error}") from error
+    _check_kinds(state)
     if state["format"] != FORMAT:
         raise ValueError(f"file must have format {FORMAT} of KVCache.save, got {state['format']}")
     try:
@@ -60,6 +61,16 @@ def read(file: str | os.PathLike[str] | IO[bytes]) -> dict[str, Any]:
 def _check_file(file: Any, method: str) -> None:
     if not isinstance(file, (str, os.PathLike)) and not hasattr(file, method):
         raise TypeError(f"file must be a path or a binary file, got {type(file).__name__}")
+
+
+def _check_kinds(state: dict[str, Any]) -> None:
+    """Refuse numbers that are arrays or not whole, and shapes that are not rows of such numbers."""
+    axes = dict.fromkeys(("format", *NUMBERS), 0) | {"batch_shape": 1, "dims": 1}
+    for name, ndim in axes.items():
+        a = state[name]
+        if a.ndim != ndim or a.dtype.kind not in "ib":
+            found = f"{a.dtype} {a.shape}"
+            raise ValueError(f"file must be written by KVCache.save, got {name} of {found}")
 
 
 def _check(state: dict[str, Any]) -> None:

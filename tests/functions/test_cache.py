@@ -359,7 +359,10 @@ def test_files_that_are_none(dtype, rng, tmp_path):
     }
     if dtype in BYTES:
         broken["key_scale"] = right["key_scale"][..., :5, :]
-    for name, x in broken.items():
+    scalars = ("format", "num_kv_heads", "capacity", "window", "sinks", "grow")
+    several = {name: np.array([right[name]] * 2) for name in scalars}
+    broken_too = [*several.items(), ("window", 1.5), ("batch_shape", 2), ("dims", 8)]
+    for name, x in [*broken.items(), *broken_too]:
         np.savez(path, **{**right, name: x})
         with pytest.raises(ValueError, match="file must"):
             KVCache.load(path)
