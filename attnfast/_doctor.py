@@ -164,10 +164,11 @@ def _threads(facts: Facts) -> Finding:
     reason = f", set by {setting}={facts.environment[setting]}" if setting else ""
     may = f"this process may use {_processors_in_words(facts.usable)}"
     if facts.threads > facts.usable:
+        most = f"{facts.usable} or less" if facts.usable > 1 else "1"
         return Finding(
             "threads",
             f"{count}{reason}; {may}, and more threads than processors wait for each other",
-            f"unset {setting}, or set it to {facts.usable} or less"
+            f"unset {setting}, or set it to {most}"
             if setting
             else f"call attnfast.set_num_threads({facts.usable})",
         )

@@ -139,6 +139,12 @@ def test_what_costs_speed_is_found(changes, topic, found, advice):
     assert others <= ({"load", "OpenMP", "BLAS"} if "busy" in changes else {"BLAS"})
 
 
+def test_there_is_no_less_than_one_thread():
+    facts = replace(FINE, threads=8, quota=1.0, environment={"OMP_NUM_THREADS": "8"})
+    (advice,) = (finding.advice for finding in diagnose(facts) if finding.topic == "threads")
+    assert advice == "unset OMP_NUM_THREADS, or set it to 1"
+
+
 @pytest.mark.parametrize("changes", HARMLESS.values(), ids=HARMLESS)
 def test_what_costs_nothing_needs_no_advice(changes):
     assert [f for f in diagnose(replace(FINE, **changes)) if f.advice] == []
