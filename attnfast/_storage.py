@@ -64,7 +64,10 @@ class Storage:
                 f"write {spelled(x, name)}.astype({to})"
             )
         if a.dtype.name not in _core.DTYPES:
-            raise wrong_dtype(a, x, name, "floating point", "write {0}.astype(np.float32)")
+            advice = "write {0}.astype(np.float32)"
+            if a.dtype.name in LARGEST:
+                advice += " * scale: the cache makes 8 bits of real numbers"
+            raise wrong_dtype(a, x, name, "floating point", advice)
 
     def rows(self, key: Array, value: Array, counts: Array | None) -> Parts:
         """What is stored of new tokens; in 8 bits those from `counts` on, which are padding, as 0.

@@ -641,7 +641,12 @@ OWN = {
         for name, x in (("key", K), ("value", V))
         for case in [
             (TypeError, name, x.astype(int), f"{name} must be floating point.*int64.*astype"),
-            (TypeError, name, x.astype(np.int8), f"{name} must be floating point.*int8.*astype"),
+            (
+                TypeError,
+                name,
+                x.astype(np.int8),
+                rf"{name} must be floating point.* int8.*\* scale",
+            ),
             (ValueError, name, np.full_like(x, NAN), f"{name} must be finite.*8 bits, got nan"),
             (ValueError, name, x[..., :5], rf"{name} must have shape .* got .*5\)"),
         ]
