@@ -50,8 +50,7 @@ cdef class Stored(Operands):
         a = as_array(x, name)
         if dtype_of(a) < 0 and a.dtype.kind not in "iu":
             raise wrong_dtype(a, x, name, "real numbers", "write {0}.astype(np.float32)")
-        with np.errstate(over="ignore"):  # those of hidden keys may be anything
-            a = np.asarray(a, np.float32)
+        a = as_floats(a) if cnp.PyArray_TYPE(a) == cnp.NPY_DOUBLE else np.asarray(a, np.float32)
         fits = cnp.PyArray_NDIM(a) <= nd and all(
             n == m or n == 1 or n > 0 and m % n == 0 for n, m in zip(shape_of(a)[::-1], shape_of(rows)[::-1]))
         if not fits:

@@ -26,7 +26,7 @@ default = attnfast.get_num_threads()
 assert default > 1
 
 def used(**options):
-    return workers(lambda: attnfast.attention(*x, **options))
+    return workers(lambda: attnfast.attention(*x, **options), options.get("num_threads"))
 
 def seen():
     # The number of threads that a call uses, which both say who could know it.
@@ -234,7 +234,7 @@ first = [call() for call in others]
 ours_is(expected)
 assert [call() for call in others] == first
 for n in (2, 1, 3):
-    assert workers(lambda: attnfast.attention(*x, num_threads=n)) == n
+    assert workers(lambda: attnfast.attention(*x, num_threads=n), n) == n
     assert [call() for call in others] == first
 # Theirs and ours at once.
 stop, wrong = threading.Event(), []

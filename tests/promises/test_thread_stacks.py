@@ -130,6 +130,9 @@ expected = [result(call, 1) for _, call in every]
 before = tasks()
 for (name, call), bits in zip(every, expected):
     assert result(call, 4) == bits, name
+end = time.monotonic() + 15  # on a busy machine a team may be smaller for a second
+while before is not None and tasks() < before + 3 and time.monotonic() < end:
+    result(every[0][1], 4)
 assert before is None or tasks() == before + 3, "no team of 4"
 
 def on_a_small_stack():
