@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -102,7 +103,9 @@ def fused_torch(
     except ImportError:
         return None
     torch.set_num_threads(1)
-    tensors = [torch.from_numpy(x) for x in (query, key, value)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # repeated memory cannot be written to
+        tensors = [torch.from_numpy(x) for x in (query, key, value)]
     hidden = mask if mask is not None else None if bias is None else bias.astype(query.dtype)
     rest = {
         "attn_mask": None if hidden is None else torch.from_numpy(np.ascontiguousarray(hidden)),

@@ -2,7 +2,7 @@
  * and a head has only some rows of each page: so the heads of a unit take
  * turns, and a page that holds the rows of all heads side by side is read from
  * its beginning to its end. What a head computes, and in which order, is the
- * same as without pages. */
+ * same as without pages; of bytes, sums end where pages do. */
 #ifndef AF_DECODE_PAGES_H
 #define AF_DECODE_PAGES_H
 
