@@ -1,17 +1,15 @@
-/* Decoding where keys and values are in pages. Memory is fastest in long runs,
- * and a head has only some rows of each page: so the heads of a unit take
- * turns, and a page that holds the rows of all heads side by side is read from
- * its beginning to its end. What a head computes, and in which order, is the
- * same as without pages; of bytes, sums end where pages do. */
+/* Decoding where keys and values are in pages. Memory is fastest in long runs, and a head has only some rows of each
+ * page: so the heads of a unit take turns, and a page that holds the rows of all heads side by side is read from its
+ * beginning to its end. What a head computes, and in which order, is the same as without pages; of bytes, sums end
+ * where pages do. */
 #ifndef AF_DECODE_PAGES_H
 #define AF_DECODE_PAGES_H
 
 #include "kernel/block.h"
 #include "kernel/decode_interleaved.h"
 
-/* Where a turn ends that begins at row j: whole groups of `few` rows that lie
- * in one page, or one group that does not. Heads whose rows are mixed take
- * turns after every group. */
+/* Where a turn ends that begins at row j: whole groups of `few` rows that lie in one page, or one group that does not.
+ * Heads whose rows are mixed take turns after every group. */
 static int64_t end_of_turn(const af_rows *rows, int64_t j, int64_t end, int few)
 {
     const int64_t line = rows_in_line(rows, j, end - j);
@@ -27,11 +25,9 @@ typedef struct turn {
                            the turn `later` bytes on */
 } turn;
 
-/* How much is read between a request for lines and their use. Three and four
- * query rows request every line, others one here and there, and leave the rest
- * to the hardware, which looks as far as the end of a page of memory: with a
- * request for every line heads 32/32 x 128 had 18 GB/s instead of 25 (Zen 4,
- * AVX-512). */
+/* How much is read between a request for lines and their use. Three and four query rows request every line, others one
+ * here and there, and leave the rest to the hardware, which looks as far as the end of a page of memory: with a request
+ * for every line heads 32/32 x 128 had 18 GB/s instead of 25 (Zen 4, AVX-512). */
 AF_INLINE int64_t bytes_ahead(const decode_run *run, bool bytes)
 {
     return bytes || run->block.n > 2 ? FAR_BYTES : PAGE_BYTES_AHEAD;
@@ -51,8 +47,7 @@ AF_INLINE elem_rows rows_of_turn(const af_rows *rows, turn t, int i, int n)
     return t.at ? rows_from((elem_rows){t.at, rows->stride}, i) : copied_elems(rows, t.j + i, n);
 }
 
-/* The part of a block of keys from key j0 on that one head computes in its
- * turn. */
+/* The part of a block of keys from key j0 on that one head computes in its turn. */
 static void turn_scores(const af_plan *plan, const decode_run *run, int64_t j0, turn t)
 {
     const int nr = run->block.n;
