@@ -57,6 +57,10 @@ cdef extern from "attnfast.h" nogil:
     bint af_cap_isa(const char *)
     const char *af_isa_in_use(af_dtype)
 
+cdef extern from "runtime/cpu.h" nogil:
+    void af_choose_requests(int)
+
+
 cdef extern from "api.h" nogil:
     const af_api af_public_functions
 

@@ -69,6 +69,11 @@ def query_lanes(str dtype="float32"):
     return table(dtype).nr
 
 
+def request_lines(choice):
+    """Whether decoding requests each line of memory ahead; None: as this CPU wants it. Changes no result."""
+    af_choose_requests(-1 if choice is None else bool(choice))
+
+
 cdef cnp.ndarray whole_numbers(x):
     return None if x is None else np.ascontiguousarray(x, np.int64)
 

@@ -11,7 +11,11 @@
 #define AF_TABLE(dtype, isa) AF_PASTE(af_kernels, dtype, isa)
 
 /* CPU features a table needs (see cpu.c). */
-enum { AF_CPU_AVX2 = 1, AF_CPU_AVX512 = 2 };
+enum {
+    AF_CPU_AVX2 = 1,
+    AF_CPU_AVX512 = 2,
+    AF_CPU_REQUESTS = 4, /* memory is read faster where decoding requests each line: see plan.h */
+};
 
 /* Keys or values of one head that are stored in bytes, see kernel/bytes.h. */
 typedef struct af_byte_rows {

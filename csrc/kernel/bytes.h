@@ -127,8 +127,8 @@ static void widened_scores(const af_byte_rows *rows, af_byte_product p, const fl
         const int here = p.n - i < few ? p.n - i : few;
         const elem_rows key = near_bytes(rows, p.j + i, here);
         const score_rows to = {p.s + i, p.lds};
-        if (interleaves(p.count, rows->width)) interleaved_scores(p.count, here, 0, query, key, to, rows->width);
-        else decode_scores(p.count, here, query, key, to, rows->width, 0);
+        if (interleaves(p.count, rows->width, false)) interleaved_scores(p.count, here, 0, query, key, to, rows->width);
+        else decode_scores(p.count, here, query, key, to, rows->width, (requests){0});
     }
 }
 
@@ -153,8 +153,8 @@ static void widened_output(const af_byte_rows *rows, af_byte_product p, float *a
                 const uint64_t word = rows_that_enter(&p, i, r);
                 axpy_rows(1, here, score_rows_from(s, r), value, (score_rows){acc + r * Dv, Dv}, &word, 0);
             }
-        else if (interleaves(p.count, Dv)) interleaved_values(p.count, here, 0, s, value, acc, Dv);
-        else decode_values(p.count, here, s, value, acc, Dv);
+        else if (interleaves(p.count, Dv, false)) interleaved_values(p.count, here, 0, s, value, acc, Dv);
+        else decode_values(p.count, here, s, value, acc, Dv, (requests){0});
     }
 }
 

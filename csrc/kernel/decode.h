@@ -94,9 +94,10 @@ static void unpaged_scores(const af_call *call, const af_plan *plan, const query
                            int64_t j0, int n)
 {
     elem_rows key = rows_in_place(s->keys, j0);
-    const bool interleave = interleaves(block->n, call->D);
+    const bool interleave = interleaves(block->n, call->D, plan->request_bytes && key.ld == call->D);
     const bool whole = !interleave && block->n <= dot_group(call->D) && key.ld == call->D;
     const int few = whole ? n : near_rows(call->D);
+    const requests ask = requests_for(key, call->D, plan->request_bytes);
     if (call->score.additive) {
         additive_rows(call, block, n, s->query, key.at, s->s, plan->key_block);
         return;
@@ -108,8 +109,8 @@ static void unpaged_scores(const af_call *call, const af_plan *plan, const query
             interleaved_scores(block->n, here, prefetch_distance(here, n - j, key, call->D), s->query, key, to,
                                call->D);
         else {
-            prefetch_apart(few, n - j, key, call->D);
-            decode_scores(block->n, here, s->query, key, to, call->D, page_distance(key, call->D));
+            prefetch_apart(few, n - j, key, call->D, ask);
+            decode_scores(block->n, here, s->query, key, to, call->D, ask);
         }
     }
 }
@@ -130,21 +131,22 @@ static bool modify_block(const af_call *call, const af_plan *plan, const query_b
 
 /* Adds the values of one block of n keys, each times its weight. A function of its own: within decode_keys the pointers
  * of this loop do not stay in registers, which takes 4 % more time with one query row (Zen 4, GCC 12). */
-static __attribute__((noinline)) void decode_output(const query_block *block, const scratch *s, int64_t lds, int n,
-                                                    elem_rows value, int64_t Dv)
+static __attribute__((noinline)) void decode_output(const af_plan *plan, const query_block *block, const scratch *s,
+                                                    int n, elem_rows value, int64_t Dv)
 {
-    const bool interleave = interleaves(block->n, Dv);
+    const bool interleave = interleaves(block->n, Dv, plan->request_bytes && value.ld == Dv);
     const int few = near_rows(Dv);
+    const requests ask = requests_for(value, Dv, plan->request_bytes);
     for (int j = 0; j < n; j += few, value = rows_from(value, few)) {
         const int here = n - j < few ? n - j : few;
-        const score_rows p = {s->s + j, lds};
+        const score_rows p = {s->s + j, plan->key_block};
         if (interleave) {
             interleaved_values(block->n, here, prefetch_distance(here, n - j, value, Dv), p, value, s->o, Dv);
             continue;
         }
-        prefetch_apart(few, n - j, value, Dv);
-        prefetch_page(value, page_distance(value, Dv));
-        decode_values(block->n, here, p, value, s->o, Dv);
+        prefetch_apart(few, n - j, value, Dv, ask);
+        prefetch_page(value, ask.page);
+        decode_values(block->n, here, p, value, s->o, Dv, ask);
     }
 }
 
@@ -167,7 +169,7 @@ static __attribute__((noinline)) void decode_output_nan_safe(const query_block *
 static void score_keys(const af_call *call, const af_plan *plan, const decode_run *runs, int count, int64_t j0, int n)
 {
     const scratch *s = &runs->s;
-    if (s->keys->pages) read_pages(plan, runs, count, j0, n, KEYS, NULL);
+    if (s->keys->pages || count > 1) read_pages(plan, runs, count, j0, n, KEYS, NULL);
     else if (s->keys->bytes) byte_scores_of(plan, runs, j0, (turn){.j = j0, .n = n});
     else unpaged_scores(call, plan, &runs->block, s, j0, n);
 }
@@ -198,9 +200,9 @@ static void add_values(const af_call *call, const af_plan *plan, const decode_ru
     const scratch *s = &runs->s;
     const uint64_t *words = nan_safe ? s->words : NULL;
     if (nan_safe && !s->values->bytes) decode_output_nan_safe(block, s, plan->key_block, j0, n, call->Dv);
-    else if (s->values->pages) read_pages(plan, runs, count, j0, n, VALUES, words);
+    else if (s->values->pages || count > 1) read_pages(plan, runs, count, j0, n, VALUES, words);
     else if (s->values->bytes) byte_output_of(plan, runs, j0, (turn){.j = j0, .n = n}, words);
-    else decode_output(block, s, plan->key_block, n, rows_in_place(s->values, j0), call->Dv);
+    else decode_output(plan, block, s, n, rows_in_place(s->values, j0), call->Dv);
 }
 
 /* All keys of a unit. What is visible must be the same for all runs: then they have the same pieces. */

@@ -9,8 +9,13 @@
 
 #include "kernel/decode_products.h"
 
-/* For more than two rows whose queries do not stay in registers, and more than four rows that are computed in pairs. */
-AF_INLINE bool interleaves(int rows, int64_t width) { return rows > (dot_group(width) == 2 ? 4 : 2); }
+/* For more than two rows whose queries do not stay in registers, and more than four rows that are computed in pairs:
+ * for none of these where each line is requested as rows are read in order. */
+AF_INLINE bool interleaves(int rows, int64_t width, bool requested)
+{
+    if (dot_group(width) == 2) return rows > 4 && !requested;
+    return rows > 2;
+}
 
 /* 4 KiB ahead, or bursts of 32 lines, were slower (Zen 4, AVX2, 4 rows, heads 32/8 x 128). */
 enum { FAR_BYTES = 8192 };
@@ -74,7 +79,7 @@ AF_INLINE void dot_interleaved(const int nr, const real *query, elem_rows key, i
             __asm__("" : "+r"(ahead)); /* else addresses `ahead` of others take registers of their own */              \
             dot_interleaved(nr, query, key, ahead, score_columns_from(s, j), D);                                       \
         }                                                                                                              \
-        if (j < n) dot_tile(nr, 1, query, key, score_columns_from(s, j), D);                                           \
+        if (j < n) dot_tile(nr, 1, query, key, score_columns_from(s, j), D, 0);                                        \
     }
 DOT_ROWS(3)
 DOT_ROWS(4)
@@ -87,7 +92,7 @@ static void interleaved_scores(int rows, int n, int64_t ahead, const real *query
     for (; rows > 3; rows -= 4, query += 4 * D, s = score_rows_from(s, 4), ahead = 0)
         dot_interleaved_4(n, ahead, query, key, s, D);
     if (rows == 3) dot_interleaved_3(n, ahead, query, key, s, D);
-    else decode_scores(rows, n, query, key, s, D, page_distance(key, D));
+    else decode_scores(rows, n, query, key, s, D, requests_for(key, D, 0));
 }
 
 /* decode_values, in the same way. */
@@ -96,7 +101,7 @@ static void interleaved_values(int rows, int n, int64_t ahead, score_rows p, ele
     for (int j = 0; value.ld != Dv && j < n; j++) prefetch_line(value.at + ahead + j * value.ld + Dv - 1, 0);
     for (; rows > 3; rows -= 4, p = score_rows_from(p, 4), acc += 4 * Dv) axpy_4(n, p, value, acc, Dv, ahead);
     if (rows == 3) axpy_3(n, p, value, acc, Dv, ahead);
-    else axpy_few(rows, n, p, value, acc, Dv);
+    else axpy_few(rows, n, p, value, acc, Dv, 0);
 }
 
 #endif

@@ -8,11 +8,16 @@
 #include "kernel/block.h"
 #include "kernel/decode_interleaved.h"
 
+/* Keys of a turn where the rows of heads are mixed. Short turns read memory nearly in order; a turn of values has all
+ * the rows that are added up together. */
+enum { MIXED_KEYS = 4 };
+
 /* Where a turn ends that begins at row j: whole groups of `few` rows that lie in one page, or one group that does not.
- * Heads whose rows are mixed take turns after every group. */
-static int64_t end_of_turn(const af_rows *rows, int64_t j, int64_t end, int few)
+ * Heads whose rows are mixed take turns after every group, or sooner. */
+static int64_t end_of_turn(const af_rows *rows, int64_t j, int64_t end, int few, const int which)
 {
     const int64_t line = rows_in_line(rows, j, end - j);
+    if (which == KEYS && !rows->pages && rows->stride > rows->width) return af_min(end, j + MIXED_KEYS);
     if (rows->stride > rows->width || line < few) return af_min(end, j + few);
     return line == end - j ? end : j + line / few * few;
 }
@@ -28,9 +33,9 @@ typedef struct turn {
 /* How much is read between a request for lines and their use. Three and four query rows request every line, others one
  * here and there, and leave the rest to the hardware, which looks as far as the end of a page of memory: with a request
  * for every line heads 32/32 x 128 had 18 GB/s instead of 25 (Zen 4, AVX-512). */
-AF_INLINE int64_t bytes_ahead(const decode_run *run, bool bytes)
+AF_INLINE int64_t bytes_ahead(const af_plan *plan, const decode_run *run, bool bytes)
 {
-    return bytes || run->block.n > 2 ? FAR_BYTES : PAGE_BYTES_AHEAD;
+    return bytes || run->block.n > 2 || plan->request_bytes ? FAR_BYTES : PAGE_BYTES_AHEAD;
 }
 
 /* The distance in bytes at which lines are requested from row i of a turn on.
@@ -53,14 +58,16 @@ static void turn_scores(const af_plan *plan, const decode_run *run, int64_t j0, 
     const int nr = run->block.n;
     const scratch *s = &run->s;
     const int64_t D = s->keys->width;
+    const bool each = plan->request_bytes > 0;
     const int few = near_rows(D);
     for (int i = 0; i < t.n; i += few) {
         const int here = (int)af_min(few, t.n - i);
         const score_rows to = {s->s + (t.j - j0 + i), plan->key_block};
         const elem_rows key = rows_of_turn(s->keys, t, i, here);
         const int64_t ahead = turn_distance(s->keys, t, i);
-        if (nr > 2) interleaved_scores(nr, here, ahead / (int)sizeof(elem), s->query, key, to, D);
-        else decode_scores(nr, here, s->query, key, to, D, ahead);
+        if (nr > 2 && (!each || interleaves(nr, D, true)))
+            interleaved_scores(nr, here, ahead / (int)sizeof(elem), s->query, key, to, D);
+        else decode_scores(nr, here, s->query, key, to, D, each ? (requests){0, ahead} : (requests){ahead, 0});
     }
 }
 
@@ -69,16 +76,18 @@ static void turn_output(const af_plan *plan, const decode_run *run, int64_t j0, 
     const int nr = run->block.n;
     const scratch *s = &run->s;
     const int64_t Dv = s->values->width;
+    const bool each = plan->request_bytes > 0;
     const int few = near_rows(Dv);
     for (int i = 0; i < t.n; i += few) {
         const int here = (int)af_min(few, t.n - i);
         const score_rows p = {s->s + (t.j - j0 + i), plan->key_block};
         const elem_rows value = rows_of_turn(s->values, t, i, here);
         const int64_t ahead = turn_distance(s->values, t, i);
-        if (nr > 2) interleaved_values(nr, here, ahead / (int)sizeof(elem), p, value, s->o, Dv);
+        if (nr > 2 && (!each || interleaves(nr, Dv, true)))
+            interleaved_values(nr, here, ahead / (int)sizeof(elem), p, value, s->o, Dv);
         else {
-            for (int line = 0; line < 4; line++) prefetch_page(rows_from(value, line * here / 4), ahead);
-            decode_values(nr, here, p, value, s->o, Dv);
+            for (int line = 0; line < 4 && !each; line++) prefetch_page(rows_from(value, line * here / 4), ahead);
+            decode_values(nr, here, p, value, s->o, Dv, (requests){.line = each ? ahead : 0});
         }
     }
 }
@@ -131,10 +140,10 @@ static void read_pages(const af_plan *plan, const decode_run *runs, int count, i
     const af_rows *first = which == KEYS ? runs->s.keys : runs->s.values;
     const bool bytes = first->bytes != NULL;
     const int64_t end = j0 + n, width = af_max(1, first->width * (bytes ? 1 : (int)sizeof(elem)));
-    const int64_t ahead = bytes_ahead(runs, bytes), far = ahead / width;
+    const int64_t ahead = bytes_ahead(plan, runs, bytes), far = ahead / width;
     const int few = near_rows(first->width);
     for (int64_t j = j0, next; j < end; j = next) {
-        next = end_of_turn(first, j, end, few);
+        next = end_of_turn(first, j, end, few, which);
         const int64_t rows = next - j, turns = af_max(1, far / rows), rounds = turns / count;
         const int64_t here = offset_of(first, j), last = j + (rounds + 1) * rows;
         const int64_t soon = last - rows < end ? offset_of(first, last - rows) : here;

@@ -6,11 +6,18 @@
  * only lines that follow those before them. So keys and values are read row by row, and KEEP_ORDER keeps the compiler
  * from mixing the loads of different rows. Query rows are computed two at a time; the next two read the same few rows
  * of keys again while these are in the first-level cache. Rows that are not contiguous, and the next pages, are
- * prefetched explicitly. More query rows, and queries that do not stay in registers: decode_interleaved.h. */
+ * prefetched explicitly; where plan->request_bytes says so, each line is. More query rows, and queries that do not stay
+ * in registers: decode_interleaved.h. */
 #ifndef AF_DECODE_PRODUCTS_H
 #define AF_DECODE_PRODUCTS_H
 
 #include "kernel/prefetch.h"
+
+/* What a product requests while it reads rows, as distances in bytes from what it reads; 0: nothing. */
+typedef struct requests {
+    int64_t page; /* one line, with every few rows */
+    int64_t line; /* each line */
+} requests;
 
 /* The compiler moves no load or store across this. */
 #define KEEP_ORDER() __asm__ volatile("" ::: "memory")
@@ -40,20 +47,34 @@ AF_INLINE const elem *hold(const elem *p)
  * belong to the next unit, or to no array at all. */
 enum { PAGE_BYTES_AHEAD = 1 << 15 };
 
-AF_INLINE int64_t page_distance(elem_rows rows, int64_t width) { return rows.ld == width ? PAGE_BYTES_AHEAD : 0; }
-
 AF_INLINE void prefetch_page(elem_rows rows, int64_t distance)
 {
     __builtin_prefetch((const void *)((uintptr_t)rows.at + (uintptr_t)distance), 0, 2);
 }
 
+/* Requests the line of column c, where one begins there; but not for vectors of 16 bytes, which arithmetic limits. */
+AF_INLINE void request_line(const elem *row, int c, int64_t distance)
+{
+    const bool wide = VL * sizeof(real) > 16;
+    if (wide && distance && c % LINE_ELEMS == 0) __builtin_prefetch((const char *)(row + c) + distance, 0, 3);
+}
+
 /* Reasoned, not measured: rows of 128 float32 are 4 KiB then, an eighth of the first-level cache. */
 enum { DECODE_PREFETCH_ROWS = 8 };
 
-/* Prefetches rows that are not contiguous: those DECODE_PREFETCH_ROWS after the first n of `left` rows. */
-AF_INLINE void prefetch_apart(int n, int left, elem_rows rows, int64_t width)
+/* For rows that are read in order, where each line is requested `bytes` ahead: plan->request_bytes. */
+AF_INLINE requests requests_for(elem_rows rows, int64_t width, int64_t bytes)
 {
-    if (rows.ld == width) return;
+    if (rows.ld == width) return (requests){PAGE_BYTES_AHEAD, bytes};
+    const int64_t row = width * (int)sizeof(elem);
+    return (requests){0, bytes ? (bytes + row - 1) / row * rows.ld * (int)sizeof(elem) : 0};
+}
+
+/* Prefetches rows that are not contiguous, and whose lines are not requested one by one: those DECODE_PREFETCH_ROWS
+ * after the first n of `left` rows. */
+AF_INLINE void prefetch_apart(int n, int left, elem_rows rows, int64_t width, requests ask)
+{
+    if (rows.ld == width || ask.line) return;
     for (int j = DECODE_PREFETCH_ROWS; j < n + DECODE_PREFETCH_ROWS && j < left; j++)
         prefetch_row(rows.at + j * rows.ld, width, 0, true);
 }
@@ -73,7 +94,8 @@ AF_INLINE void dot_sums(const int nr, const int nk, v acc[AF_DECODE_KEYS][4], sc
 }
 
 /* nr query rows, D apart, and nk keys, both constants; nk is 1 or AF_DECODE_KEYS. */
-AF_INLINE void dot_tile(const int nr, const int nk, const real *query, elem_rows key, score_rows s, int64_t D)
+AF_INLINE void dot_tile(const int nr, const int nk, const real *query, elem_rows key, score_rows s, int64_t D,
+                        int64_t line)
 {
     v acc[AF_DECODE_KEYS][4];
     UNROLL(j, nk) {
@@ -82,6 +104,7 @@ AF_INLINE void dot_tile(const int nr, const int nk, const real *query, elem_rows
         int64_t d = 0;
         for (; d + VL <= D; d += VL) {
             const v x = e_load(row + d);
+            request_line(row, (int)d, line);
             KEEP_ORDER();
             UNROLL(r, nr) acc[j][r] = v_fma(v_load(query + r * D + d), x, acc[j][r]);
         }
@@ -96,7 +119,7 @@ AF_INLINE void dot_tile(const int nr, const int nk, const real *query, elem_rows
 
 /* The same with a query of nc vectors kept in registers. */
 AF_INLINE void dot_tile_of(const int nr, const int nk, const int nc, v q[2][AF_DECODE_COLUMNS], elem_rows key,
-                           score_rows s)
+                           score_rows s, int64_t line)
 {
     v acc[AF_DECODE_KEYS][4];
     UNROLL(j, nk) {
@@ -104,6 +127,7 @@ AF_INLINE void dot_tile_of(const int nr, const int nk, const int nc, v q[2][AF_D
         const elem *row = hold(key.at + j * key.ld);
         UNROLL(c, nc) {
             const v x = e_load(row + c * VL);
+            request_line(row, c * VL, line);
             KEEP_ORDER();
             UNROLL(r, nr) acc[j][r] = v_fma(q[r][c], x, acc[j][r]);
         }
@@ -112,50 +136,51 @@ AF_INLINE void dot_tile_of(const int nr, const int nk, const int nc, v q[2][AF_D
 }
 
 AF_INLINE void dot_rows_of(const int nr, const int nc, int n, const real *query, elem_rows key, score_rows s,
-                           int64_t page)
+                           requests ask)
 {
     v q[2][AF_DECODE_COLUMNS];
     UNROLL(r, nr)
         UNROLL(c, nc) q[r][c] = v_load(query + (r * nc + c) * VL);
     int j = 0;
     for (; j + AF_DECODE_KEYS <= n; j += AF_DECODE_KEYS) {
-        prefetch_page(key, page);
-        dot_tile_of(nr, AF_DECODE_KEYS, nc, q, key, score_columns_from(s, j));
+        prefetch_page(key, ask.page);
+        dot_tile_of(nr, AF_DECODE_KEYS, nc, q, key, score_columns_from(s, j), ask.line);
         key = rows_from(key, AF_DECODE_KEYS);
     }
-    for (; j < n; j++, key = rows_from(key, 1)) dot_tile_of(nr, 1, nc, q, key, score_columns_from(s, j));
+    for (; j < n; j++, key = rows_from(key, 1)) dot_tile_of(nr, 1, nc, q, key, score_columns_from(s, j), ask.line);
 }
 
-/* s[r][j] for nr rows and n keys, one function for each nr; `page` is the distance for prefetch_page. */
+/* s[r][j] for nr rows and n keys, one function for each nr. */
 #define DOT_ROWS(nr)                                                                                                   \
     static __attribute__((noinline)) void dot_##nr(int n, const real *query, elem_rows key, score_rows s, int64_t D,   \
-                                                   int64_t page)                                                       \
+                                                   requests ask)                                                       \
     {                                                                                                                  \
         int j = 0;                                                                                                     \
         if (D == AF_DECODE_COLUMNS * VL) {                                                                             \
-            dot_rows_of(nr, AF_DECODE_COLUMNS, n, query, key, s, page);                                                \
+            dot_rows_of(nr, AF_DECODE_COLUMNS, n, query, key, s, ask);                                                 \
             return;                                                                                                    \
         }                                                                                                              \
         if (D == AF_DECODE_COLUMNS / 2 * VL) {                                                                         \
-            dot_rows_of(nr, AF_DECODE_COLUMNS / 2, n, query, key, s, page);                                            \
+            dot_rows_of(nr, AF_DECODE_COLUMNS / 2, n, query, key, s, ask);                                             \
             return;                                                                                                    \
         }                                                                                                              \
         for (; j + AF_DECODE_KEYS <= n; j += AF_DECODE_KEYS) {                                                         \
-            prefetch_page(key, page);                                                                                  \
-            dot_tile(nr, AF_DECODE_KEYS, query, key, score_columns_from(s, j), D);                                     \
+            prefetch_page(key, ask.page);                                                                              \
+            dot_tile(nr, AF_DECODE_KEYS, query, key, score_columns_from(s, j), D, ask.line);                           \
             key = rows_from(key, AF_DECODE_KEYS);                                                                      \
         }                                                                                                              \
-        for (; j < n; j++, key = rows_from(key, 1)) dot_tile(nr, 1, query, key, score_columns_from(s, j), D);          \
+        for (; j < n; j++, key = rows_from(key, 1))                                                                    \
+            dot_tile(nr, 1, query, key, score_columns_from(s, j), D, ask.line);                                        \
     }
 DOT_ROWS(1)
 DOT_ROWS(2)
 #undef DOT_ROWS
 
 /* Scores of `rows` queries and n keys. */
-static void decode_scores(int rows, int n, const real *query, elem_rows key, score_rows s, int64_t D, int64_t page)
+static void decode_scores(int rows, int n, const real *query, elem_rows key, score_rows s, int64_t D, requests ask)
 {
-    for (; rows >= 2; rows -= 2, query += 2 * D, s = score_rows_from(s, 2)) dot_2(n, query, key, s, D, page);
-    if (rows) dot_1(n, query, key, s, D, page);
+    for (; rows >= 2; rows -= 2, query += 2 * D, s = score_rows_from(s, 2)) dot_2(n, query, key, s, D, ask);
+    if (rows) dot_1(n, query, key, s, D, ask);
 }
 
 AF_INLINE void add_vector(const bool whole, int last, real *to, v x)
@@ -165,8 +190,9 @@ AF_INLINE void add_vector(const bool whole, int last, real *to, v x)
 }
 
 /* acc[r][..] += sum_j p[r][j] V[j][..] for nr rows and the first nc vectors of columns, both constants; nc = 0: for one
- * vector of `last` columns. only (or NULL, a constant): the keys, as bits, that enter. Three and four rows
- * (decode_interleaved.h) prefetch the lines `ahead` elements on. */
+ * vector of `last` columns. only (or NULL, a constant): the keys, as bits, that enter. The lines `ahead` elements on
+ * are prefetched: by three and four rows (decode_interleaved.h) into the second-level cache, else, unless it is 0, into
+ * the first. */
 AF_INLINE void axpy_tile(const int nr, const int nc, int last, int n, score_rows p, elem_rows value, score_rows acc,
                          const uint64_t *only, int64_t ahead)
 {
@@ -182,6 +208,7 @@ AF_INLINE void axpy_tile(const int nr, const int nc, int last, int n, score_rows
         UNROLL(r, nr) w[r] = v_set1(p.at[r * p.ld + j]);
         UNROLL(c, vectors) {
             const v x = whole ? e_load(value.at + c * VL) : e_load_n(value.at + c * VL, last);
+            if (nr <= 2) request_line(value.at, c * VL, ahead * (int)sizeof(elem));
             KEEP_ORDER();
             UNROLL(r, nr) sum[r][c] = v_fma(w[r], x, sum[r][c]);
         }
@@ -230,7 +257,7 @@ AF_INLINE void touch_rows(int n, elem_rows rows, int64_t width)
         for (int64_t d = 0; d < width; d += LINE_ELEMS) (void)*(const volatile elem *)(rows.at + j * rows.ld + d);
 }
 
-/* One function for each number of query rows; `ahead` only matters to three and four. */
+/* One function for each number of query rows. */
 #define AXPY_ROWS(nr)                                                                                                  \
     static __attribute__((noinline)) void axpy_##nr(int n, score_rows p, elem_rows value, real *acc, int64_t Dv,       \
                                                     int64_t ahead)                                                     \
@@ -243,17 +270,17 @@ AXPY_ROWS(3)
 AXPY_ROWS(4)
 #undef AXPY_ROWS
 
-static void axpy_few(int rows, int n, score_rows p, elem_rows value, real *acc, int64_t Dv)
+static void axpy_few(int rows, int n, score_rows p, elem_rows value, real *acc, int64_t Dv, int64_t ahead)
 {
-    for (; rows >= 2; rows -= 2, p = score_rows_from(p, 2), acc += 2 * Dv) axpy_2(n, p, value, acc, Dv, 0);
-    if (rows) axpy_1(n, p, value, acc, Dv, 0);
+    for (; rows >= 2; rows -= 2, p = score_rows_from(p, 2), acc += 2 * Dv) axpy_2(n, p, value, acc, Dv, ahead);
+    if (rows) axpy_1(n, p, value, acc, Dv, ahead);
 }
 
 /* n rows of values, at most near_rows: the first pass over them reads memory, in order if it reads all columns. */
-static void decode_values(int rows, int n, score_rows p, elem_rows value, real *acc, int64_t Dv)
+static void decode_values(int rows, int n, score_rows p, elem_rows value, real *acc, int64_t Dv, requests ask)
 {
     if (!in_order(rows, Dv)) touch_rows(n, value, Dv);
-    axpy_few(rows, n, p, value, acc, Dv);
+    axpy_few(rows, n, p, value, acc, Dv, ask.line / (int)sizeof(elem));
 }
 
 #endif

@@ -42,6 +42,7 @@ typedef struct af_plan {
     size_t partial_bytes;       /* the partial result of one block of rows and one split */
     size_t block_partials;      /* of all splits of a block of rows */
     double query_scale;         /* folded into the query when it is packed */
+    int64_t request_bytes;      /* decode requests each line this far ahead; 0: hardware that does better alone */
     bool base2;                 /* scores are in units of log 2 (plain problems), else of the natural log */
     bool softmax;               /* output or lse are to be computed */
     _Atomic int *met_infinity; /* set once a value that is not finite has cost a second run, so that others begin in the
@@ -49,7 +50,8 @@ typedef struct af_plan {
     double pairs;              /* an upper estimate of the pairs to visit */
 } af_plan;
 
-void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels);
+/* request_bytes: as in af_plan. */
+void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels, int64_t request_bytes);
 
 /* Units of so many blocks of rows in each head group. In decode there is one block of rows, and units of several blocks
  * have those of several head groups, whose number they divide. */

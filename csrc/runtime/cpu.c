@@ -23,7 +23,16 @@ static uint64_t enabled_state(void)
     return (uint64_t)high << 32 | low;
 }
 
-unsigned af_cpu_features(void)
+/* AMD's family 26, Zen 5. */
+static bool is_zen5(void)
+{
+    uint32_t a, b, c, d;
+    if (!__get_cpuid(0, &a, &b, &c, &d) || memcmp(&b, "Auth", 4) != 0) return false;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
+    return (a >> 8 & 15) + (a >> 20 & 255) == 26;
+}
+
+static unsigned ask_features(void)
 {
     enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };                         /* leaf 1, ecx */
     enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17, AVX512BW = 1 << 30 }; /* leaf 7, ebx */
@@ -36,11 +45,33 @@ unsigned af_cpu_features(void)
     if ((state & 0x06) == 0x06 && (b & AVX2)) features |= AF_CPU_AVX2;
     const uint32_t need = AVX512F | AVX512DQ | AVX512BW | AVX512VL;
     if ((state & 0xe6) == 0xe6 && (b & need) == need && features) features |= AF_CPU_AVX512;
+    if (is_zen5()) features |= AF_CPU_REQUESTS;
     return features;
 }
 #else
-unsigned af_cpu_features(void) { return 0; }
+static unsigned ask_features(void) { return 0; }
 #endif
+
+unsigned af_cpu_features(void)
+{
+    static _Atomic unsigned known; /* bit 31: asked */
+    unsigned features = atomic_load_explicit(&known, memory_order_relaxed);
+    if (!features) {
+        features = ask_features() | 1u << 31;
+        atomic_store_explicit(&known, features, memory_order_relaxed);
+    }
+    return features;
+}
+
+static _Atomic int requests = -1;
+
+bool af_requests_lines(void)
+{
+    const int choice = atomic_load_explicit(&requests, memory_order_relaxed);
+    return choice < 0 ? (af_cpu_features() & AF_CPU_REQUESTS) != 0 : choice;
+}
+
+void af_choose_requests(int choice) { atomic_store_explicit(&requests, choice, memory_order_relaxed); }
 
 #if defined(__linux__)
 static int read_line(const char *path, char *line, int size)

@@ -14,16 +14,7 @@ enum { TABLES = sizeof tables / sizeof *tables };
 
 static _Atomic(const char *) cap; /* NULL: none; else the name in a table */
 
-static bool runs_here(const af_kernels *table)
-{
-    static _Atomic unsigned known; /* bit 31: asked */
-    unsigned features = atomic_load_explicit(&known, memory_order_relaxed);
-    if (!features) {
-        features = af_cpu_features() | 1u << 31;
-        atomic_store_explicit(&known, features, memory_order_relaxed);
-    }
-    return (table->needs & ~features) == 0;
-}
+static bool runs_here(const af_kernels *table) { return (table->needs & ~af_cpu_features()) == 0; }
 
 const af_kernels *af_kernels_for(af_dtype dtype)
 {

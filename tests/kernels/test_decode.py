@@ -1,11 +1,13 @@
 """Decoding: few queries over many keys, keys split over tasks, grouped heads read once."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 import attnfast
 from attnfast import AttentionResult
-from support.arrays import DTYPE_IDS, DTYPES, qkv, same_bits
+from support.arrays import DTYPE_IDS, DTYPES, assert_same, qkv, randn, same_bits
 from support.criterion import Criterion, check
 
 EVERYTHING = {"return_lse": True, "return_weights": True}
@@ -163,3 +165,31 @@ def test_one_key_that_outweighs_all(position, rng):
     np.testing.assert_allclose(output[..., 0, :], v[..., position, :], rtol=1e-6)
     assert weights[0, 0, 0].argmax() == position
     assert lse[0, 0, 0] > 100
+
+
+@pytest.fixture
+def requests():
+    """Chooses whether decoding requests lines ahead; as the CPU wants it, after the test."""
+    yield attnfast._core.request_lines
+    attnfast._core.request_lines(None)
+
+
+@pytest.mark.usefixtures("isa")
+@EACH_DTYPE
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 8])
+def test_requests_for_lines_change_no_bit(dtype, group, requests, rng):
+    """Nor do heads that take turns: where their rows are mixed and lines are requested."""
+    for d, dv in [(64, 64), (128, 128), (80, 40), (17, 300)]:
+        q = randn(rng, (9, 4 * group, 1, d), dtype)
+        k, v = (randn(rng, (9, 301, 4, n), dtype).swapaxes(1, 2) for n in (d, dv))
+        options = {"kv_lengths": rng.integers(200, 302, 9), "window_size": (250, 0)}
+        options |= {"q_offset": "end", "return_lse": True}
+        requests(False)
+        expected = attnfast.attention(q, k.copy(), v.copy(), **options)
+        alone = attnfast.plan(attnfast.attention, q, k, v, **options)
+        for choice, key, value in itertools.product((False, True), (k, k.copy()), (v, v.copy())):
+            requests(choice)
+            assert_same(attnfast.attention(q, key, value, **options), expected)
+        requests(True)
+        in_turn = attnfast.plan(attnfast.attention, q, k, v, **options)
+        assert in_turn.tasks < alone.tasks or alone.kernel != "decode", "no heads took turns"
