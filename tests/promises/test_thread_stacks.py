@@ -127,24 +127,23 @@ def test_every_kernel_on_a_stack_of_128_kib(isa, tmp_path):
     script = f"""
 every = [each for name in {DTYPE_IDS} for each in cases(np.dtype(getattr(ml_dtypes, name, name)))]
 expected = [result(call, 1) for _, call in every]
+done, most = [], 0
+
+def on_a_small_stack(name, call, bits, n):
+    global most
+    done.append((name, n, result(call, n) == bits))
+    most = max(most, tasks() or 0)
+
 before = tasks()
-for (name, call), bits in zip(every, expected):
-    assert result(call, 4) == bits, name
-end = time.monotonic() + 15  # on a busy machine a team may be smaller for a second
-while before is not None and tasks() < before + 3 and time.monotonic() < end:
-    result(every[0][1], 4)
-assert before is None or tasks() == before + 3, "no team of 4"
-
-def on_a_small_stack():
-    for (name, call), bits in zip(every, expected):
-        done.append((name, result(call, 1) == bits))
-
-done = []
 threading.stack_size(128 * 1024)
-thread = threading.Thread(target=on_a_small_stack)
-thread.start()
-thread.join()
-assert len(done) == len(every) and all(same for _, same in done), done
+for (name, call), bits in zip(every, expected):
+    for n in (1, 4):
+        # A thread of its own for each call: where the machine is busy its next may have fewer.
+        thread = threading.Thread(target=on_a_small_stack, args=(name, call, bits, n))
+        thread.start()
+        thread.join()
+assert len(done) == 2 * len(every) and all(same for *_, same in done), done
+assert before is None or most >= before + 4, "no team of 4"
 """
     run_python(
         START + CALLS + script, tmp_path, timeout=180, OMP_STACKSIZE="128k", ATTNFAST_ISA=isa
