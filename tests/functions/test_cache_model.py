@@ -301,3 +301,16 @@ def test_a_long_text_in_a_small_ring(seed):
     i, j = np.arange(total)[:, None], np.arange(total)
     mask = (j <= i) & ((j < sinks) | (j > i - window))
     check(np.concatenate(parts, axis=-2), q, k, v, mask=mask)
+
+
+@pytest.mark.parametrize("counts", [None, [1, 1], [1, 2]], ids=["even", "counted", "uneven"])
+def test_what_a_ring_has_replaced_does_not_come_back(counts, rng):
+    """Cut short, then written to again, but not as far as before."""
+    k = randn(rng, (2, HEADS, 20, D))
+    cache = KVCache(2, HEADS, D, capacity=9, window=4)
+    cache.append(k, k)
+    cache.truncate(16)
+    n = 1 if counts is None else max(counts)
+    cache.append(k[:, :, 16 : 16 + n], k[:, :, 16 : 16 + n], counts)
+    for row, lengths in zip(cache.positions, cache.lengths, strict=True):
+        assert sorted(p for p in row.tolist() if p >= 0) == list(range(11, lengths))
