@@ -12,6 +12,7 @@ from attnfast import BlockMask, reference
 from support.arrays import DTYPE_IDS, DTYPES, assert_same, poisoned, qkv, same_batch
 from support.draws import block_masked_calls, calls
 from support.gradient_criterion import check_gradients
+from support.workers import with_every_thread
 
 EXAMPLES = settings.default.max_examples
 NAMES = ("query", "key", "value", "bias", "sink_logits", "alibi_slopes")
@@ -169,8 +170,11 @@ def arguments_of(call: Any) -> Any:
 def test_the_same_bits_for_any_number_of_threads(rng, case, threads):
     q, k, v = qkv(rng, 130, 600, 20, 13, heads=4, kv_heads=2, dtype=np.float64)
     grad_output = rng.standard_normal((2, 4, 130, 13))
-    calls = [backward(grad_output, q, k[:1], v, num_threads=n, **CASES[case]) for n in (1, threads)]
-    assert_same(*calls)
+    one, more = (
+        with_every_thread(backward, grad_output, q, k[:1], v, num_threads=n, **CASES[case])
+        for n in (1, threads)
+    )
+    assert_same(one, more)
 
 
 @pytest.mark.parametrize("shape", [(), (1, 1, 1600, 2100), (2, 1, 1600, 2100), (1, 2, 1, 2100)])
@@ -181,7 +185,9 @@ def test_the_same_bits_with_panels_in_flight(rng, shape, options):
     options = options | ({"bias": numbers(shape).astype(np.float32)} if shape else {})
     alone = backward(grad_output, q, k[:1], v, num_threads=1, **options)
     for threads in (2, 7):
-        assert_same(alone, backward(grad_output, q, k[:1], v, num_threads=threads, **options))
+        options["num_threads"] = threads
+        shared = with_every_thread(backward, grad_output, q, k[:1], v, **options)
+        assert_same(alone, shared, f"{threads} threads")
 
 
 def test_a_batch_row_alone(rng):

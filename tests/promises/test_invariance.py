@@ -13,6 +13,7 @@ from support.arrays import DTYPES, assert_same, compute_dtype, qkv, randn, row_o
 from support.calls import CALLS
 from support.draws import DRAWN, any_call
 from support.layouts import LAYOUTS, lay_out, paired
+from support.workers import with_every_thread
 
 EXAMPLES = settings.default.max_examples
 EVERYTHING = {"return_lse": True, "return_weights": True}
@@ -74,7 +75,8 @@ def test_threads_and_runs(shape, options, dtype):
     arrays, options = case(shape, options, dtype)
     first = attnfast.attention(*arrays, num_threads=1, return_lse=True, **options)
     for n in (1, 2, 3, 5, 8):
-        again = attnfast.attention(*arrays, num_threads=n, return_lse=True, **options)
+        options |= {"num_threads": n, "return_lse": True}
+        again = with_every_thread(attnfast.attention, *arrays, **options)
         assert_same(first, again, f"{n} threads")
 
 
@@ -86,7 +88,8 @@ def test_threads_and_runs_of_every_function(name, rng):
         arrays = [randn(rng, (2, n, 33), dtype) for n in (lq, lk, lk)]
         first = CALLS[name](*arrays, np.array, num_threads=1)
         for n in (2, 3, 5):
-            assert_same(first, CALLS[name](*arrays, np.array, num_threads=n), f"{n} threads")
+            again = with_every_thread(CALLS[name], *arrays, np.array, num_threads=n)
+            assert_same(first, again, f"{n} threads")
 
 
 @pytest.mark.quick
@@ -97,7 +100,8 @@ def test_threads_and_runs_of_any_call(name, each_isa):
         def compare() -> None:
             first = call.run_for_all(num_threads=1)
             for n in (1, 2, 3, 5, 8):
-                assert_same(first, call.run_for_all(num_threads=n), f"{n} threads")
+                again = with_every_thread(call.run_for_all, num_threads=n)
+                assert_same(first, again, f"{n} threads")
 
         each_isa(compare)
 

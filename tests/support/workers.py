@@ -1,7 +1,10 @@
-"""Scripts that count how many threads of their process a call uses."""
+"""Threads of calls: scripts that count them, and calls that have as many as they ask for."""
 
 import os
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,17 @@ TWO_CPUS = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
     reason="needs two CPUs",
 )
+
+
+def with_every_thread(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """The result of a call that has all threads it asks for, however busy the machine is.
+
+    It is the first call of a Python thread. Later ones may have fewer.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call, *args, **options).result()
+
+
 # How scripts begin that ask how many threads of their process a call uses.
 COUNT_WORKERS = (
     START
