@@ -66,7 +66,7 @@ class Mutant:
     tests: list[str]
     why: str
     kernels: str = "f32_best"  # which are built again: those whose dtype_isa begins like this
-    crash: bool = False  # the process of the tests dies
+    crash: bool | str = False  # the process of the tests dies; "or wrong": or a test fails
 
 
 @dataclass
@@ -282,7 +282,7 @@ def judge(mutant: Mutant, done: subprocess.CompletedProcess[str]) -> tuple[str, 
         remark = f"died of signal {-done.returncode}"
         return (last, remark) if mutant.crash else ("", f"{remark}, which is not expected")
     failed = [line.split(" FAILED")[0] for line in started if " FAILED" in line]
-    if done.returncode == 1 and failed and not mutant.crash:
+    if done.returncode == 1 and failed and mutant.crash is not True:
         return failed[0], ""
     if done.returncode == 0:
         return "", "SURVIVED"
