@@ -317,26 +317,37 @@ static void new_groups(call *c, int which, af_groups *g, int64_t heads, const ar
 }
 
 /* Bytes instead of the numbers of an array, which become what the bytes stand for: at most 8 bits, exact in any
- * dtype. */
+ * dtype. Heads may share bytes, but not what these stand for, as scales are theirs alone. */
 static void make_bytes(call *c, int which, af_tensor *t, af_groups *scale, af_groups *zero)
 {
     const wish *w = &c->wish;
     array *rows = &c->inputs[which], *bytes = &c->bytes[which - KEY];
     const int first = 2 * (which - KEY);
     const bool zeros = one_in(&c->chance, 2);
+    *bytes = new_array(BYTE, rows->B, rows->H, rows->I, rows->J, THIN_B | THIN_H | THIN_I,
+                       w->layouts ? &c->chance : NULL, 0xff);
+    const array apart = new_array(rows->type, rows->B, rows->H, rows->I, rows->J, 0, NULL, 0xff);
+    free_array(rows);
+    *rows = apart;
     new_groups(c, first, scale, rows->H, rows, true);
     if (zeros) new_groups(c, first + 1, zero, rows->H, rows, false);
-    *bytes = new_array(BYTE, rows->B, rows->H, rows->I, rows->J, 0, w->layouts ? &c->chance : NULL, 0xff);
     *t = bytes->tensor;
     for (int64_t b = 0; b < rows->B; b++)
         for (int64_t h = 0; h < rows->H; h++)
             for (int64_t i = 0; i < rows->I; i++)
                 for (int64_t j = 0; j < rows->J; j++) {
                     const int64_t x = between(&c->chance, -100, 100) + (w->storage == AF_UINT8 ? 100 : 0);
+                    *(uint8_t *)element(bytes, b, h, i, j) = (uint8_t)x;
+                }
+    for (int64_t b = 0; b < rows->B; b++)
+        for (int64_t h = 0; h < rows->H; h++)
+            for (int64_t i = 0; i < rows->I; i++)
+                for (int64_t j = 0; j < rows->J; j++) {
+                    const char *byte = element(bytes, b, h, i, j);
+                    const double x = w->storage == AF_UINT8 ? *(const uint8_t *)byte : *(const int8_t *)byte;
                     const int64_t gb = w->page_size ? 0 : b, gi = i / scale->rows, gj = j / scale->columns;
                     const double from = zeros ? get(&c->groups[first + 1], gb, h, gi, gj) : 0;
-                    *(uint8_t *)element(bytes, b, h, i, j) = (uint8_t)x;
-                    put(rows, b, h, i, j, ((double)x - from) * get(&c->groups[first], gb, h, gi, gj));
+                    put(rows, b, h, i, j, (x - from) * get(&c->groups[first], gb, h, gi, gj));
                 }
 }
 
