@@ -67,7 +67,7 @@ AF_INLINE requests requests_for(elem_rows rows, int64_t width, int64_t bytes)
 {
     if (rows.ld == width) return (requests){PAGE_BYTES_AHEAD, bytes};
     const int64_t row = width * (int)sizeof(elem);
-    return (requests){0, bytes ? (bytes + row - 1) / row * rows.ld * (int)sizeof(elem) : 0};
+    return (requests){0, bytes && row ? (bytes + row - 1) / row * rows.ld * (int)sizeof(elem) : 0};
 }
 
 /* Prefetches rows that are not contiguous, and whose lines are not requested one by one: those DECODE_PREFETCH_ROWS

@@ -193,3 +193,16 @@ def test_requests_for_lines_change_no_bit(dtype, group, requests, rng):
         requests(True)
         in_turn = attnfast.plan(attnfast.attention, q, k, v, **options)
         assert in_turn.tasks < alone.tasks or alone.kernel != "decode", "no heads took turns"
+
+
+@pytest.mark.usefixtures("isa")
+@EACH_DTYPE
+@pytest.mark.parametrize("group", [1, 2, 5])
+def test_rows_without_elements_have_no_lines_to_request(dtype, group, requests, rng):
+    """Rows that lie apart, of keys or of values."""
+    requests(True)
+    for d, dv in [(0, 24), (24, 0)]:
+        q = randn(rng, (1, group, 1, d), dtype)
+        k, v = (randn(rng, (1, 1, 300, 32), dtype)[..., :n] for n in (d, dv))
+        expected = attnfast.attention(q, k.copy(), v.copy(), return_lse=True)
+        assert_same(attnfast.attention(q, k, v, return_lse=True), expected)
