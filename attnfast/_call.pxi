@@ -36,6 +36,12 @@ cdef class Call(Score):
     cdef object option(self, str name, object default=None):
         return default if self.options is None else self.options.get(name, default)
 
+    cdef int set_keys(self, object query, object key) except -1:
+        """The operands of a function without values, in whatever keys are stored."""
+        self.stores = True
+        self.set_table(self.option("block_table"))
+        return self.set_operands(query, key, None, False)
+
     cdef int set_options(self) except -1:
         """Everything but operands, what is wanted, and what only one function has."""
         if not self.packed:

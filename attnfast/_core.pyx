@@ -118,7 +118,8 @@ def additive_attention(query, key, value, score_weight, dict options):
 
 def attention_varlen(query, key, value, cu_q, cu_k, dict options):
     cdef Call call = new_call(options)
-    call.packed = True
+    call.packed = call.stores = True
+    call.set_table(call.option("block_table"))
     call.set_operands(query, key, value, True)
     call.set_bounds(cu_q, cu_k)
     return call.attend()
@@ -158,7 +159,7 @@ def attention_varlen_backward(grad_output, query, key, value, output, lse, cu_q,
 
 def attention_weights(query, key, dict options):
     cdef Call call = new_call(options)
-    call.set_operands(query, key, None, False)
+    call.set_keys(query, key)
     call.set_options()
     call.set_stage(call.option("stage", "weights"))
     call.results.weights.data = WANTED
@@ -167,7 +168,7 @@ def attention_weights(query, key, dict options):
 
 def attention_topk(query, key, k, dict options):
     cdef Call call = new_call(options)
-    call.set_operands(query, key, None, False)
+    call.set_keys(query, key)
     call.set_topk(k)
     call.set_options()
     return AttentionTopK(call.top_index, call.top_weight) if call.has_run() else call.plan
@@ -176,7 +177,7 @@ def attention_topk(query, key, k, dict options):
 def key_importance(query, key, dict options):
     cdef Call call = new_call(options)
     cdef cnp.ndarray total
-    call.set_operands(query, key, None, False)
+    call.set_keys(query, key)
     grouped = flag(call.option("per_kv_head", False), "per_kv_head")
     call.set_options()
     call.results.importance = WANTED

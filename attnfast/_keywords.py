@@ -61,10 +61,13 @@ FOREIGN: dict[str, list[tuple[str, str]]] = {
     "global_tokens": [("", "use local_attention(..., window_size, global_tokens=global_tokens)")],
     "dilation": [("", "use local_attention(..., window_size, dilation=dilation)")],
     **{
-        name: [("", "keys and values of 8 bits are taken by attnfast.attention of arrays only")]
+        name: [
+            ("key_scale", "leave it out: there are no values here"),
+            ("", "keys and values of 8 bits are taken by attention and attention_varlen of arrays"),
+        ]
         for name in ("key_scale", "value_scale", "key_zero_point", "value_zero_point")
     },
-    "block_table": [("", "pages are taken by attnfast.attention of arrays only")],
+    "block_table": [("", "pages are taken by attention and attention_varlen of arrays")],
     "out": [("", "results are new arrays here")],
     "cu_q": [("", "use attention_varlen(query, key, value, cu_q, cu_k) for packed sequences")],
     "cu_k": [("", "use attention_varlen(query, key, value, cu_q, cu_k) for packed sequences")],

@@ -34,9 +34,10 @@ cdef class Operands:
         self.results.stage = AF_WEIGHTS
         self.query = self.checked_rows(query, "query", &dq)
         self.key = self.checked_rows(key, "key", &dk)
-        if self.stores and has_value and storage_of(self.key):
-            self.value = self.checked_rows(value, "value", &dv)
-            self.set_storage(query, value, dq)
+        if self.stores and storage_of(self.key):
+            if has_value:
+                self.value = self.checked_rows(value, "value", &dv)
+            self.set_storage(query, dq)
         else:
             self.check_dtype("key", key, self.key, dq, dk)
         if has_value and self.value is None:
@@ -51,10 +52,10 @@ cdef class Operands:
         self.set_shape()
         return 0
 
-    cdef int set_storage(self, object query, object value, int dq) except -1:
+    cdef int set_storage(self, object query, int dq) except -1:
         """Key is stored in bytes: value must be too, and query in what C widens them to."""
         self.operands.storage = <af_storage>storage_of(self.key)
-        if storage_of(self.value) != self.operands.storage:
+        if self.value is not None and storage_of(self.value) != self.operands.storage:
             raise TypeError(f"value must have the dtype of key, {self.key.dtype}, got {self.value.dtype}: "
                             f"write value, value_scale = quantize(value, \"{self.key.dtype}\")")
         if dq == AF_F64:
@@ -65,13 +66,15 @@ cdef class Operands:
     cdef cnp.ndarray checked_rows(self, object x, str name, int *dtype):
         cdef bint stored = name != "query"
         cdef cnp.ndarray a = operand(x, name, dtype, self.stores and stored, self.columns and stored)
-        if self.packed and cnp.PyArray_NDIM(a) != 3:
+        if not self.packed or stored and self.block_table is not None:
+            return a
+        if cnp.PyArray_NDIM(a) != 3:
             raise ValueError(f"{name} must have 3 axes (rows, heads, head size), got shape {shape_of(a)}")
-        return cnp.PyArray_SwapAxes(a, 0, 1) if self.packed else a
+        return cnp.PyArray_SwapAxes(a, 0, 1)
 
     cdef tuple given_shape(self, cnp.ndarray a):
-        """The shape of an operand as the caller passed it."""
-        return shape_of(a.swapaxes(0, 1)) if self.packed else shape_of(a)
+        """The shape of an operand as the caller passed it; of packed ones, only pools of pages have 4 axes."""
+        return shape_of(a.swapaxes(0, 1)) if self.packed and cnp.PyArray_NDIM(a) == 3 else shape_of(a)
 
     cdef int check_dtype(self, str name, object x, cnp.ndarray a, int dq, int da) except -1:
         if da != dq:
@@ -86,8 +89,11 @@ cdef class Operands:
         cdef cnp.ndarray query = self.query, key = self.key, value = self.value
         cdef bint paged = self.block_table is not None
         p.H, p.Lq, p.D, p.Hk, p.Lk = axis(query, 3), axis(query, 2), axis(query, 1), axis(key, 3), axis(key, 2)
-        self.ndim = cnp.PyArray_NDIM(self.block_table) + 2 if paged else cnp.PyArray_NDIM(key)
-        self.ndim = max(self.ndim, cnp.PyArray_NDIM(query))
+        self.ndim = cnp.PyArray_NDIM(query)
+        if not paged:
+            self.ndim = max(self.ndim, cnp.PyArray_NDIM(key))
+        elif not self.packed:
+            self.ndim = max(self.ndim, cnp.PyArray_NDIM(self.block_table) + 2)
         if axis(key, 1) != p.D:
             raise ValueError(f"key must have the head size of query, {p.D} (last axis), got {axis(key, 1)}: "
                              f"{self.shapes('key')}")
@@ -119,8 +125,7 @@ cdef class Operands:
     cdef str shapes(self, str name, str other="query"):
         """The shapes of two operands as the caller passed them."""
         arrays = {"query": self.query, "key": self.key, "value": self.value}
-        pair = [(n, arrays[n].swapaxes(0, 1) if self.packed else arrays[n]) for n in (name, other)]
-        return ", ".join([f"{n} {a.shape}" for n, a in pair])
+        return ", ".join([f"{n} {self.given_shape(arrays[n])}" for n in (name, other)])
 
     cdef int join_batch(self, str name, cnp.ndarray a) except -1:
         cdef int k
@@ -147,10 +152,10 @@ cdef class Operands:
         for k in range(self.batch_ndim):
             self.batch[k] = 1
         self.join_batch("query", self.query)
-        if self.block_table is not None:
-            self.join_batch("block_table", self.block_table[..., None, None])
-        else:
+        if self.block_table is None:
             self.join_batch("key", self.key)
+        elif not self.packed:
+            self.join_batch("block_table", self.block_table[..., None, None])
         if self.block_table is None and self.value is not None:
             self.join_batch("value", self.value)
         for k in range(self.batch_ndim):
@@ -245,8 +250,8 @@ cdef class Operands:
         self.operands.blocks = blocks
         if blocks > AF_FAR // self.operands.page_size:
             raise ValueError(f"block_table has more keys than can be counted, got shape {shape_of(self.block_table)}")
-        self.p.Lk *= blocks
-        if cnp.PyArray_SIZE(self.block_table) != self.p.B * blocks:
+        self.p.Lk *= blocks  # of packed sequences cu_k will tell
+        if not self.packed and cnp.PyArray_SIZE(self.block_table) != self.p.B * blocks:
             self.block_table = np.ascontiguousarray(np.broadcast_to(self.block_table, self.batch_shape() + (blocks,)))
         self.operands.block_table = <const int64_t *>self.kept(self.block_table)
         self.set_pool_strides(&self.operands.key, self.key)

@@ -19,23 +19,28 @@ cdef int storage_of(cnp.ndarray a) except -1:
 cdef class Stored(Operands):
     """The options that say how keys and values are stored. None is the same as an option that is left out."""
 
+    cdef af_packing packing  # of packed sequences
+
     cdef int check_pages(self) except -1:
-        """Every page that holds a key which is not padding must be there."""
+        """Every page that holds a key which is not padding must be there; of packed sequences, every page of theirs."""
         cdef int64_t b, n, begin, end, page, pages, size = self.operands.page_size
         if self.block_table is None:
             return 0
         pages = axis(self.key, 4)
-        for b in range(self.p.B):
+        for b in range(self.packing.sequences if self.packed else self.p.B):
             end = self.visible.kv_length[b] if self.visible.kv_length != NULL else self.p.Lk
+            if self.packed:
+                end = self.packing.first_key[b + 1] - self.packing.first_key[b]
             begin = self.visible.kv_start[b] if self.visible.kv_start != NULL else 0
             n = begin // size
             while begin < end and n * size < end:
                 page = self.operands.block_table[b * self.operands.blocks + n]
                 if not 0 <= page < pages:
                     there = f"pages 0 .. {pages - 1} of key" if pages else "pages of key, which has none,"
-                    raise ValueError(f"block_table must name {there} where kv_lengths and kv_starts have keys, "
+                    have = "cu_k has" if self.packed else "kv_lengths and kv_starts have"
+                    raise ValueError(f"block_table must name {there} where {have} keys, "
                                      f"got {page} for keys {n * size} .. {min(end, (n + 1) * size) - 1} "
-                                     f"of batch row {b}")
+                                     f"of {'sequence' if self.packed else 'batch row'} {b}")
                 n += 1
         return 0
 
@@ -43,6 +48,7 @@ cdef class Stored(Operands):
         """Numbers for groups of elements: each axis of theirs is 1 or divides that of key, or of value."""
         cdef cnp.ndarray a
         cdef int k, nd = cnp.PyArray_NDIM(rows)
+        cdef tuple shape = self.given_shape(rows)
         if x is None:
             return 0
         if self.operands.storage == AF_AS_QUERY:
@@ -52,11 +58,13 @@ cdef class Stored(Operands):
             raise wrong_dtype(a, x, name, "real numbers", "write {0}.astype(np.float32)")
         a = as_floats(a) if cnp.PyArray_TYPE(a) == cnp.NPY_DOUBLE else np.asarray(a, np.float32)
         fits = cnp.PyArray_NDIM(a) <= nd and all(
-            n == m or n == 1 or n > 0 and m % n == 0 for n, m in zip(shape_of(a)[::-1], shape_of(rows)[::-1]))
+            n == m or n == 1 or n > 0 and m % n == 0 for n, m in zip(shape_of(a)[::-1], shape[::-1]))
         if not fits:
-            raise ValueError(f"{name} must have axes that are 1 or divide those of {of}, {shape_of(rows)}, "
+            raise ValueError(f"{name} must have axes that are 1 or divide those of {of}, {shape}, "
                              f"got shape {shape_of(a)}")
         a = a.reshape((1,) * (nd - cnp.PyArray_NDIM(a)) + shape_of(a))
+        if self.packed and nd == 3:  # (rows, heads, head size) as the operands were
+            a = a.swapaxes(0, 1)
         for k in range(nd - 2):  # of heads, batch rows and pages: one for each, or one for all
             if 1 < cnp.PyArray_DIMS(a)[k] < cnp.PyArray_DIMS(rows)[k]:
                 a = np.repeat(a, cnp.PyArray_DIMS(rows)[k] // cnp.PyArray_DIMS(a)[k], axis=k)

@@ -47,7 +47,6 @@ cdef class Visible(Stored):
     cdef bint positioned  # is something relative to the query's position on the key axis?
     cdef int64_t rows  # how many entries an option has with one for each batch row, or packed sequence
     cdef cnp.ndarray q_lengths, kv_lengths  # one for each of these, or None: all of them
-    cdef af_packing packing
 
     # ---- pairs ----
 
@@ -296,14 +295,18 @@ cdef class Visible(Stored):
     # ---- packed sequences ----
 
     cdef cnp.ndarray bounds(self, object x, str name, int64_t total, str what):
+        """Where sequences begin, and the end: `total`, unless that is -1."""
         cdef cnp.ndarray a = array_of(x, name), own
+        cdef bint any_end = total < 0
         if not cnp.PyArray_ISINTEGER(a):
             raise wrong_integers(a, x, name)
         if cnp.PyArray_NDIM(a) != 1 or a.size == 0:
             raise ValueError(f"{name} must have shape (sequences + 1,), got {shape_of(a)}")
         own = own_integers(a)
+        if any_end:
+            total = first_number(own)[cnp.PyArray_SIZE(own) - 1]
         if not rises(own, total):
-            wanted = f"{name} must rise from 0 to {total}, the rows of {what}"
+            wanted = f"{name} must rise from 0" + ("" if any_end else f" to {total}, the rows of {what}")
             if a[0] != 0 or a[a.size - 1] != total:
                 raise ValueError(f"{wanted}, got {a[0]} .. {a[a.size - 1]}")
             falls = np.flatnonzero(a[1:] < a[:-1])
@@ -312,10 +315,25 @@ cdef class Visible(Stored):
 
     cdef int set_bounds(self, object cu_q, object cu_k) except -1:
         cdef cnp.ndarray q = self.bounds(cu_q, "cu_q", self.p.Lq, "query")
-        cdef cnp.ndarray k = self.bounds(cu_k, "cu_k", self.p.Lk, "key")
+        cdef bint paged = self.block_table is not None
+        cdef cnp.ndarray k = self.bounds(cu_k, "cu_k", -1 if paged else self.p.Lk, "key")
         if q.size != k.size:
             raise ValueError(f"cu_k must have as many entries as cu_q, {q.size}, got {k.size}")
         self.q_lengths, self.kv_lengths, self.rows = steps_of(q), steps_of(k), cnp.PyArray_SIZE(q) - 1
+        if paged:
+            self.check_table(first_number(k)[self.rows])
         self.packing.sequences = self.rows
         self.packing.first_query, self.packing.first_key = <const int64_t *>self.kept(q), <const int64_t *>self.kept(k)
+        return 0
+
+    cdef int check_table(self, int64_t total) except -1:
+        """Whether pages have room for the keys of each sequence, `total` of all together."""
+        cdef int64_t room = self.p.Lk, blocks = self.operands.blocks
+        if cnp.PyArray_NDIM(self.block_table) != 2 or cnp.PyArray_DIMS(self.block_table)[0] != self.rows:
+            raise ValueError(f"block_table must have the pages of each sequence, shape ({self.rows}, blocks), "
+                             f"got {shape_of(self.block_table)}")
+        if not are_within(self.kv_lengths, 0, room):
+            raise ValueError(f"cu_k must have at most {room} keys a sequence, which {blocks} pages of "
+                             f"{self.operands.page_size} hold, got {self.kv_lengths.max()}")
+        self.p.Lk = total
         return 0

@@ -228,6 +228,9 @@ def attention_weights(
         As for :func:`attention`.
     scale, softcap, alibi_slopes, sink_logits, num_threads : optional
         As for :func:`attention`.
+    block_table, key_scale, key_zero_point : optional
+        As for :func:`attention`: keys in pages, keys in 8 bits. Keys of pages that no length
+        reaches are not read: their scores are ``-inf`` at the first two stages too.
 
     Returns
     -------

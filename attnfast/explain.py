@@ -32,6 +32,8 @@ def attention_topk(
         As for :func:`attention`.
     scale, softcap, alibi_slopes, sink_logits, num_threads : optional
         As for :func:`attention`.
+    block_table, key_scale, key_zero_point : optional
+        As for :func:`attention`: keys in pages, keys in 8 bits.
 
     Returns
     -------
@@ -89,6 +91,8 @@ def key_importance(
         As for :func:`attention`.
     scale, softcap, alibi_slopes, sink_logits, num_threads : optional
         As for :func:`attention`.
+    block_table, key_scale, key_zero_point : optional
+        As for :func:`attention`: keys in pages, keys in 8 bits.
 
     Returns
     -------

@@ -53,6 +53,14 @@ class Lengths(TypedDict, total=False):
     kv_starts: Annotated[ArrayLike | None, None]
 
 
+class StoredKeys(TypedDict, total=False):
+    """How keys are stored, for functions without values: in pages, in bytes."""
+
+    block_table: Annotated[ArrayLike | None, None]
+    key_scale: Annotated[ArrayLike | None, None]
+    key_zero_point: Annotated[ArrayLike | None, None]
+
+
 class Stored(TypedDict, total=False):
     """How keys and values are stored: in pages, in bytes."""
 
@@ -205,15 +213,15 @@ class ExtendKeywords(
     """Those of :meth:`attnfast.KVCache.extend`."""
 
 
-class WeightsKeywords(Stages, Attending, Threads, total=False):
+class WeightsKeywords(Stages, Attending, StoredKeys, Threads, total=False):
     """Those of :func:`attnfast.attention_weights`."""
 
 
-class TopKKeywords(Attending, Threads, total=False):
+class TopKKeywords(Attending, StoredKeys, Threads, total=False):
     """Those of :func:`attnfast.attention_topk`."""
 
 
-class ImportanceKeywords(Grouped, Attending, Threads, total=False):
+class ImportanceKeywords(Grouped, Attending, StoredKeys, Threads, total=False):
     """Those of :func:`attnfast.key_importance`."""
 
 
@@ -249,11 +257,11 @@ class Packed(Causal, Sides, Positions, Scale, Scores, total=False):
     """The same within packed sequences."""
 
 
-class VarlenOptions(Packed, Dropout, Out, Threads, total=False):
+class VarlenOptions(Packed, Stored, Dropout, Out, Threads, total=False):
     """Those of :func:`attnfast.attention_varlen`, without flags."""
 
 
-class VarlenKeywords(Packed, Dropout, Lse, Out, Threads, total=False):
+class VarlenKeywords(Packed, Stored, Dropout, Lse, Out, Threads, total=False):
     """Those of :func:`attnfast.attention_varlen`."""
 
 

@@ -65,9 +65,10 @@ def attention_varlen(
     query : array_like, ``(Tq, H, D)``
         The queries of all sequences; heads are the second axis here.
     key, value : array_like, ``(Tk, Hk, D)``, ``(Tk, Hk, Dv)``
-        Their keys and values.
+        Their keys and values; or pools of pages (see `block_table`).
     cu_q, cu_k : array_like of int, ``(sequences + 1,)``
-        Where each sequence begins, and the end: from 0 to ``Tq`` and ``Tk``, never decreasing.
+        Where each sequence begins, and the end: from 0 to ``Tq`` and ``Tk``, never decreasing. With
+        `block_table`, `cu_k` says how many keys each sequence has.
     is_causal, window_size : optional
         As for :func:`attention`, in each sequence.
     q_offset : int, array_like of int ``(sequences,)``, or "end", optional
@@ -78,6 +79,13 @@ def attention_varlen(
         As for :func:`attention`.
     sink_logits : optional
         As for :func:`attention`.
+    block_table : array_like of int ``(sequences, blocks)``, optional
+        `key` and `value` are pools of pages ``(pages, Hk, page_size, D)`` (or ``Dv``), as for
+        :func:`attention`, and row ``s`` has the pages of sequence ``s``, one after the other, of
+        which the first ``cu_k[s + 1] - cu_k[s]`` keys are used. Later pages are never read.
+    key_scale, value_scale, key_zero_point, value_zero_point : array_like, optional
+        For keys and values in 8 bits, as for :func:`attention`. Their axes are those of `key` and
+        `value` here: one for each key and head is ``(Tk, Hk, 1)``.
     dropout, dropout_seed : optional
         As for :func:`attention`, a batch row being a sequence.
     return_lse : bool
@@ -110,6 +118,15 @@ def attention_varlen(
     >>> second = x[5:14].swapaxes(0, 1)
     >>> np.array_equal(o[5:14].swapaxes(0, 1), attention(second, second, second, is_causal=True))
     True
+
+    One new word for each of them, with keys in pages of 8, the first page of two texts the same:
+
+    >>> pool = np.random.default_rng(1).standard_normal((9, 4, 8, 32))  # pages, heads, words
+    >>> table = [[4, -1], [4, 2], [7, -1]]
+    >>> lengths = np.array([0, 5, 9, 2])
+    >>> cu_k = np.cumsum(lengths)
+    >>> attention_varlen(x[:3], pool, pool, [0, 1, 2, 3], cu_k, block_table=table).shape
+    (3, 4, 32)
     """
     if extra or options:
         check_arguments(attention_varlen, extra, options)

@@ -48,10 +48,10 @@ typedef struct af_operands {
     size_t size;
     af_tensor query, key;
     af_tensor value; /* read only where the output is wanted */
-    /* Keys and values in pages: row j of batch row b is row j % page_size of page block_table[b * blocks + j /
-     * page_size]. Stride b of key and value is then the distance of pages, and `batch` is NULL. An entry without a key
-     * from kv_start to kv_length may be any number. */
-    const int64_t *block_table; /* [B][blocks], or NULL: no pages */
+    /* Keys and values in pages: row j of batch row b, or of packed sequence b, is row j % page_size of page
+     * block_table[b * blocks + j / page_size]. Stride b of key and value is then the distance of pages, and `batch` is
+     * NULL. An entry without a key from kv_start to kv_length may be any number. */
+    const int64_t *block_table; /* [B][blocks], or [sequences][blocks], or NULL: no pages */
     int64_t blocks, page_size;
     af_storage storage; /* of key and value; where these are in pages, so are scales and zeros */
     af_groups key_scale, value_scale, key_zero, value_zero;
@@ -102,7 +102,9 @@ typedef struct af_score {
  *   the same with a gaussian       yes           every stage   no      no
  *   dilation or global tokens      yes           AF_WEIGHTS    no      no    (scores must not be additive)
  *   packed sequences               yes           every stage   yes     no    (there must be no block mask)
- *   keys in pages or bytes         yes           AF_WEIGHTS    no      no    (plain windows, scores not additive)
+ *
+ * Keys in pages or bytes go with plain windows, and with scores that are not additive. Keys of pages that are padding
+ * do not exist: at the stages AF_SCORES and AF_CAPPED, which have every pair, theirs are -inf.
  *
  * Only one of weights, top_* and importance can be wanted, and no output or lse beside weights of another stage than
  * AF_WEIGHTS. Except for AF_F64, top_* needs fewer than 2^32 keys. */

@@ -21,8 +21,8 @@ enum {
 typedef struct af_byte_rows {
     af_storage storage;
     const uint8_t *first; /* row 0, or that of page 0 */
-    int64_t stride, width;
-    const int64_t *pages; /* as in kernel/rows.h */
+    int64_t stride, width, before; /* groups of rows begin so many rows before row 0 */
+    const int64_t *pages;          /* as in kernel/rows.h */
     int64_t page_size, page_stride;
     af_groups scale, zero; /* `data` is that of the head and batch row, or of page 0; at.b is the distance of pages */
     float *copy;           /* near rows as floats, and two rows more */

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from ..result import AttentionResult
 from .scores import Array, arrange
 from .softmax import attend, attention, attention_weights, softmax, weighted_sum
+from .stored import packed_rows
 
 
 def local_attention(
@@ -148,7 +149,7 @@ def key_importance(
     total: Array = attention_weights(query, key, **options).sum(axis=-2)
     if per_kv_head and total.ndim > 1:
         *batch, heads, lk = total.shape
-        kv_heads = np.shape(key)[-3] if np.ndim(key) > 2 else 1
+        kv_heads = np.shape(key)[-3] if np.ndim(key) > 2 else 1  # of pages too
         total = total.reshape((*batch, kv_heads, heads // max(kv_heads, 1), lk)).sum(axis=-2)
     return total
 
@@ -162,6 +163,11 @@ def attention_varlen(
     *,
     q_offset: Any = None,
     alibi_slopes: ArrayLike | None = None,
+    block_table: ArrayLike | None = None,
+    key_scale: ArrayLike | None = None,
+    value_scale: ArrayLike | None = None,
+    key_zero_point: ArrayLike | None = None,
+    value_zero_point: ArrayLike | None = None,
     return_lse: bool = False,
     compute_dtype: DTypeLike = np.float64,
     **options: Any,
@@ -174,6 +180,11 @@ def attention_varlen(
         ``(Tq, H, D)``, ``(Tk, Hk, D)`` and ``(Tk, Hk, Dv)``.
     cu_q, cu_k : array_like
         ``(n + 1,)``: sequence ``s`` is rows ``cu[s]:cu[s + 1]``.
+    block_table : array_like, optional
+        ``(n, blocks)``: key and value are pages ``(pages, Hk, page_size, D)``, and the keys of
+        sequence ``s`` are the first ``cu_k[s + 1] - cu_k[s]`` of the pages that row ``s`` names.
+    key_scale, value_scale, key_zero_point, value_zero_point : array_like, optional
+        As for `attention`; each of their axes is 1 or divides that of key, or of value, as it is.
     q_offset, alibi_slopes, return_lse, compute_dtype : optional
         As for `attention`, with a sequence for a batch row.
     **options
@@ -184,7 +195,12 @@ def attention_varlen(
     ndarray or AttentionResult
         The output ``(Tq, H, Dv)``, alone or with the lse ``(Tq, H)``.
     """
-    q, k, v = (np.swapaxes(np.asarray(a), 0, 1) for a in (query, key, value))
+    stored = (key, key_scale, key_zero_point), (value, value_scale, value_zero_point)
+    k, v = (
+        packed_rows(a, compute_dtype, cu_k, block_table, scale=scale, zero_point=zero)
+        for a, scale, zero in stored
+    )
+    q, k, v = (np.swapaxes(np.asarray(a), 0, 1) for a in (query, k, v))
     output = np.zeros((*q.shape[:2], v.shape[-1]), compute_dtype)
     lse = np.zeros(q.shape[:2], compute_dtype)
     options = {"return_lse": True, "compute_dtype": compute_dtype, **options}

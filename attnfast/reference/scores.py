@@ -66,6 +66,20 @@ def scale_of(q: Array, scale: float | None) -> float:
     return 1 / math.sqrt(max(q.shape[-1], 1)) if scale is None else float(scale)
 
 
+def key_exists(
+    pairs: Array, kv_lengths: ArrayLike | None, kv_starts: ArrayLike | None
+) -> Array:
+    """Which keys of `pairs` (..., H, Lq, Lk) are not padding, ``(..., 1, 1, Lk)``."""
+    *batch, _, _, lk = pairs.shape
+    ends, starts = (
+        np.broadcast_to(np.reshape(n, -1), math.prod(batch)).reshape((*batch, 1, 1, 1))
+        for n in (lk if kv_lengths is None else kv_lengths, 0 if kv_starts is None else kv_starts)
+    )
+    j = np.arange(lk)
+    exists: Array = (starts <= j) & (j < ends)
+    return exists
+
+
 def _visible(
     shape: tuple[int, ...],
     *,

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from ..result import AttentionResult
 from .dropout import dropout_factor
-from .scores import Array, arrange, score_stages
+from .scores import Array, arrange, key_exists, score_stages
 from .stored import real_rows
 
 STAGES = ("scores", "capped", "biased", "weights")
@@ -66,6 +66,9 @@ def attention_weights(
     key: ArrayLike,
     *,
     stage: str = "weights",
+    block_table: ArrayLike | None = None,
+    key_scale: ArrayLike | None = None,
+    key_zero_point: ArrayLike | None = None,
     sink_logits: ArrayLike | None = None,
     compute_dtype: DTypeLike = np.float64,
     **score_options: Any,
@@ -78,7 +81,8 @@ def attention_weights(
         ``(..., H, Lq, D)`` and ``(..., Hk, Lk, D)``.
     stage : {"scores", "capped", "biased", "weights"}
         How far to go. The first two hold every pair; in ``"biased"`` excluded pairs are -inf.
-    sink_logits, compute_dtype : optional
+        Where keys are in pages, those that no length reaches do not exist: -inf in the first two.
+    block_table, key_scale, key_zero_point, sink_logits, compute_dtype : optional
         As for `attention`.
     **score_options
         Those of `attention` that concern the scores.
@@ -90,11 +94,16 @@ def attention_weights(
     """
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {STAGES}, got {stage!r}")
-    (q, k), rank = arrange(compute_dtype, query, key)
+    stored = {"block_table": block_table, "scale": key_scale, "zero_point": key_zero_point}
+    keys = real_rows(key, compute_dtype, **stored)
+    (q, k), rank = arrange(compute_dtype, query, keys)
     with np.errstate(all="ignore"):
         stages = score_stages(q, k, **score_options)
         weights, _ = softmax(stages.biased, stages.is_query, sink_logits)
     result: Array = weights if stage == "weights" else getattr(stages, stage)
+    if block_table is not None and stage in ("scores", "capped"):
+        lengths = {n: score_options.get(n) for n in ("kv_lengths", "kv_starts")}
+        result = np.where(key_exists(result, **lengths), result, -np.inf)
     return result[0] if rank == 2 else result
 
 

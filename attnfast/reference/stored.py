@@ -56,3 +56,22 @@ def real_rows(
     if scale is not None or zero_point is not None:
         stored = real_numbers(stored, scale, zero_point, dtype)
     return stored if block_table is None else rows_of_pages(stored, block_table)
+
+
+def packed_rows(
+    rows: ArrayLike,
+    dtype: DTypeLike,
+    cu_k: ArrayLike,
+    block_table: ArrayLike | None,
+    **numbers: ArrayLike | None,
+) -> Array:
+    """Keys or values of packed sequences as rows of real numbers ``(Tk, Hk, D)``.
+
+    Of pages, sequence ``s`` has the first ``cu_k[s + 1] - cu_k[s]`` rows of those in row ``s`` of
+    `block_table`.
+    """
+    real: Array = real_rows(rows, dtype, block_table=block_table, **numbers)
+    if block_table is None:
+        return real
+    own = [one[:, :n].swapaxes(0, 1) for one, n in zip(real, np.diff(cu_k), strict=True)]
+    return np.concatenate([real[:0, :, 0], *own])

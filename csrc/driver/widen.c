@@ -21,15 +21,29 @@ typedef struct conversion {
     const af_kernels *kernels;
     af_tensor wide, narrow;
     int64_t B, H, rows, width;
+    const af_call *pages; /* the call whose pages the narrow rows are in, or NULL */
 } conversion;
+
+/* Where the narrow row is; -1 for padding in pages, which is never read. */
+static int64_t narrow_offset(const conversion *c, int64_t b, int64_t h, int64_t i)
+{
+    if (!c->pages) return af_offset(&c->narrow, b, h, i);
+    const af_operands *p = &c->pages->operands;
+    const af_visible *v = &c->pages->visible;
+    if ((v->kv_start && i < v->kv_start[b]) || (v->kv_length && i >= v->kv_length[b])) return -1;
+    const int64_t page = p->block_table[b * p->blocks + i / p->page_size];
+    return af_offset(&c->narrow, page, h, i % p->page_size);
+}
 
 static void widen_row(void *context, int64_t index, void *scratch)
 {
     const conversion *c = context;
     const int64_t i = index % c->rows, h = index / c->rows % c->H, b = index / c->rows / c->H;
+    const int64_t from = narrow_offset(c, b, h, i);
     (void)scratch;
-    c->kernels->widen((const uint16_t *)c->narrow.data + af_offset(&c->narrow, b, h, i),
-                      (float *)c->wide.data + af_offset(&c->wide, b, h, i), c->width);
+    if (from < 0) return;
+    c->kernels->widen((const uint16_t *)c->narrow.data + from, (float *)c->wide.data + af_offset(&c->wide, b, h, i),
+                      c->width);
 }
 
 static void narrow_row(void *context, int64_t index, void *scratch)
@@ -68,7 +82,8 @@ static af_status widen(af_dtype dtype, af_tensor *t, conversion c, const means *
     if (!t->data) return AF_OK;
     c.kernels = af_kernels_for(dtype);
     c.narrow = *t;
-    if (!take_wide(&c, t, m->arena)) return AF_NO_MEMORY;
+    const af_tensor rows = {.b = 1, .h = t->h, .i = 1}; /* of pages, each row is another one */
+    if (!take_wide(&c, c.pages ? &rows : t, m->arena)) return AF_NO_MEMORY;
     *t = c.wide;
     return convert(&c, widen_row, m);
 }
@@ -77,7 +92,11 @@ static af_status run_part(const af_call *narrow, const means *m, af_status (*par
                           void *context)
 {
     const conversion queries = {.B = narrow->B, .H = narrow->H, .rows = narrow->Lq, .width = narrow->D},
-                     keys = {.B = narrow->B, .H = narrow->Hk, .rows = narrow->Lk, .width = narrow->D};
+                     keys = {.B = narrow->B,
+                             .H = narrow->Hk,
+                             .rows = narrow->Lk,
+                             .width = narrow->D,
+                             .pages = narrow->operands.block_table ? narrow : NULL};
     conversion values = keys, output = queries;
     values.width = output.width = narrow->Dv;
     output.kernels = af_kernels_for(narrow->dtype);
@@ -85,8 +104,11 @@ static af_status run_part(const af_call *narrow, const means *m, af_status (*par
     af_call wide = *narrow;
     wide.dtype = AF_F32;
     af_status status = widen(narrow->dtype, &wide.operands.query, queries, m);
-    if (status == AF_OK) status = widen(narrow->dtype, &wide.operands.key, keys, m);
-    if (status == AF_OK) status = widen(narrow->dtype, &wide.operands.value, values, m);
+    if (!narrow->operands.storage) {
+        if (status == AF_OK) status = widen(narrow->dtype, &wide.operands.key, keys, m);
+        if (status == AF_OK) status = widen(narrow->dtype, &wide.operands.value, values, m);
+        wide.operands.block_table = NULL;
+    }
     if (status == AF_OK && output.narrow.data) {
         if (!take_wide(&output, &(af_tensor){.b = 1, .h = 1, .i = 1}, m->arena)) return AF_NO_MEMORY;
         wide.results.output = output.wide;
@@ -100,7 +122,8 @@ af_status af_run_wide(const af_call *call, const af_run *run, af_watch *watch,
                       af_status (*part)(void *context, const af_call *wide), void *context)
 {
     const int64_t group = call->H / call->Hk;
-    const double head = 4 * (double)(call->D + call->Dv) * ((double)group * (double)call->Lq + (double)call->Lk);
+    const double keys = call->operands.storage ? 0 : (double)call->Lk;
+    const double head = 4 * (double)(call->D + call->Dv) * ((double)group * (double)call->Lq + keys);
     const double fit = (double)af_memory_for(run) / (head + 1);
     const int64_t heads = fit < 1 ? 1 : fit < (double)call->Hk ? (int64_t)fit : call->Hk;
     const double fit_rows = fit / (double)call->Hk;

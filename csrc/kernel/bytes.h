@@ -50,7 +50,7 @@ AF_INLINE const float *group_row(const af_byte_rows *rows, const af_groups *g, i
 {
     if (!g->at.data) return NULL;
     return (const float *)g->at.data + (rows->pages ? page_of(rows, j) * g->at.b : 0) +
-           row_in_page(rows, j) / g->rows * g->at.i;
+           (rows->before + row_in_page(rows, j)) / g->rows * g->at.i;
 }
 
 /* Whether each row has one number. */

@@ -42,6 +42,7 @@ static void open_bytes(af_rows *rows, const af_call *call, const af_plan *plan, 
     const int64_t at = t->data ? af_offset(t, rows->pages ? 0 : vis->b, vis->hk, 0) : 0;
     rows->bytes = plan->bytes;
     rows->stored = (af_byte_rows){.storage = p->storage, .stride = t->i, .width = rows->width, .pages = rows->pages};
+    rows->stored.before = call->subset.first_key;
     rows->stored.first = (const uint8_t *)t->data + at;
     rows->stored.page_size = rows->page_size;
     rows->stored.page_stride = rows->page_stride;

@@ -1,6 +1,6 @@
 /* Writes scores or weights, [rows][keys], for callers who ask for them.
  *
- * At the stages SCORES and CAPPED every pair has its score. At BIASED hidden pairs are -inf. At WEIGHTS they are 0, and
+ * At the stages SCORES and CAPPED every pair has its score, but for keys that are in no page. At BIASED hidden pairs are -inf. At WEIGHTS they are 0, and
  * the weights of the others are recomputed (recompute.h). A tile has keys by queries, so it is transposed when it is
  * stored. */
 #ifndef AF_WEIGHTS_H
@@ -109,6 +109,15 @@ static void write_visible(const af_call *call, const af_plan *plan, query_block 
     }
 }
 
+/* Those of some keys of which a score exists: in pages, only those that are not padding. */
+static af_interval scored_keys(const af_call *call, int64_t b, af_interval keys)
+{
+    const af_visible *v = &call->visible;
+    if (!call->operands.block_table) return keys;
+    const af_interval there = {v->kv_start ? v->kv_start[b] : 0, v->kv_length ? v->kv_length[b] : call->Lk};
+    return af_intersect(keys, there);
+}
+
 /* Writes the weights or scores of a chunk of keys; hidden pairs get 0 or -inf. */
 static void write_chunk(const af_call *call, const af_plan *plan, const decode_run *run, const weight_rows *w,
                         af_interval chunk)
@@ -117,7 +126,7 @@ static void write_chunk(const af_call *call, const af_plan *plan, const decode_r
     const scratch *s = &run->s;
     const bool all_pairs = call->results.stage <= AF_CAPPED;
     const real hidden = call->results.stage == AF_WEIGHTS ? 0 : -AF_INFINITY;
-    af_interval span = all_pairs ? chunk : af_intersect(chunk, block->vis.span);
+    af_interval span = all_pairs ? scored_keys(call, block->vis.b, chunk) : af_intersect(chunk, block->vis.span);
     if (span.begin == span.end) span = (af_interval){chunk.end, chunk.end};
     fill_weights(block, w, chunk.begin, span.begin, hidden);
     fill_weights(block, w, span.end, chunk.end, hidden);

@@ -167,13 +167,15 @@ af_call af_cut_call(const af_call *whole, af_part p)
     call.subset.first_h += p.h;
     call.subset.first_hk += hk;
     move(&call.operands.query, p.b, p.h, p.i, 0, size);
-    const int64_t b = call.operands.block_table ? 0 : p.b; /* pages are not of a batch row */
-    move(&call.operands.key, b, hk, p.j, 0, af_key_bytes(whole));
-    move(&call.operands.value, b, hk, p.j, 0, af_key_bytes(whole));
+    const bool paged = call.operands.block_table;
+    const int64_t b = paged ? 0 : p.b, j = paged ? 0 : p.j; /* a table names the pages of a row */
+    call.subset.first_key += j;
+    move(&call.operands.key, b, hk, j, 0, af_key_bytes(whole));
+    move(&call.operands.value, b, hk, j, 0, af_key_bytes(whole));
     af_groups *groups[] = {&call.operands.key_scale, &call.operands.value_scale, &call.operands.key_zero,
                            &call.operands.value_zero};
     for (size_t n = 0; n < sizeof groups / sizeof *groups; n++) move(&groups[n]->at, b, hk, 0, 0, sizeof(float));
-    if (call.operands.block_table) call.operands.block_table += p.row * call.operands.blocks;
+    if (paged) call.operands.block_table += p.row * call.operands.blocks;
     move(&call.subset.row_lse, p.b, p.h, p.i, 0, af_real_bytes(whole->dtype));
     move(&call.subset.collected, p.b, p.h, p.i, 0, af_real_bytes(whole->dtype));
     move_visible(&call.visible, whole, &p);

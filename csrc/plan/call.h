@@ -37,8 +37,8 @@ typedef struct af_subset {
     int64_t classes, class_step; /* 0: there are none */
     const int64_t *class_query, *class_key;
 
-    /* Of a part of a call: the batch row, head and key/value head of the whole that are its first. */
-    int64_t first_b, first_h, first_hk;
+    /* Of a part of a call: the batch row, head, key/value head and key of the whole that are its first. */
+    int64_t first_b, first_h, first_hk, first_key;
 } af_subset;
 
 typedef struct af_call {
@@ -82,7 +82,8 @@ void af_open_gradients(af_call *call, const af_problem *problem, const af_gradie
 /* Whether some head's window has gaps. */
 bool af_is_dilated(const af_call *call);
 
-/* A part of a call: batch rows [b, b + B), heads [h, h + H), queries [i, i + Lq) and keys [j, j + Lk). `row` is the
+/* A part of a call: batch rows [b, b + B), heads [h, h + H), queries [i, i + Lq) and keys [j, j + Lk); in pages, the
+ * keys of a row are always from the first on, and j is where they are in what has a column for each key. `row` is the
  * first of its entries in what has one for each batch row: b, or the number of a packed sequence. Heads begin and end
  * with those of a key/value head, or are some of one. Of several batch rows, a part with global tokens or importance
  * has all heads and keys. */

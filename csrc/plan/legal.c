@@ -18,33 +18,30 @@ static bool sizes_are_legal(const af_call *call)
 
 static bool groups_are_legal(const af_groups *g) { return !g->at.data || (g->rows > 0 && g->columns > 0); }
 
-/* Every page with a key that is not padding exists: how many there are is not known here. */
-static bool pages_are_legal(const af_call *call)
+/* Of a row of so many keys, which is a batch row or a packed sequence: every page with a key that is not padding
+ * exists. How many there are is not known here. */
+static bool row_has_pages(const af_call *call, int64_t row, int64_t keys)
 {
     const af_operands *p = &call->operands;
     const af_visible *v = &call->visible;
     if (!p->block_table) return true;
-    if (p->page_size < 1 || p->blocks < 0 || p->key.batch || p->value.batch) return false;
-    if (call->Lk / p->page_size + (call->Lk % p->page_size != 0) > p->blocks) return false;
-    for (int64_t b = 0; b < call->B; b++) {
-        const int64_t begin = v->kv_start ? v->kv_start[b] : 0, end = v->kv_length ? v->kv_length[b] : call->Lk;
-        for (int64_t n = begin / p->page_size; begin < end && n * p->page_size < end; n++)
-            if (p->block_table[b * p->blocks + n] < 0) return false;
-    }
+    if (keys / p->page_size + (keys % p->page_size != 0) > p->blocks) return false;
+    const int64_t begin = v->kv_start ? v->kv_start[row] : 0, end = v->kv_length ? v->kv_length[row] : keys;
+    for (int64_t n = begin / p->page_size; begin < end && n * p->page_size < end; n++)
+        if (p->block_table[row * p->blocks + n] < 0) return false;
     return true;
 }
 
-/* How keys and values are stored: pages and bytes go with plain windows and what reads visible keys only. */
+/* How keys and values are stored: pages and bytes go with plain windows. */
 static bool storage_is_legal(const af_call *call)
 {
     const af_operands *p = &call->operands;
     if (!p->block_table && !p->storage) return true;
-    if (p->storage < AF_AS_QUERY || p->storage > AF_FLOAT8_E5M2 || !pages_are_legal(call)) return false;
-    if (p->storage && call->dtype == AF_F64) return false;
+    if (p->storage < AF_AS_QUERY || p->storage > AF_FLOAT8_E5M2 || (p->storage && call->dtype == AF_F64)) return false;
+    if (p->block_table && (p->page_size < 1 || p->blocks < 0 || p->key.batch || p->value.batch)) return false;
     if (!groups_are_legal(&p->key_scale) || !groups_are_legal(&p->value_scale)) return false;
     if (!groups_are_legal(&p->key_zero) || !groups_are_legal(&p->value_zero)) return false;
-    if (call->visible.center.data || call->visible.global || af_is_dilated(call) || call->score.additive) return false;
-    return !call->results.topk && !call->results.importance && call->results.stage == AF_WEIGHTS;
+    return !call->visible.center.data && !call->visible.global && !af_is_dilated(call) && !call->score.additive;
 }
 
 /* Rows whose elements are apart are copied some heads at a time. */
@@ -95,8 +92,11 @@ static bool results_are_legal(const af_call *call)
 
 bool af_is_legal(const af_call *call)
 {
-    return sizes_are_legal(call) && visible_is_legal(call, call->B) && score_is_legal(call) &&
-           results_are_legal(call) && storage_is_legal(call) && columns_are_legal(call);
+    if (!sizes_are_legal(call) || !visible_is_legal(call, call->B) || !score_is_legal(call)) return false;
+    if (!results_are_legal(call) || !storage_is_legal(call) || !columns_are_legal(call)) return false;
+    for (int64_t b = 0; b < call->B; b++)
+        if (!row_has_pages(call, b, call->Lk)) return false;
+    return true;
 }
 
 static bool rows_are_legal(const af_tensor *t, int64_t width) { return !t->data || width < 2 || t->j == 1; }
@@ -143,8 +143,11 @@ bool af_is_legal_packed(const af_call *whole, const af_packing *packing)
     if (!bounds_are_legal(first_key, sequences, whole->Lk, v->kv_length)) return false;
     if (!bounds_are_legal(first_key, sequences, whole->Lk, v->kv_start)) return false;
     if (v->blocks.data || whole->results.importance) return false;
-    if (whole->operands.block_table || whole->operands.storage || af_has_columns(whole)) return false;
-    return visible_is_legal(whole, sequences) && score_is_legal(whole) && results_are_legal(whole);
+    if (!visible_is_legal(whole, sequences) || !score_is_legal(whole) || !results_are_legal(whole)) return false;
+    if (!storage_is_legal(whole) || af_has_columns(whole)) return false;
+    for (int64_t s = 0; s < sequences; s++)
+        if (!row_has_pages(whole, s, first_key[s + 1] - first_key[s])) return false;
+    return true;
 }
 
 bool af_rotation_is_legal(const af_rotation *r)
