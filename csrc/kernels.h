@@ -20,7 +20,7 @@ enum {
 /* Keys or values of one head that are stored in bytes, see kernel/bytes.h. */
 typedef struct af_byte_rows {
     af_storage storage;
-    const uint8_t *first; /* row 0, or that of page 0 */
+    const uint8_t *first;          /* row 0, or that of page 0 */
     int64_t stride, width, before; /* groups of rows begin so many rows before row 0 */
     const int64_t *pages;          /* as in kernel/rows.h */
     int64_t page_size, page_stride;

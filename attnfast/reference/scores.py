@@ -66,9 +66,7 @@ def scale_of(q: Array, scale: float | None) -> float:
     return 1 / math.sqrt(max(q.shape[-1], 1)) if scale is None else float(scale)
 
 
-def key_exists(
-    pairs: Array, kv_lengths: ArrayLike | None, kv_starts: ArrayLike | None
-) -> Array:
+def key_exists(pairs: Array, kv_lengths: ArrayLike | None, kv_starts: ArrayLike | None) -> Array:
     """Which keys of `pairs` (..., H, Lq, Lk) are not padding, ``(..., 1, 1, Lk)``."""
     *batch, _, _, lk = pairs.shape
     ends, starts = (

@@ -1,8 +1,8 @@
 /* Writes scores or weights, [rows][keys], for callers who ask for them.
  *
- * At the stages SCORES and CAPPED every pair has its score, but for keys that are in no page. At BIASED hidden pairs are -inf. At WEIGHTS they are 0, and
- * the weights of the others are recomputed (recompute.h). A tile has keys by queries, so it is transposed when it is
- * stored. */
+ * At the stages SCORES and CAPPED every pair has its score; in pages, every pair of a key that is not padding, and the
+ * others are -inf. At BIASED hidden pairs are -inf. At WEIGHTS they are 0, and the weights of the others are recomputed
+ * (recompute.h). A tile has keys by queries, so it is transposed when it is stored. */
 #ifndef AF_WEIGHTS_H
 #define AF_WEIGHTS_H
 
