@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from attnfast import BlockMask
 from support.arrays import BFLOAT16
-from support.legal import FUNCTIONS, PACKED, REFUSED, RESULTS, K, Q, V
+from support.legal import FUNCTIONS, PACKED, PACKED_SMALL, REFUSED, RESULTS, K, Q, V
 
 NAN, INF = float("nan"), float("inf")
 # Errors about one of these may name another: two arrays that do not fit are a fault of either.
@@ -46,7 +46,7 @@ TYPE_ERRORS = [
     ("key", K.astype(np.float64), r"key.*float64.*query.*float32.*key\.astype\(np\.float32\)"),
     ("key", K.astype(np.float16), r"key.*float16.*query.*float32.*key\.astype\(np\.float32\)"),
     ("key", K.astype(BFLOAT16), r"key.*bfloat16.*query.*float32.*key\.astype\(np\.float32\)"),
-    ("key", K.astype(np.int8), "key.*int8"),
+    ("key", K.astype(np.int16), "key.*int16"),
     ("key", None, "key"),
     (
         "value",
@@ -392,6 +392,47 @@ PLAIN = [
         *(("key_zero_point", "key"), ("value_zero_point", "value")),
     ]
 ]
+
+
+def of_keys(known):
+    """Of some cases, those of functions without values."""
+    return [case for case in known if "value" not in case[1] and "value" not in case[3]]
+
+
+PLAIN_KEYS = [
+    *of_keys(PLAIN),
+    (ValueError, "key", K.astype(np.int8), r"key_scale must be given.*quantize\(key, "),
+]
+PACKED_PAGED = [
+    *[case for case in PAGED if case[0] is TypeError or "()" in case[3]],
+    (ValueError, "block_table", [[0]], r"block_table must.*\(2, blocks\), got \(1, 1\)"),
+    (ValueError, "block_table", [0, 1], r"block_table must.*\(2, blocks\), got \(2,\)"),
+    (ValueError, "block_table", [[0], [2]], r"block_table.*0 \.\. 1.*cu_k.*2.*sequence 1"),
+    (ValueError, "block_table", [[-1], [1]], "block_table.*got -1 for keys 0 .. 4 of sequence 0"),
+    (ValueError, "cu_k", [0, 5, 11], "cu_k must.*5 keys a sequence.*1 pages of 5 hold, got 6"),
+    (ValueError, "cu_k", [0, 5, 4], "cu_k must rise from 0, got 5 before 4"),
+    (ValueError, "cu_k", [1, 5, 9], "cu_k must rise from 0, got 1 .. 9"),
+    (ValueError, "key", K[0], r"key must have 4 axes beside block_table.*\(2, 5, 8\)"),
+    (ValueError, "value", V[:1], r"value must have the pages.*\(1, 2, 5, 6\)"),
+    (ValueError, "key", K[..., :7], r"key.*7.*key \(2, 2, 5, 7\), query \(6, 4, 8\)"),
+]
+PACKED_SMALL_CASES = [
+    *[(*case[:3], case[3].split(r"\(")[0]) for case in SMALL if case[2] is None],
+    *[
+        (kind, each, bad, f"{each}.*{message}")
+        for each in ("key_scale", "value_scale", "key_zero_point", "value_zero_point")
+        for kind, bad, message in [
+            (TypeError, np.ones(1, bool), "bool"),
+            (ValueError, np.ones((4, 2, 1)), r"divide.*\(9, 2, .*\(4, 2, 1\)"),
+            (ValueError, np.ones((2, 9, 1)), r"divide.*\(9, 2, .*\(2, 9, 1\)"),
+            (ValueError, np.ones((1, 9, 2, 1)), r"divide.*\(1, 9, 2, 1\)"),
+        ]
+    ],
+    (TypeError, "query", PACKED["query"].astype(np.float64), r"query must.*int8.*np\.float32"),
+    (TypeError, "key", PACKED_SMALL["key"].view(np.uint8), "value must.*uint8, got int8"),
+    (TypeError, "value", PACKED["value"], r"value must.*int8, got float32.*quantize\(value, "),
+    (ValueError, "value", PACKED_SMALL["value"][:8], r"value.*\(8, 2, 6\)"),
+]
 LOSS = [
     *(
         case
@@ -499,7 +540,8 @@ OWN = {
             for name in ("lse", "grad_lse")
         ),
     ],
-    "attention_weights": [
+    "attention_weights": PLAIN_KEYS
+    + [
         (kind, "stage", bad, "stage.*scores.*capped.*biased.*weights")
         for kind, bad in [(ValueError, x) for x in ("weight", "", None, 3, ["scores"])]
     ],
@@ -512,10 +554,18 @@ OWN = {
         (TypeError, "function", np.sum, "function .* backward, attention.*got <.*sum"),
         (TypeError, "function", None, "function.*None"),
     ],
-    "attention": PLAIN,
+    "attention": [*PLAIN, (TypeError, "key", K.astype(np.int8), "value.*int8")],
     "attention, pages": PAGED,
+    "attention_weights, pages": of_keys(PAGED),
+    "attention_topk, pages": of_keys(PAGED),
+    "key_importance, pages": of_keys(PAGED),
+    "attention_varlen, pages": PACKED_PAGED,
     "plan, pages": PAGED,
     "attention, bytes": SMALL,
+    "attention_weights, bytes": of_keys(SMALL),
+    "attention_topk, bytes": of_keys(SMALL),
+    "key_importance, bytes": of_keys(SMALL),
+    "attention_varlen, bytes": PACKED_SMALL_CASES,
     "plan, bytes": SMALL,
     "quantize": [
         (TypeError, "x", Q.astype(int), "x.*int64.*astype"),
@@ -542,9 +592,10 @@ OWN = {
         for name in ("score_weight", "score_bias")
         for kind, bad, message in VECTORS
     ],
-    "attention_topk": LISTED,
-    "key_importance": [(kind, "per_kv_head", bad, "per_kv_head") for kind, bad in FLAG],
-    "attention_varlen": PACKED_ARRAYS + BOUNDS,
+    "attention_topk": LISTED + PLAIN_KEYS,
+    "key_importance": PLAIN_KEYS
+    + [(kind, "per_kv_head", bad, "per_kv_head") for kind, bad in FLAG],
+    "attention_varlen": PACKED_ARRAYS + BOUNDS + PLAIN,
     "rotate": [
         *(
             (kind, "x", bad, f"x.*{message}")
@@ -833,6 +884,13 @@ def takes(function, case):
     arguments = FUNCTIONS[function]
     if "key_scale" in arguments and name in OPERANDS:  # it has cases of its own
         return False
+    if (
+        "block_table" in arguments
+        and "value" not in arguments
+        and name == "key"
+        and "3, 2, 5" in message
+    ):
+        return False  # a pool may have more pages than are used
     if name not in arguments:
         return False
     if "cu_q" in arguments:  # its arrays have other shapes

@@ -11,6 +11,7 @@ import numpy as np
 
 import attnfast
 from support.arrays import compute_dtype
+from support.stored_call import in_bytes
 
 FLAGS = {"return_lse": True, "return_weights": True}
 DROPOUT = {"dropout": 0.3, "dropout_seed": 7}
@@ -81,6 +82,55 @@ def varlen(q: Any, k: Any, v: Any, place: Any, out: Any = None, **more: Any) -> 
     ends = (place(np.array([0, a.shape[-2] // 3, a.shape[-2]])) for a in (q, k))
     out = None if out is None else out.swapaxes(0, 1)
     return attnfast.attention_varlen(*packed, *ends, return_lse=True, out=out, **more)
+
+
+def stored(
+    q: Any, k: Any, v: Any, place: Any, *, packed: bool = False
+) -> tuple[list[Any], dict[str, Any]]:
+    """Arrays with keys and values in 8 bits, and their scales; `packed`: as varlen takes these."""
+    arrays = [q.astype(np.float32) if q.dtype.itemsize == 8 else q]
+    options = {}
+    for name, a, kind in (("key", k, "float8_e4m3fn"), ("value", v, "float8_e4m3fn")):
+        if a is None:
+            continue
+        small, scale = in_bytes(a, kind)
+        arrays.append(place(small))
+        options[f"{name}_scale"] = place(scale.swapaxes(0, 1) if packed else scale)
+    return arrays, options
+
+
+def pages_of(a: Any, place: Any) -> tuple[Any, Any]:
+    """A pool of pages of one row, or of all that there are, and its table."""
+    size = 16 if a.shape[-2] % 16 == 0 else a.shape[-2]
+    *batch, heads, length, width = a.shape
+    rows = a.reshape(-1, heads, length // size, size, width)[:, :, ::-1].swapaxes(1, 2)
+    pool = rows.reshape(-1, heads, size, width)
+    table = np.arange(len(pool)).reshape(*batch, length // size)[..., ::-1]
+    return place(np.ascontiguousarray(pool)), place(np.ascontiguousarray(table))
+
+
+def paged(function: Any, q: Any, k: Any, place: Any, *own: Any, **options: Any) -> Any:
+    """A function of keys, with these in pages of which the last is not full."""
+    pool, table = pages_of(k, place)
+    reach = place(np.full(k.shape[:-3] or (1,), max(k.shape[-2] - 1, 0)))
+    if function is top:
+        own, function = (min(own[0], k.shape[-2]),), attnfast.attention_topk
+        options.pop("out", None)
+    return function(q, pool, *own, block_table=table, kv_lengths=reach, **options)
+
+
+def paged_varlen(q: Any, k: Any, v: Any, place: Any, out: Any = None, **options: Any) -> Any:
+    """Two sequences that have the same pages, of which one uses a third."""
+    pools = [pages_of(a, place) for a in (k, v)]
+    table = place(np.array([pools[0][1]] * 2))
+    lk = k.shape[-2]
+    cu_q = place(np.array([0, q.shape[-2] // 3, q.shape[-2]]))
+    cu_k = place(np.array([0, lk // 3, lk // 3 + lk]))
+    out = None if out is None else out.swapaxes(0, 1)
+    options |= {"block_table": table, "return_lse": True, "out": out}
+    return attnfast.attention_varlen(
+        q.swapaxes(0, 1), *(pool for pool, _ in pools), cu_q, cu_k, **options
+    )
 
 
 def merge(q: Any, place: Any) -> Any:
@@ -275,6 +325,33 @@ CALLS: dict[str, Callable[..., Any]] = {
     "weights": lambda q, k, v, place, **more: stage(q, k, "weights", **keys(k, place), **more),
     "scores": lambda q, k, v, place, **more: stage(q, k, "scores", **more),
     "biased": lambda q, k, v, place, **more: stage(q, k, "biased", **pairs(q, k, place), **more),
+    "bytes": lambda q, k, v, place, **more: attend(
+        *(arrays := stored(q, k, v, place))[0], **arrays[1], **keys(k, place), **more
+    ),
+    "top of bytes": lambda q, k, v, place, **more: top(
+        *(arrays := stored(q, k, None, place))[0], 7, **arrays[1], **more
+    ),
+    "top of rows of bytes": lambda q, k, v, place, **more: top(
+        *(arrays := stored(q, k, None, place))[0], 65, **arrays[1], **keys(k, place), **more
+    ),
+    "importance of bytes": lambda q, k, v, place, **more: importance(
+        *(arrays := stored(q, k, None, place))[0], **arrays[1], **more
+    ),
+    "scores of bytes": lambda q, k, v, place, **more: stage(
+        *(arrays := stored(q, k, None, place))[0], "scores", **arrays[1], **more
+    ),
+    "weights of bytes": lambda q, k, v, place, **more: stage(
+        *(arrays := stored(q, k, None, place))[0], "weights", **arrays[1], **keys(k, place), **more
+    ),
+    "varlen of bytes": lambda q, k, v, place, **more: varlen(
+        *(arrays := stored(q, k, v, place, packed=True))[0], place, **arrays[1], **more
+    ),
+    "varlen of pages": paged_varlen,
+    "weights of pages": lambda q, k, v, place, **more: paged(stage, q, k, place, "weights", **more),
+    "scores of pages": lambda q, k, v, place, **more: paged(stage, q, k, place, "scores", **more),
+    "top of pages": lambda q, k, v, place, **more: paged(top, q, k, place, 7, **more),
+    "top of rows of pages": lambda q, k, v, place, **more: paged(top, q, k, place, 65, **more),
+    "importance of pages": lambda q, k, v, place, **more: paged(importance, q, k, place, **more),
     "varlen": lambda q, k, v, place, **more: varlen(q, k, v, place, **more),
     "varlen and dropout": lambda q, k, v, place, **more: varlen(q, k, v, place, **DROPOUT, **more),
     "gradients of varlen": lambda q, k, v, place, **more: packed_gradients(
@@ -286,7 +363,10 @@ CALLS: dict[str, Callable[..., Any]] = {
     "gradients of merge": lambda q, k, v, place, **more: merge_gradients(q, place),
 }
 # Those without batch axes.
-PACKED = ("varlen", "varlen and dropout", "gradients of varlen")
+PACKED = (
+    *("varlen", "varlen and dropout", "gradients of varlen"),
+    *("varlen of bytes", "varlen of pages"),
+)
 # Those that write `out`.
 WITH_OUT = (
     *("plain", "per row", "per pair", "window", "blocks", "dropout", "dilation", "global tokens"),

@@ -16,6 +16,7 @@ from support.dice import DICE, Dice
 from support.drawn_call import Call
 from support.layouts import EDGES, LAYOUTS, lay_out
 from support.paged_call import PagedCall
+from support.stored_call import STORAGES, ByteCall
 
 MOST_PAIRS = 40_000  # of queries and keys, for what takes longer than `attention`
 SIZES = [1, 3, 16, 64, 100, (1, 64), (48, 7), (130, 1), (64, 128), (1000, 1000)]  # of blocks
@@ -67,9 +68,21 @@ def paged_calls(dtypes: Any = tuple(DTYPES)) -> st.SearchStrategy[Call]:
     return DICE.map(lambda dice: _paged_call(dice, dtypes))
 
 
+def paged_key_calls(dtypes: Any = tuple(DTYPES)) -> st.SearchStrategy[Call]:
+    """Any legal call of a function of keys, with these in pages."""
+    return DICE.map(lambda dice: _with_function_of_keys(dice, _paged_call(dice, dtypes)))
+
+
+def byte_calls(dtypes: Any = tuple(DTYPES)) -> st.SearchStrategy[Call]:
+    """Any legal call with keys and values in 8 bits, of `attention` or a function of keys."""
+    return DICE.map(lambda dice: _byte_call(dice, dtypes))
+
+
 DRAWN = {
     "attention": calls,
     "pages": paged_calls,
+    "keys in pages": paged_key_calls,
+    "bytes": byte_calls,
     "blocks": block_masked_calls,
     "local": local_calls,
     "additive": additive_calls,
@@ -202,6 +215,26 @@ def _paged_call(dice: Dice, dtypes: Any) -> Call:
     size, seed = dice.pick([16, 1, 2, 5, 64, 130]), dice.number(0, 2**32 - 1)
     call = _call(dice, dtypes, MOST_PAIRS, multiple=size)
     return PagedCall(*call.parts(), page_size=size, seed=seed)
+
+
+def _byte_call(dice: Dice, dtypes: Any) -> Call:
+    call = _call(dice, [t for t in dtypes if t != np.float64], MOST_PAIRS)
+    call = ByteCall(*call.parts(), storage=dice.pick(list(STORAGES)))
+    return call if dice.one_in(3) else _with_function_of_keys(dice, call)
+
+
+def _with_function_of_keys(dice: Dice, call: Call) -> Call:
+    """The same call of a function of keys."""
+    call.function = dice.pick(["attention_weights", "attention_topk", "key_importance"])
+    lk = call.key.shape[-2]
+    own = {
+        "attention_weights": lambda: {"stage": dice.pick(["biased", "weights"])},
+        "attention_topk": lambda: {"k": min(lk, dice.pick([1, 5, 17, 64, 65, 200, lk]))},
+        "key_importance": lambda: {"per_kv_head": dice.one_in(2)},
+    }[call.function]()
+    options = {n: x for n, x in call.options.items() if n in (*SCORE_OPTIONS, "sink_logits")}
+    query, _, _ = same_batch(call.query, call.key, call.value)
+    return call.like(query, call.key, call.value, {**options, **own})
 
 
 def _topk_call(dice: Dice, dtypes: Any) -> Call:

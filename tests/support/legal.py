@@ -44,6 +44,7 @@ SMALL = {
     "key_zero_point": np.zeros((2, 1, 1)),
     "value_zero_point": 3,
 }
+SMALL_KEYS = {name: x for name, x in SMALL.items() if name.startswith("key")}
 DROPOUT = {"dropout": 0.25, "dropout_seed": 3}
 RESULTS = {"out": np.full((2, 4, 3, 6), 7, np.float32), "return_lse": True, "return_weights": True}
 LOSS = {
@@ -63,6 +64,17 @@ PACKED = {
     "cu_k": np.array([0, 5, 9]),
     "out": np.full((6, 4, 6), 7, np.float32),
     "q_offset": "end",
+}
+# The same with K and V as pages, and with 8 bits.
+PACKED_PAGES = {**PACKED, "key": K, "value": V, **PAGES}
+PACKED_SMALL = {
+    **PACKED,
+    "key": (100 * PACKED["key"]).astype(np.int8),
+    "value": (100 * PACKED["value"]).astype(np.int8),
+    "key_scale": np.full((9, 2, 1), 0.01, np.float32),
+    "value_scale": 0.01,
+    "key_zero_point": np.zeros((2, 1)),
+    "value_zero_point": 3,
 }
 PACKED_LOSS = {
     "grad_output": np.ones((6, 4, 6), np.float32),
@@ -123,6 +135,8 @@ FUNCTIONS = {
     "attention, pages": {**GOOD, **DROPOUT, **RESULTS, **PAGES},
     "attention, bytes": {**GOOD, **DROPOUT, **RESULTS, **SMALL},
     "attention_weights": {**without(GOOD, "value"), "stage": "weights"},
+    "attention_weights, pages": {**without(GOOD, "value"), **PAGES, "stage": "scores"},
+    "attention_weights, bytes": {**without(GOOD, "value"), **SMALL_KEYS},
     "plan": {**GOOD, **DROPOUT, **RESULTS, "return_blocks": True},
     "plan, pages": {**GOOD, **DROPOUT, **RESULTS, **PAGES, "return_blocks": True},
     "plan, bytes": {**GOOD, **DROPOUT, **RESULTS, **SMALL, "return_blocks": True},
@@ -142,10 +156,22 @@ FUNCTIONS = {
         "score_bias": np.zeros((4, 8)),
     },
     "attention_topk": {**without(GOOD, "value"), "k": 2},
+    "attention_topk, pages": {**without(GOOD, "value"), **PAGES, "k": 2},
+    "attention_topk, bytes": {**without(GOOD, "value"), **SMALL_KEYS, "k": 2},
     "key_importance": {**without(GOOD, "value"), "per_kv_head": True},
+    "key_importance, pages": {**without(GOOD, "value"), **PAGES, "per_kv_head": True},
+    "key_importance, bytes": {**without(GOOD, "value"), **SMALL_KEYS},
     "attention_varlen": {
         **those_of(attnfast.attention_varlen, {**GOOD, **DROPOUT, **RESULTS}),
         **PACKED,
+    },
+    "attention_varlen, pages": {
+        **those_of(attnfast.attention_varlen, {**GOOD, **DROPOUT, **RESULTS}),
+        **PACKED_PAGES,
+    },
+    "attention_varlen, bytes": {
+        **those_of(attnfast.attention_varlen, {**GOOD, **DROPOUT, **RESULTS}),
+        **PACKED_SMALL,
     },
     "attention_backward": {**GOOD, **DROPOUT, **LOSS},
     "local_attention_backward": {

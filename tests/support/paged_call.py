@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 import attnfast
-from support.drawn_call import Call
+from support.drawn_call import OF_KEYS, Call
 
 # Entries of a block table that name no page.
 NOWHERE = (-1, 2**40, -(2**63))
@@ -54,14 +54,14 @@ def in_pages(
 
 
 class PagedCall(Call):
-    """A call of `attention` whose key and value are put into pages when it is made."""
+    """A call whose key and value are put into pages when it is made."""
 
     def __init__(self, *call: Any, page_size: int, seed: int) -> None:
         super().__init__(*call)
         self.page_size, self.seed = page_size, seed
 
     def like(self, *call: Any) -> "PagedCall":
-        return PagedCall(*call, page_size=self.page_size, seed=self.seed)
+        return PagedCall(*call, self.function, page_size=self.page_size, seed=self.seed)
 
     def run(self, **more: Any) -> Any:
         keyed = [a[None] if a.ndim == 2 else a for a in (self.key, self.value)]
@@ -72,7 +72,8 @@ class PagedCall(Call):
         if self.seed % 2:  # (pages, page_size, Hk, D)
             pools = [np.ascontiguousarray(pool.swapaxes(1, 2)).swapaxes(1, 2) for pool in pools]
         options = {**self.options, "block_table": table, **more}
-        result = attnfast.attention(self.query, *pools, **options)
+        pools = pools[:1] if self.function in OF_KEYS else pools
+        result = getattr(attnfast, self.function)(self.query, *pools, **options)
         if self.key.ndim > 2 or self.value.ndim > 2:
             return result
         parts = result if isinstance(result, tuple) else (result,)
