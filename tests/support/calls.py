@@ -84,19 +84,19 @@ def varlen(q: Any, k: Any, v: Any, place: Any, out: Any = None, **more: Any) -> 
     return attnfast.attention_varlen(*packed, *ends, return_lse=True, out=out, **more)
 
 
-def stored(
-    q: Any, k: Any, v: Any, place: Any, *, packed: bool = False
-) -> tuple[list[Any], dict[str, Any]]:
-    """Arrays with keys and values in 8 bits, and their scales; `packed`: as varlen takes these."""
-    arrays = [q.astype(np.float32) if q.dtype.itemsize == 8 else q]
-    options = {}
-    for name, a, kind in (("key", k, "float8_e4m3fn"), ("value", v, "float8_e4m3fn")):
-        if a is None:
-            continue
-        small, scale = in_bytes(a, kind)
-        arrays.append(place(small))
-        options[f"{name}_scale"] = place(scale.swapaxes(0, 1) if packed else scale)
-    return arrays, options
+def small(
+    function: Any, q: Any, k: Any, v: Any, place: Any, *own: Any, out: Any = None, **options: Any
+) -> Any:
+    """A function of keys and values in 8 bits, with a scale for each key and head."""
+    if q.dtype.itemsize == 8:  # which 8 bits do not go with
+        q, out = q.astype(np.float32), None
+    arrays = []
+    for name, a in (("key", k), ("value", v)):
+        if a is not None:
+            rows, scale = in_bytes(a, "float8_e4m3fn")
+            arrays.append(place(rows))
+            options[f"{name}_scale"] = place(scale.swapaxes(0, 1) if function is varlen else scale)
+    return function(q, *arrays, *own, out=out, **options)
 
 
 def pages_of(a: Any, place: Any) -> tuple[Any, Any]:
@@ -325,27 +325,21 @@ CALLS: dict[str, Callable[..., Any]] = {
     "weights": lambda q, k, v, place, **more: stage(q, k, "weights", **keys(k, place), **more),
     "scores": lambda q, k, v, place, **more: stage(q, k, "scores", **more),
     "biased": lambda q, k, v, place, **more: stage(q, k, "biased", **pairs(q, k, place), **more),
-    "bytes": lambda q, k, v, place, **more: attend(
-        *(arrays := stored(q, k, v, place))[0], **arrays[1], **keys(k, place), **more
+    "bytes": lambda q, k, v, place, **more: small(attend, q, k, v, place, **keys(k, place), **more),
+    "top of bytes": lambda q, k, v, place, **more: small(top, q, k, None, place, 7, **more),
+    "top of rows of bytes": lambda q, k, v, place, **more: small(
+        top, q, k, None, place, 65, **keys(k, place), **more
     ),
-    "top of bytes": lambda q, k, v, place, **more: top(
-        *(arrays := stored(q, k, None, place))[0], 7, **arrays[1], **more
+    "importance of bytes": lambda q, k, v, place, **more: small(
+        importance, q, k, None, place, **more
     ),
-    "top of rows of bytes": lambda q, k, v, place, **more: top(
-        *(arrays := stored(q, k, None, place))[0], 65, **arrays[1], **keys(k, place), **more
+    "scores of bytes": lambda q, k, v, place, **more: small(
+        stage, q, k, None, place, "scores", **more
     ),
-    "importance of bytes": lambda q, k, v, place, **more: importance(
-        *(arrays := stored(q, k, None, place))[0], **arrays[1], **more
+    "weights of bytes": lambda q, k, v, place, **more: small(
+        stage, q, k, None, place, "weights", **keys(k, place), **more
     ),
-    "scores of bytes": lambda q, k, v, place, **more: stage(
-        *(arrays := stored(q, k, None, place))[0], "scores", **arrays[1], **more
-    ),
-    "weights of bytes": lambda q, k, v, place, **more: stage(
-        *(arrays := stored(q, k, None, place))[0], "weights", **arrays[1], **keys(k, place), **more
-    ),
-    "varlen of bytes": lambda q, k, v, place, **more: varlen(
-        *(arrays := stored(q, k, v, place, packed=True))[0], place, **arrays[1], **more
-    ),
+    "varlen of bytes": lambda q, k, v, place, **more: small(varlen, q, k, v, place, place, **more),
     "varlen of pages": paged_varlen,
     "weights of pages": lambda q, k, v, place, **more: paged(stage, q, k, place, "weights", **more),
     "scores of pages": lambda q, k, v, place, **more: paged(stage, q, k, place, "scores", **more),
