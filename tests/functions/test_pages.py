@@ -6,10 +6,19 @@ import numpy as np
 import pytest
 
 import attnfast
-from attnfast import attention, plan, reference
+from attnfast import (
+    attention,
+    attention_topk,
+    attention_varlen,
+    attention_weights,
+    key_importance,
+    plan,
+    reference,
+)
 from support.arrays import DTYPE_IDS, DTYPES, assert_same, qkv, randn
-from support.criterion import check
+from support.criterion import Criterion, check
 from support.fences import PAGE, fence, fenced, libc
+from support.key_criteria import Importance, check_topk
 from support.layouts import paired
 from support.paged_call import NOWHERE, in_pages
 
@@ -31,6 +40,96 @@ def test_as_side_by_side(dtype, size, rng):
         if lq <= 2:
             assert_same(result, attention(q, k, v, **options, **FLAGS))
         check(result, q, k, v, **options)
+
+
+OF_KEYS = {
+    "scores": lambda *a, **o: attention_weights(*a, stage="scores", **o),
+    "capped": lambda *a, **o: attention_weights(*a, stage="capped", **o),
+    "biased": lambda *a, **o: attention_weights(*a, stage="biased", **o),
+    "weights": attention_weights,
+    "top": lambda *a, **o: attention_topk(*a, 9, **o),
+    "top of rows": lambda q, k, **o: attention_topk(q, k, min(80, 4 * k.shape[2]), **o),
+    "importance": key_importance,
+}
+
+
+@pytest.mark.parametrize("size", [1, 3, 16, 300])
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+def test_functions_of_keys(dtype, size, rng):
+    for lq, d in paired([1, 2, 7, 40], [8, 33, 64, 130], times=1):
+        q, k, _ = qkv(rng, lq, size * (300 // size), d, 1, heads=4, kv_heads=2, dtype=dtype)
+        options = {"kv_lengths": [k.shape[2], 120], "kv_starts": [0, 20], "sink_logits": [1.0] * 4}
+        options |= {"is_causal": True, "q_offset": "end"}
+        (pool,), table = in_pages(rng, (k,), size, options)
+        criterion = Criterion(q, k, k[..., :1], **options)
+        named = {"block_table": table, **options}
+        criterion.check_weights(attention_weights(q, pool, **named))
+        criterion.check_biased(attention_weights(q, pool, stage="biased", **named))
+        for n in (9, 80):
+            check_topk(attention_topk(q, pool, n, **named), criterion, n)
+        importance = Importance(q, k, **options)
+        for per_kv_head in (False, True):
+            result = key_importance(q, pool, per_kv_head=per_kv_head, **named)
+            importance.check(result, per_kv_head)
+
+
+@pytest.mark.parametrize("lq", [1, 2, 40])
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+def test_scores_of_keys_that_exist(dtype, lq, rng):
+    """Of every pair, but for keys that no length reaches."""
+    q, k, _ = qkv(rng, lq, 240, 32, heads=4, kv_heads=2, dtype=dtype)
+    lengths, starts = np.array([240, 75]), np.array([9, 50])
+    options = {"kv_lengths": lengths, "kv_starts": starts, "softcap": 2.0}
+    (pool,), table = in_pages(rng, (k,), 16, options)
+    j = np.arange(240)
+    exists = ((starts[:, None] <= j) & (j < lengths[:, None]))[:, None, None]
+    for stage in ("scores", "capped"):
+        found = attention_weights(q, pool, block_table=table, stage=stage, **options)
+        plain = attention_weights(q, k, stage=stage, **options)
+        tolerance = 1e-5 if np.dtype(dtype).itemsize > 2 else 2e-2
+        expected = np.where(exists, plain.astype(float), -np.inf)
+        np.testing.assert_allclose(found.astype(float), expected, rtol=tolerance, atol=tolerance)
+        exact = reference.attention_weights(q, pool, block_table=table, stage=stage, **options)
+        np.testing.assert_array_equal(exact == -np.inf, expected == -np.inf)
+
+
+@pytest.mark.parametrize("counts", [[1, 1, 1], [5, 0, 40]], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+def test_packed_sequences(dtype, counts, rng):
+    """They have the bits of batch rows of the same lengths."""
+    lengths, table = np.array([33, 0, 48]), np.array([[4, 0, 3], [-1, 2**40, -5], [3, 2, 4]])
+    q, pool, values = (
+        randn(rng, s, dtype) for s in [(3, 4, 40, 32), (5, 2, 16, 32), (5, 2, 16, 7)]
+    )
+    cu_q, cu_k = (np.cumsum([0, *n]) for n in (counts, lengths))
+    rows = np.concatenate([row[:, :n].swapaxes(0, 1) for row, n in zip(q, counts, strict=True)])
+    for options in (
+        {},
+        {"is_causal": True, "q_offset": "end"},
+        {"window_size": 9, "q_offset": 12, "softcap": 3.0, "sink_logits": [1.0, 0.0, 2.0, 1.0]},
+    ):
+        named = {"return_lse": True, **options}
+        packed = attention_varlen(rows, pool, values, cu_q, cu_k, block_table=table, **named)
+        for s, n in enumerate(counts):
+            own = {"block_table": table[s], "kv_lengths": lengths[s], **named}
+            alone = attention(q[s, :, :n], pool, values, **own)
+            part = packed.output[cu_q[s] : cu_q[s + 1]], packed.lse[cu_q[s] : cu_q[s + 1]]
+            assert_same(part, (alone.output.swapaxes(0, 1), alone.lse.T))
+        exact = reference.attention_varlen(
+            rows, pool, values, cu_q, cu_k, block_table=table, **options
+        )
+        tolerance = 1e-5 if np.dtype(dtype).itemsize > 2 else 2e-2
+        np.testing.assert_allclose(packed.output.astype(float), exact, rtol=1, atol=tolerance)
+
+
+def test_packed_sequences_without_keys(rng):
+    q, pool = randn(rng, (4, 2, 8)), np.zeros((0, 2, 4, 8), np.float32)
+    for table in (np.zeros((2, 0), int), [[-1, 7], [3, 3]]):
+        options = {"block_table": table, "return_lse": True}
+        output, lse, _ = attention_varlen(q, pool, pool, [0, 1, 4], [0, 0, 0], **options)
+        assert not output.any() and np.isneginf(lse).all()
+    none = attention_varlen(q[:0], pool, pool, [0], [0], block_table=np.zeros((0, 3), int))
+    assert none.shape == (0, 2, 8)
 
 
 @pytest.mark.parametrize("lq", [1, 30])
@@ -166,6 +265,11 @@ def test_a_page_that_no_length_reaches_is_never_read(dtype, lq, rng):
         expected = attention(q, k, v, **options, is_causal=True)
         actual = attention(q, *pools, block_table=table[None], **options, is_causal=True)
         np.testing.assert_allclose(actual.astype(float), expected.astype(float), rtol=2e-2)
+        for function in OF_KEYS.values():  # a list of 80 keys is made otherwise: in 16 bits here
+            function(q, pools[0], block_table=table[None], **options)
+        packed = q[0].swapaxes(0, 1)
+        table = fenced(np.array([[3, nowhere]]), at_end=True)
+        attention_varlen(packed, *pools, [0, lq], [0, size], block_table=table)
     for pool in pools:  # before the memory is given back
         for page in (0, 2, 5):
             libc().mprotect(pool.ctypes.data + page * PAGE, PAGE, 3)
@@ -178,6 +282,11 @@ def test_a_plan(rng):
     paged, plain = plan(q, *pools, block_table=table, **options), plan(q, k, v, **options)
     assert paged.visible_pairs == plain.visible_pairs
     assert paged.bytes == plain.bytes and paged.flops == plain.flops
+    for function in (attention_weights, key_importance):
+        paged = plan(function, q, pools[0], block_table=table, **options)
+        plain = plan(function, q, k, **options)
+        assert paged.visible_pairs == plain.visible_pairs
+        assert paged.bytes == plain.bytes and paged.flops == plain.flops
 
 
 def test_there_are_no_gradients_of_pages(rng):
