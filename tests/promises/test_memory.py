@@ -61,6 +61,21 @@ def in_bytes():  # real numbers would be 200 MB
 
     return call
 
+def keys_in_bytes(function, *more):  # real numbers would be 100 MB
+    x, q = np.ones((8, 50_000, 64), np.int8), np.ones((32, 1, 64), np.float16)
+    scale = np.ones((8, 50_000, 1), np.float32)
+    return lambda rows, n: function(q, x[:, rows], *more, key_scale=scale[:, rows], num_threads=n)
+
+def packed_pages():  # the rows of the pages, side by side, would be 130 MB
+    x, q = np.ones((2000, 4, 64, 64), np.float32), np.ones((2000, 8, 64), np.float32)
+    table = np.arange(2000)[:, None]
+
+    def call(rows, n):
+        some, cu = table[rows], np.arange(len(table[rows]) + 1)
+        attnfast.attention_varlen(q[rows], x, x, cu, 64 * cu, block_table=some, num_threads=n)
+
+    return call
+
 def rotated():  # tables of all positions would be 26 MB
     x, places = np.ones((2, 100_000, 64), np.float32), np.arange(100_000)
     out = np.ones_like(x)
@@ -203,6 +218,10 @@ CASES = {
     "decoding": (2000, decoding),
     "pages": (2000, paged),
     "bytes": (2000, in_bytes),
+    "top of bytes": (3000, lambda: keys_in_bytes(attnfast.attention_topk, 10)),
+    "top of rows of bytes": (13000, lambda: keys_in_bytes(attnfast.attention_topk, 100)),
+    "importance of bytes": (9000, lambda: keys_in_bytes(attnfast.key_importance)),
+    "packed pages": (6000, packed_pages),
     "rotated": (2000, rotated),
     "waves": (2000, waves),
     "local": (7500, local),

@@ -53,6 +53,19 @@ def cases(dtype):
         if dtype != np.float64:
             yield f"{few}bytes", lambda n, x=x, own=own: a.attention(
                 x, *small, key_scale=0.02, value_scale=np.ones((length, 4)), num_threads=n, **own)
+        yield f"{few}pages of keys", lambda n, x=x: [
+            a.attention_weights(
+                x, pages[0], block_table=np.arange(10)[::-1], stage=s, num_threads=n)
+            for s in ("scores", "weights")]
+        yield f"{few}packed pages", lambda n, x=x: a.attention_varlen(
+            x[0].swapaxes(0, 1), *pages, [0, 1, x.shape[2]], [0, 33, 150],
+            block_table=[np.arange(10)[::-1]] * 2, num_threads=n)
+        if dtype != np.float64:
+            yield f"{few}bytes of keys", lambda n, x=x: [
+                a.attention_topk(
+                    x, small[0], k, key_scale=np.ones((length, 4)), num_threads=n).weights
+                for k in (9, 99)] + [
+                a.key_importance(x, small[0], key_scale=np.ones((length, 4)), num_threads=n)]
     yield "stages", lambda n: [
         a.attention_weights(q, k, softcap=2.0, bias=bias, stage=s, num_threads=n)
         for s in ("scores", "capped", "biased")]

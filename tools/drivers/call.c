@@ -77,8 +77,7 @@ static void mend(wish *w)
     if (has_gradients(w)) mend_gradients(w);
     else if (is_free(w)) mend_free(w);
     else mend_kind(w);
-    if ((w->kind != ATTEND && w->kind != SUMS && w->kind != FREE) || w->additive || w->center || w->dilation ||
-        w->global || w->topk || w->importance || w->stage != AF_WEIGHTS)
+    if (w->kind == LOCAL || has_gradients(w) || w->additive || w->center || w->dilation || w->global)
         w->page_size = 0, w->storage = AF_AS_QUERY;
     if (w->dtype == AF_F64) w->storage = AF_AS_QUERY;
     if (w->page_size) w->group_rows = 0;
@@ -360,6 +359,13 @@ static void set_bytes(call *c)
     if (p->value.data) make_bytes(c, VALUE, &p->value, &p->value_scale, &p->value_zero);
 }
 
+/* Batch rows, or packed sequences, and the keys of one. */
+static int64_t table_rows(const wish *w) { return is_packed(w) ? w->sequences : w->B; }
+static int64_t keys_of_row(const call *c, int64_t n)
+{
+    return c->first_key ? c->first_key[n + 1] - c->first_key[n] : c->wish.Lk;
+}
+
 /* A pool with the rows of an array in the pages that the table names; NaN beside them. */
 static void fill_pool(call *c, int which, af_tensor *t, int64_t pages)
 {
@@ -370,17 +376,19 @@ static void fill_pool(call *c, int which, af_tensor *t, int64_t pages)
     free(pool->table); /* pages have a stride */
     pool->table = NULL;
     pool->tensor.batch = NULL;
-    for (int64_t b = 0; b < c->wish.B; b++)
-        for (int64_t j = 0; j < c->wish.Lk; j++) {
-            const int64_t page = p->block_table[b * p->blocks + j / p->page_size], i = j % p->page_size;
+    for (int64_t n = 0; n < table_rows(&c->wish); n++)
+        for (int64_t j = 0; j < keys_of_row(c, n); j++) {
+            const int64_t page = p->block_table[n * p->blocks + j / p->page_size], i = j % p->page_size;
+            const int64_t b = c->first_key ? 0 : n, from = c->first_key ? c->first_key[n] + j : j;
             for (int64_t h = 0; page >= 0 && h < rows->H; h++)
                 for (int64_t d = 0; d < rows->J; d++)
-                    memcpy(element(pool, page, h, i, d), element(rows, b, h, j, d), (size_t)type_bytes(rows->type));
+                    memcpy(element(pool, page, h, i, d), element(rows, b, h, from, d), (size_t)type_bytes(rows->type));
         }
     *t = pool->tensor;
 }
 
-/* The same keys and values in pages: those of a batch row in any order, and no page where nobody may look. */
+/* The same keys and values in pages: those of a batch row, or sequence, in any order, and no page where nobody may
+ * look. */
 static void set_pages(call *c)
 {
     const wish *w = &c->wish;
@@ -388,17 +396,17 @@ static void set_pages(call *c)
     if (!w->page_size) return;
     p->page_size = w->page_size;
     p->blocks = (w->Lk + w->page_size - 1) / w->page_size + (w->Lk == 0);
-    const int64_t pages = w->B * p->blocks + 2;
-    int64_t *table = own(c, w->B * p->blocks, sizeof *table);
-    for (int64_t n = 0; n < w->B * p->blocks; n++) table[n] = n + 1;
-    for (int64_t n = w->B * p->blocks - 1; n > 0; n--) {
+    const int64_t rows = table_rows(w), pages = rows * p->blocks + 2;
+    int64_t *table = own(c, rows * p->blocks, sizeof *table);
+    for (int64_t n = 0; n < rows * p->blocks; n++) table[n] = n + 1;
+    for (int64_t n = rows * p->blocks - 1; n > 0; n--) {
         const int64_t other = between(&c->chance, 0, n), page = table[n];
         table[n] = table[other];
         table[other] = page;
     }
-    for (int64_t b = 0; b < w->B; b++) {
+    for (int64_t b = 0; b < rows; b++) {
         const int64_t begin = c->visible.kv_start ? c->visible.kv_start[b] : 0;
-        const int64_t end = c->visible.kv_length ? c->visible.kv_length[b] : w->Lk;
+        const int64_t end = c->visible.kv_length ? c->visible.kv_length[b] : keys_of_row(c, b);
         for (int64_t n = 0; n < p->blocks; n++)
             if (begin >= end || (n + 1) * p->page_size <= begin || n * p->page_size >= end)
                 table[b * p->blocks + n] = INT64_MIN;

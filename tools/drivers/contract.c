@@ -284,9 +284,7 @@ static void try_illegal(void)
     REFUSE("too few pages", PAGED; c.operands.page_size = 1);
     REFUSE("a page that is not there", PAGED; c.operands.block_table = nowhere);
     REFUSE("pages and dilation", PAGED; v->dilation = c.dilation);
-    REFUSE("pages and a list", PAGED; r->top_index = index; r->top_weight = top; r->topk = 1);
-    REFUSE("pages and scores of all pairs", PAGED; r->weights = weights; r->stage = AF_SCORES; r->output.data = NULL;
-           r->lse.data = NULL);
+    REFUSE("pages and additive scores", PAGED; c.score.additive = true; c.score.score_weight = center);
     REFUSE("bytes and float64", c.operands.storage = AF_INT8; c.problem.dtype = AF_F64);
     REFUSE("bytes of no kind", c.operands.storage = (af_storage)9);
     REFUSE("bytes and global tokens", c.operands.storage = AF_INT8; v->global = c.global);
@@ -311,6 +309,20 @@ static void try_illegal(void)
     expect(!af_is_legal_packed(&call, &illegal), "bounds that fall");
     call.results.importance = c.importance;
     expect(!af_is_legal_packed(&call, &legal), "packed importance");
+    const int64_t of_sequences[] = {0, 1, 0, -1}, without_one[] = {0, 1, -1, 0};
+    make(&c);
+    PAGED;
+    c.operands.page_size = 1;
+    c.operands.block_table = of_sequences;
+    af_open_call(&call, &c.problem);
+    expect(af_is_legal_packed(&call, &legal), "pages of sequences");
+    c.operands.block_table = without_one;
+    af_open_call(&call, &c.problem);
+    expect(!af_is_legal_packed(&call, &legal), "a page of a sequence that is not there");
+    c.operands.block_table = of_sequences;
+    c.operands.blocks = 1;
+    af_open_call(&call, &c.problem);
+    expect(!af_is_legal_packed(&call, &legal), "too few pages for a sequence");
 }
 
 #define REFUSE_ROTATION(what, ...)                                                                                     \

@@ -123,6 +123,9 @@ static const struct {
       .dilation = 3,
       .global = true,
       .loss_weights = true}},
+    {"long top of bytes", {.kind = TOP, .H = 2, .Hk = 2, .Lq = 20, .Lk = 300, .D = 8, .topk = 100, .storage = AF_INT8}},
+    {"long top of pages", {.kind = TOP, .H = 2, .Hk = 2, .Lq = 20, .Lk = 300, .D = 8, .topk = 100, .page_size = 16}},
+    {"packed pages", {.kind = PACKED, SHAPE(2, 1, 90, 900, 4, 4), .sequences = 60, .page_size = 16}},
 };
 
 static int problems;
