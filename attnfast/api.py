@@ -226,11 +226,13 @@ def attention_weights(
         the ONNX operator ``Attention``.
     mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, kv_starts : optional
         As for :func:`attention`.
-    scale, softcap, alibi_slopes, sink_logits, num_threads : optional
+    scale, softcap, alibi_slopes, sink_logits : optional
         As for :func:`attention`.
     block_table, key_scale, key_zero_point : optional
         As for :func:`attention`: keys in pages, keys in 8 bits. Keys of pages that no length
         reaches are not read: their scores are ``-inf`` at the first two stages too.
+    num_threads : int, optional
+        As for :func:`attention`.
 
     Returns
     -------

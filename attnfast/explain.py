@@ -30,10 +30,12 @@ def attention_topk(
         How many keys, from 0 to ``Lk``.
     mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, kv_starts : optional
         As for :func:`attention`.
-    scale, softcap, alibi_slopes, sink_logits, num_threads : optional
+    scale, softcap, alibi_slopes, sink_logits : optional
         As for :func:`attention`.
     block_table, key_scale, key_zero_point : optional
         As for :func:`attention`: keys in pages, keys in 8 bits.
+    num_threads : int, optional
+        As for :func:`attention`.
 
     Returns
     -------
@@ -89,10 +91,12 @@ def key_importance(
         Add up the query heads that share a key head.
     mask, bias, is_causal, window_size, q_offset, q_lengths, kv_lengths, kv_starts : optional
         As for :func:`attention`.
-    scale, softcap, alibi_slopes, sink_logits, num_threads : optional
+    scale, softcap, alibi_slopes, sink_logits : optional
         As for :func:`attention`.
     block_table, key_scale, key_zero_point : optional
         As for :func:`attention`: keys in pages, keys in 8 bits.
+    num_threads : int, optional
+        As for :func:`attention`.
 
     Returns
     -------

@@ -72,7 +72,7 @@ def vjp(
         A function that has no backward, an argument that it does not take, or as it raises itself.
     ValueError
         A name in `wanted` whose argument is not there or has no gradient, an `out` that overlaps
-        another argument, keys and values in pages, or as the function raises itself.
+        another argument, keys and values in pages or in 8 bits, or as the function raises itself.
     MemoryError
         As for :func:`attention`.
 

@@ -180,13 +180,15 @@ def attention_varlen(
         ``(Tq, H, D)``, ``(Tk, Hk, D)`` and ``(Tk, Hk, Dv)``.
     cu_q, cu_k : array_like
         ``(n + 1,)``: sequence ``s`` is rows ``cu[s]:cu[s + 1]``.
+    q_offset, alibi_slopes : optional
+        As for `attention`, with a sequence for a batch row.
     block_table : array_like, optional
         ``(n, blocks)``: key and value are pages ``(pages, Hk, page_size, D)``, and the keys of
         sequence ``s`` are the first ``cu_k[s + 1] - cu_k[s]`` of the pages that row ``s`` names.
     key_scale, value_scale, key_zero_point, value_zero_point : array_like, optional
         As for `attention`; each of their axes is 1 or divides that of key, or of value, as it is.
-    q_offset, alibi_slopes, return_lse, compute_dtype : optional
-        As for `attention`, with a sequence for a batch row.
+    return_lse, compute_dtype : optional
+        As for `attention`.
     **options
         As for `attention`.
 
