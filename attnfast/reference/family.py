@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from ..result import AttentionResult
 from .scores import Array, arrange
 from .softmax import attend, attention, attention_weights, softmax, weighted_sum
-from .stored import packed_rows
+from .stored import NUMBERS, packed_rows
 
 
 def local_attention(
@@ -164,10 +164,6 @@ def attention_varlen(
     q_offset: Any = None,
     alibi_slopes: ArrayLike | None = None,
     block_table: ArrayLike | None = None,
-    key_scale: ArrayLike | None = None,
-    value_scale: ArrayLike | None = None,
-    key_zero_point: ArrayLike | None = None,
-    value_zero_point: ArrayLike | None = None,
     return_lse: bool = False,
     compute_dtype: DTypeLike = np.float64,
     **options: Any,
@@ -185,23 +181,18 @@ def attention_varlen(
     block_table : array_like, optional
         ``(n, blocks)``: key and value are pages ``(pages, Hk, page_size, D)``, and the keys of
         sequence ``s`` are the first ``cu_k[s + 1] - cu_k[s]`` of the pages that row ``s`` names.
-    key_scale, value_scale, key_zero_point, value_zero_point : array_like, optional
-        As for `attention`; each of their axes is 1 or divides that of key, or of value, as it is.
     return_lse, compute_dtype : optional
         As for `attention`.
     **options
-        As for `attention`.
+        As for `attention`. The axes of scales and zero points divide those of key and value here.
 
     Returns
     -------
     ndarray or AttentionResult
         The output ``(Tq, H, Dv)``, alone or with the lse ``(Tq, H)``.
     """
-    stored = (key, key_scale, key_zero_point), (value, value_scale, value_zero_point)
-    k, v = (
-        packed_rows(a, compute_dtype, cu_k, block_table, scale=scale, zero_point=zero)
-        for a, scale, zero in stored
-    )
+    numbers = {n: options.pop(n) for n in NUMBERS if n in options}
+    k, v = packed_rows(key, value, cu_k, block_table, compute_dtype, **numbers)
     q, k, v = (np.swapaxes(np.asarray(a), 0, 1) for a in (query, k, v))
     output = np.zeros((*q.shape[:2], v.shape[-1]), compute_dtype)
     lse = np.zeros(q.shape[:2], compute_dtype)

@@ -7,6 +7,9 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from .scores import Array
 
+# Options that say what is stored stands for.
+NUMBERS = ("key_scale", "value_scale", "key_zero_point", "value_zero_point")
+
 
 def rows_of_pages(pool: Array, block_table: ArrayLike) -> Array:
     """Keys or values ``(..., Hk, blocks * page_size, D)`` from pages ``(pages, Hk, page_size, D)``.
@@ -59,19 +62,24 @@ def real_rows(
 
 
 def packed_rows(
-    rows: ArrayLike,
-    dtype: DTypeLike,
+    key: ArrayLike,
+    value: ArrayLike,
     cu_k: ArrayLike,
     block_table: ArrayLike | None,
-    **numbers: ArrayLike | None,
-) -> Array:
-    """Keys or values of packed sequences as rows of real numbers ``(Tk, Hk, D)``.
+    dtype: DTypeLike,
+    **numbers: ArrayLike,
+) -> list[Array]:
+    """Keys and values of packed sequences as rows of real numbers ``(Tk, Hk, D)``.
 
     Of pages, sequence ``s`` has the first ``cu_k[s + 1] - cu_k[s]`` rows of those in row ``s`` of
     `block_table`.
     """
-    real: Array = real_rows(rows, dtype, block_table=block_table, **numbers)
-    if block_table is None:
-        return real
-    own = [one[:, :n].swapaxes(0, 1) for one, n in zip(real, np.diff(cu_k), strict=True)]
-    return np.concatenate([real[:0, :, 0], *own])
+    packed = []
+    for name, a in (("key", key), ("value", value)):
+        scale, zero = (numbers.get(f"{name}_{of}") for of in ("scale", "zero_point"))
+        real = real_rows(a, dtype, block_table=block_table, scale=scale, zero_point=zero)
+        if block_table is not None:
+            rows = zip(real, np.diff(cu_k), strict=True)
+            real = np.concatenate([real[:0, :, 0], *(one[:, :n].swapaxes(0, 1) for one, n in rows)])
+        packed.append(real)
+    return packed
