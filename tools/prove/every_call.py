@@ -75,6 +75,17 @@ def of_stored(rng: Any, q: Any, k: Any, v: Any) -> Iterator[tuple[str, Call]]:
             f"pages, {n} queries",
             lambda m, x=q[:, :, :n]: m.attention(x, *pools, **options, **EVERYTHING),
         )
+    where = {**options, "is_causal": True, "q_offset": 11}
+    yield "scores of pages", lambda m: m.attention_weights(q, pools[0], stage="scores", **where)
+    for n in (5, 48):
+        yield f"top {n} of pages", lambda m, n=n: m.attention_topk(q, pools[0], n, **where)[1]
+    yield "importance of pages", lambda m: m.key_importance(q, pools[0], **where)
+    rows, bounds = q[0, :, :7].swapaxes(0, 1), ([0, 1, 7], [0, 48, 77])
+    table = options["block_table"]
+    yield (
+        "packed pages",
+        lambda m: m.attention_varlen(rows, *pools, *bounds, block_table=table, return_lse=True),
+    )
     if q.dtype != np.float64:  # 8 bits are for queries of less
         small = [rng.integers(-100, 100, a.shape, np.int8) for a in (k, v)]
         scales = {"key_scale": np.full((2, 2, 53, 1), 0.01), "value_scale": 0.02}
@@ -83,6 +94,10 @@ def of_stored(rng: Any, q: Any, k: Any, v: Any) -> Iterator[tuple[str, Call]]:
                 f"8 bits, {n} queries",
                 lambda m, x=q[:, :, :n]: m.attention(x, *small, **scales, **EVERYTHING),
             )
+        of_keys = {"key_scale": scales["key_scale"]}
+        yield "weights of 8 bits", lambda m: m.attention_weights(q, small[0], **of_keys)
+        yield "top of 8 bits", lambda m: m.attention_topk(q, small[0], 5, **of_keys)[1]
+        yield "importance of 8 bits", lambda m: m.key_importance(q, small[0], **of_keys)
     text = np.concatenate([q, q], axis=-2)[:, :, :53]
     yield "cache", lambda m: grown(m, text, k, v)
     yield "ring", lambda m: grown(m, text, k, v, window=20)

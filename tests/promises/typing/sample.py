@@ -62,6 +62,9 @@ def attention_and_options() -> None:
     assert_type(attention(q, k, v, window_size=(128, None), kv_lengths=[300, 211]), Array)
     assert_type(attention(q, k, v, kv_starts=[0, 89]), Array)
     assert_type(attention(q, k, v, block_table=[[1], [0]]), Array)
+    assert_type(attention_varlen(q, k, v, [0, 1], [0, 1], block_table=[[1]]), Array)
+    assert_type(attention_weights(q, k, key_scale=0.5, block_table=[[1], [0]]), Array)
+    key_importance(q, k, value_scale=0.5)  # type: ignore[call-arg]
     assert_type(attention(q, k, v, mask=np.ones((300, 300), bool), bias=0.5 * q[..., :1]), Array)
     assert_type(attention(q, k, v, scale=1, softcap=30.0, alibi_slopes=np.ones(8)), Array)
     assert_type(attention(q, k, v, sink_logits=[0.0] * 8, out=np.empty_like(q)), Array)
