@@ -71,6 +71,9 @@ FOREIGN: dict[str, list[tuple[str, str]]] = {
     "out": [("", "results are new arrays here")],
     "cu_q": [("", "use attention_varlen(query, key, value, cu_q, cu_k) for packed sequences")],
     "cu_k": [("", "use attention_varlen(query, key, value, cu_q, cu_k) for packed sequences")],
+    "scale": [
+        ("score_weight", "write score_weight=scale * score_weight: additive scores have no scale")
+    ],
     "causal": [("is_causal", "write is_causal=True")],
     "use_causal_mask": [("is_causal", "write is_causal=True")],
     "window": [("window_size", "write window_size=(left, right)")],

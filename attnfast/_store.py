@@ -344,3 +344,6 @@ class Store:
         for own, name in zip(self._memory, NAMES, strict=False):
             part = state[name]
             own[..., : part.shape[-2], :] = part
+
+
+Store.__init__.__qualname__ = "KVCache.__init__"  # Python's errors about arguments name it

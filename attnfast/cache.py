@@ -141,7 +141,9 @@ class KVCache(Rows):
         Parameters
         ----------
         query : array_like ``(..., H, n, D)``
-            The last `n` tokens of each row, whose keys have been appended.
+            The last `n` tokens of each row, whose keys have been appended. Where a row has fewer
+            tokens than `n`, the first queries are before its first token: zero rows, as they see
+            nothing.
         mask, bias : optional
             As for :func:`attnfast.attention`, with a column for each slot of `key`: without a
             window those are tokens, with one see `positions`.

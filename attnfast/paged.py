@@ -365,7 +365,9 @@ class PagedKVCache:
         Parameters
         ----------
         query : array_like ``(rows, H, n, D)``
-            The last `n` tokens of each text, whose keys have been appended.
+            The last `n` tokens of each text, whose keys have been appended. Where a text has fewer
+            tokens than `n`, the first queries are before its first token: zero rows, as they see
+            nothing.
         rows : int or array_like of int ``(rows,)``, optional
             Which texts. Default all, in the order of their numbers.
         mask, bias : optional

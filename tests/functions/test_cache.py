@@ -427,3 +427,12 @@ def test_truncating_a_ring(rng):
     cache.append(k[:, :, :1], v[:, :, :1])
     assert cache.positions[1].tolist() == [0, 1, 2, -1, -1, -1, -1, -1, -1]
     assert cache.lengths.tolist() == [18, 3]
+
+
+def test_queries_before_the_first_token_see_nothing(rng):
+    cache = KVCache(1, 2, 8, capacity=9)
+    cache.append(*(randn(rng, (1, 2, 2, 8)) for _ in range(2)))
+    query = randn(rng, (1, 2, 5, 8))
+    output = cache.attend(query)
+    assert not output[:, :, :3].any() and output[:, :, 3:].any(axis=-1).all()
+    assert_same(output[:, :, 3:], cache.attend(query[:, :, 3:]))

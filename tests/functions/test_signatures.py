@@ -145,3 +145,15 @@ def test_keywords_of_other_layers(keyword, advice):
     wanted = f"^{keyword} is not an argument of MultiHeadAttention.*{advice}"
     with pytest.raises(TypeError, match=wanted):
         layer(X, **{keyword: True})
+
+
+def test_the_scale_of_additive_scores_is_that_of_their_weight():
+    advice = r"^scale is not .*write score_weight=scale \* score_weight"
+    with pytest.raises(TypeError, match=advice):
+        attnfast.additive_attention(X, X, X, scale=0.5)
+
+
+@pytest.mark.parametrize("kind", [attnfast.KVCache, attnfast.PagedKVCache])
+def test_errors_about_arguments_name_the_cache(kind):
+    with pytest.raises(TypeError, match=rf"^{kind.__name__}\.__init__\(\) missing"):
+        kind()
