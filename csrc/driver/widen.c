@@ -24,13 +24,18 @@ typedef struct conversion {
     const af_call *pages; /* the call whose pages the narrow rows are in, or NULL */
 } conversion;
 
-/* Where the narrow row is; -1 for padding in pages, which is never read. */
+/* Whether a row is padding in pages, which is never read. */
+static bool is_nowhere(const conversion *c, int64_t b, int64_t i)
+{
+    if (!c->pages) return false;
+    const af_visible *v = &c->pages->visible;
+    return (v->kv_start && i < v->kv_start[b]) || (v->kv_length && i >= v->kv_length[b]);
+}
+
 static int64_t narrow_offset(const conversion *c, int64_t b, int64_t h, int64_t i)
 {
     if (!c->pages) return af_offset(&c->narrow, b, h, i);
     const af_operands *p = &c->pages->operands;
-    const af_visible *v = &c->pages->visible;
-    if ((v->kv_start && i < v->kv_start[b]) || (v->kv_length && i >= v->kv_length[b])) return -1;
     const int64_t page = p->block_table[b * p->blocks + i / p->page_size];
     return af_offset(&c->narrow, page, h, i % p->page_size);
 }
@@ -39,11 +44,10 @@ static void widen_row(void *context, int64_t index, void *scratch)
 {
     const conversion *c = context;
     const int64_t i = index % c->rows, h = index / c->rows % c->H, b = index / c->rows / c->H;
-    const int64_t from = narrow_offset(c, b, h, i);
     (void)scratch;
-    if (from < 0) return;
-    c->kernels->widen((const uint16_t *)c->narrow.data + from, (float *)c->wide.data + af_offset(&c->wide, b, h, i),
-                      c->width);
+    if (is_nowhere(c, b, i)) return;
+    c->kernels->widen((const uint16_t *)c->narrow.data + narrow_offset(c, b, h, i),
+                      (float *)c->wide.data + af_offset(&c->wide, b, h, i), c->width);
 }
 
 static void narrow_row(void *context, int64_t index, void *scratch)

@@ -253,3 +253,14 @@ def test_long_lists_of_any_scores(scores, k, dtype, rng):
             np.ones((1, 1), dtype), s.astype(dtype)[:, None], k, scale=1.0
         )
     np.testing.assert_array_equal(result.indices[0], np.argsort(-ranked, kind="stable")[:k])
+
+
+@pytest.mark.quick
+@pytest.mark.usefixtures("isa")
+@EACH_DTYPE
+def test_long_lists_of_rows_in_reverse(dtype, rng):
+    q, k, _ = qkv(rng, 3, 200, 16, dtype=dtype)
+    expected = attnfast.attention_topk(q, k, 100)
+    assert_same(attnfast.attention_topk(q[:, :, ::-1].copy()[:, :, ::-1], k, 100), expected)
+    reversed_keys = np.ascontiguousarray(k[:, ::-1, ::-1])[:, ::-1, ::-1]
+    assert_same(attnfast.attention_topk(q, reversed_keys, 100), expected)
