@@ -9,19 +9,21 @@ import argparse
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+from training_torch import Trained, fit, save, start
 
 from attnfast.torch import additive_attention, attention, local_attention
 
 PAD, UNKNOWN, BEGIN, END = range(4)
 SCORES = ("dot", "general", "concat", "additive")
+KINDS = ("attnfast", "torch", "none")
 WINDOW = 4  # words on either side of the place that --local looks at
-State = tuple[Tensor, Tensor]  # of an LSTM
+State = tuple[Tensor, ...]  # of an LSTM, and what an attention remembers, each (1, B, N)
 
 
 def number(texts: Iterable[Sequence[str]], least: int) -> dict[str, int]:
@@ -69,6 +71,14 @@ class Decoded(NamedTuple):
     state: State  # after the last step
 
 
+class Looked(NamedTuple):
+    """What some states of the decoder see."""
+
+    sums: Tensor  # (B, T, N) of the encoder's states
+    weights: Tensor  # (B, T, S)
+    past: State  # what the next steps are told
+
+
 class Attention(nn.Module):
     """For each state of the decoder, weights of the encoder's states and the sum by them."""
 
@@ -85,24 +95,36 @@ class Attention(nn.Module):
                 nn.Linear(size, size), nn.Tanh(), nn.Linear(size, 1), nn.Sigmoid()
             )
 
-    def forward(self, states: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Return the sums, ``(B, T, N)``, and the weights, ``(B, T, S)``."""
+    def forward(self, states: Tensor, memory: Memory, past: State = ()) -> Looked:
+        """Return what each state sees; a subclass may remember something from step to step."""
         places = None
         if self.place is not None:  # Luong's local-p: a part of the source's length
             places = self.place(states)[..., 0] * memory.lengths[:, None]
-        queries = self.query(states)
+        return Looked(*self.look(self.query(states), memory, places=places), past)
+
+    def look(
+        self,
+        queries: Tensor,
+        memory: Memory,
+        *,
+        places: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sums and the weights; a bias, ``(B, T, S)``, is added to the scores."""
         began = time.perf_counter()
         look = self.by_torch if self.kind == "torch" else self.by_attnfast
-        found = look(queries, memory, places)
+        found = look(queries, memory, places, bias)
         self.seconds += time.perf_counter() - began
         return found
 
     def by_attnfast(
-        self, queries: Tensor, memory: Memory, places: Tensor | None
+        self, queries: Tensor, memory: Memory, places: Tensor | None, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """One call for all steps."""
         q, k, v = queries[:, None], memory.keys[:, None], memory.states[:, None]
         rest: dict[str, Any] = {"kv_lengths": memory.lengths, "return_weights": True}
+        if bias is not None:
+            rest["bias"] = bias[:, None]
         if self.weight is not None:  # weight . tanh(query + key)
             result = additive_attention(q, k, v, self.weight, **rest)
         elif places is None:
@@ -113,13 +135,15 @@ class Attention(nn.Module):
         return result.output[:, 0], result.weights[:, 0]
 
     def by_torch(
-        self, queries: Tensor, memory: Memory, places: Tensor | None
+        self, queries: Tensor, memory: Memory, places: Tensor | None, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The same as articles print it."""
         if self.weight is not None:
             scores = torch.tanh(queries[:, :, None] + memory.keys[:, None]) @ self.weight
         else:
             scores = queries @ memory.keys.transpose(1, 2)
+        if bias is not None:
+            scores = scores + bias
         j = torch.arange(memory.keys.shape[1])
         hidden = (j >= memory.lengths[:, None])[:, None]
         if places is None:
@@ -171,16 +195,17 @@ class Seq2Seq(nn.Module):
 
     def decode(self, words: Tensor, state: State, memory: Memory) -> Decoded:
         """Go through words, ``(B, T)``, of the target from a state on."""
-        states, after = self.decoder(self.dropout(self.written(words)), state)
-        seen, weights = states, None
+        states, after = self.decoder(self.dropout(self.written(words)), state[:2])
+        seen, weights, past = states, None, state[2:]
         if self.attention:
             queries = states
             if self.score == "additive":  # Bahdanau's looks before the word is read
                 queries = torch.cat([state[0][0][:, None], states[:, :-1]], dim=1)
-            context, weights = self.attention(queries, memory)
+            context, weights, past = self.attention(queries, memory, past)
             seen = torch.cat([context, states], dim=-1)
         seen = self.dropout(seen)
-        return Decoded(self.dropout(torch.tanh(self.join(seen))), seen, weights, after)
+        joined = self.dropout(torch.tanh(self.join(seen)))
+        return Decoded(joined, seen, weights, (*after, *past))
 
     def log_probs(self, decoded: Decoded, memory: Memory) -> Tensor:
         """Return log-probabilities of the next word, ``(B, T, V)``."""
@@ -197,6 +222,80 @@ class Seq2Seq(nn.Module):
 def loss_of(log_probs: Tensor, batch: Batch) -> Tensor:
     """Return the mean loss of a word of the target."""
     return -log_probs[batch.target[:, 1:] != PAD].mean()
+
+
+@torch.no_grad()
+def judge(model: Seq2Seq, batches: Iterable[Batch]) -> float:
+    """Return the mean loss of a word of the targets."""
+    model.eval()
+    total, count = 0.0, 0
+    for batch in batches:
+        words = int((batch.target[:, 1:] != PAD).sum())
+        total += float(loss_of(model(batch)[0], batch)) * words
+        count += words
+    model.train()
+    return total / count
+
+
+class Task(NamedTuple):
+    """What there is to learn."""
+
+    batch: Callable[[Sequence[int]], Batch]  # of texts, by their numbers
+    lengths: Sequence[int]  # of their sources
+    held_out: Callable[[], Iterable[Batch]]
+    more: Callable[[Tensor | None, Batch], Tensor | float] = lambda weights, batch: 0.0  # loss
+
+
+def train_all(
+    make: Callable[[str], Seq2Seq],
+    task: Task,
+    options: argparse.Namespace,
+    stored: dict[str, Any] | None,
+    facts: dict[str, Any],
+) -> dict[str, Trained]:
+    """Train and save one model after the other, for each kind of attention."""
+    models: dict[str, Trained] = {}
+    for kind in dict.fromkeys(options.attention):
+        models[kind] = start(kind, make(kind), stored)
+        model = models[kind].model
+
+        def loss(chosen: Sequence[int], model: Seq2Seq = model) -> Tensor:
+            batch = task.batch(chosen)
+            found, weights = model(batch)
+            return loss_of(found, batch) + task.more(weights, batch)
+
+        def held_out(model: Seq2Seq = model) -> float:
+            return judge(model, task.held_out())
+
+        count = len(task.lengths)
+        fit(kind, models[kind], count, loss, held_out, options, lengths=task.lengths, clip=1.0)
+        save(options.save, models, facts)
+        if models[kind].history.stopped:
+            break
+    return models
+
+
+def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """Add the options of a model and its training; `defaults` has those that differ."""
+    add = parser.add_argument
+    add("--score", choices=SCORES, default="additive", help="of a word for a state")
+    add("--attention", nargs="+", choices=KINDS, default=["attnfast", "none"],
+        metavar="NAME", help="attnfast, torch, none: train one after the other")  # fmt: skip
+    add("--beams", type=int, default=4, metavar="N", help="beginnings that the search keeps")
+    add("--width", type=int, default=96, metavar="N", help="of the vector of a word")
+    add("--hidden", type=int, default=96, metavar="N", help="of each direction of the encoder")
+    add("--dropout", type=float, default=0.2, metavar="X", help="part that is dropped")
+    add("--batch", type=int, default=32, metavar="N", help="pairs of a step")
+    add("--rate", type=float, default=4e-3, metavar="X", help="learning rate")
+    parser.set_defaults(**defaults)
+
+
+def check_arguments(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Stop with a message if a number is out of range."""
+    if min(options.width, options.hidden, options.batch, options.beams) < 1:
+        parser.error("--width, --hidden, --batch and --beams must be at least 1")
+    if not (options.epochs >= 0 and options.rate > 0 and 0 <= options.dropout < 1):
+        parser.error("--epochs must not be negative, --rate above 0, --dropout from 0 to below 1")
 
 
 @torch.no_grad()

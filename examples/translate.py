@@ -22,18 +22,20 @@ from catalogues import WORD, Pair, clean, join, read, split
 from fonts import families_for
 from sacrebleu.metrics import CHRF
 from seq2seq import (
-    PAD,
-    SCORES,
     UNKNOWN,
     Batch,
     Seq2Seq,
+    Task,
+    add_arguments,
     batch_of,
     beam_search,
-    loss_of,
+    check_arguments,
+    judge,
     number,
+    train_all,
     with_target,
 )
-from training_torch import Trained, fit, load, save, start
+from training_torch import Trained, load
 
 COLORS = {"attnfast": "#0072b2", "torch": "#d55e00", "none": "#7f7f7f"}
 FIXED = ("score", "local", "width", "hidden")  # options that a file of weights has settled
@@ -73,45 +75,24 @@ def parts(pairs: list[Pair]) -> Iterator[list[Pair]]:
     yield from (pairs[n : n + 128] for n in range(0, len(pairs), 128))
 
 
-@torch.no_grad()
-def judge(model: Seq2Seq, data: Data) -> float:
-    """Return the mean loss of a sign of held-out translations."""
-    model.eval()
-    total, count = 0.0, 0
-    for part in parts(data.held_out):
-        batch = batch_from(part, data)
-        signs = int((batch.target[:, 1:] != PAD).sum())
-        total += float(loss_of(model(batch)[0], batch)) * signs
-        count += signs
-    model.train()
-    return total / count
+def batches(pairs: list[Pair], data: Data) -> Iterator[Batch]:
+    """Yield pairs as numbers."""
+    yield from (batch_from(part, data) for part in parts(pairs))
 
 
-def train_all(
+def train(
     options: argparse.Namespace, stored: dict[str, Any] | None, data: Data
 ) -> dict[str, Trained]:
     """Train and save one model after the other."""
-    models: dict[str, Trained] = {}
+    sizes = (len(data.words) + 4, len(data.signs) + 4)
+    task = Task(
+        lambda chosen: batch_from([data.train[n] for n in chosen], data),
+        [len(pair.words) for pair in data.train],
+        lambda: batches(data.held_out, data),
+    )
     facts = {"words": data.words, "signs": data.signs}
     facts |= {name: getattr(options, name) for name in FIXED}
-    lengths = [len(pair.words) for pair in data.train]
-    for kind in dict.fromkeys(options.attention):
-        model = Seq2Seq((len(data.words) + 4, len(data.signs) + 4), kind, options)
-        models[kind] = start(kind, model, stored)
-
-        def loss(chosen: Sequence[int], model: Seq2Seq = model) -> torch.Tensor:
-            batch = batch_from([data.train[n] for n in chosen], data)
-            return loss_of(model(batch)[0], batch)
-
-        def held_out(model: Seq2Seq = model) -> float:
-            return judge(model, data)
-
-        count = len(data.train)
-        fit(kind, models[kind], count, loss, held_out, options, lengths=lengths, clip=1.0)
-        save(options.save, models, facts)
-        if models[kind].history.stopped:
-            break
-    return models
+    return train_all(lambda kind: Seq2Seq(sizes, kind, options), task, options, stored, facts)
 
 
 class Translation(NamedTuple):
@@ -158,8 +139,9 @@ def print_table(
     """Print the quality and the time of each model."""
     print("attention   held-out loss   chrF   steps   training   of it attention, forward")
     for kind, (model, _, history) in models.items():
+        loss = judge(model, batches(data.held_out, data))
         print(
-            f"{kind:12}{judge(model, data):13.4f}{chrf(found[kind], data.held_out):7.1f}"
+            f"{kind:12}{loss:13.4f}{chrf(found[kind], data.held_out):7.1f}"
             f"{len(history.losses):8}{history.seconds:9.1f} s{history.attention:14.1f} s"
         )
 
@@ -209,18 +191,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     training.add_arguments(parser, 5, "translate", ".pt")
+    add_arguments(parser)
     add("--data", type=Path, default=Path("catalogues"), metavar="FOLDER", help="of the wheels")
-    add("--score", choices=SCORES, default="additive", help="of a word for a state")
     add("--local", action="store_true", help="look around a place that the state predicts")
-    add("--attention", nargs="+", choices=list(COLORS), default=["attnfast", "none"],
-        metavar="NAME", help="attnfast, torch, none: train one after the other")  # fmt: skip
     add("--sentence", nargs="+", default=[], metavar="TEXT", help="translate and draw these")
-    add("--beams", type=int, default=4, metavar="N", help="beginnings that the search keeps")
-    add("--width", type=int, default=96, metavar="N", help="of the vector of a word or sign")
-    add("--hidden", type=int, default=96, metavar="N", help="of each direction of the encoder")
-    add("--dropout", type=float, default=0.2, metavar="X", help="part that is dropped")
-    add("--batch", type=int, default=32, metavar="N", help="pairs of a step")
-    add("--rate", type=float, default=4e-3, metavar="X", help="learning rate")
     return parser
 
 
@@ -228,10 +202,7 @@ def parse() -> tuple[argparse.Namespace, dict[str, Any] | None, Data]:
     """Read the command line, the file to go on with, and the pairs."""
     parser = make_parser()
     options = parser.parse_args()
-    if min(options.width, options.hidden, options.batch, options.beams) < 1:
-        parser.error("--width, --hidden, --batch and --beams must be at least 1")
-    if not (options.epochs >= 0 and options.rate > 0 and 0 <= options.dropout < 1):
-        parser.error("--epochs must not be negative, --rate above 0, --dropout from 0 to below 1")
+    check_arguments(parser, options)
     try:
         stored = load(options.load)
         for name in FIXED if stored else ():
@@ -262,7 +233,7 @@ def main() -> None:
         f"{len(data.train):,} pairs to learn from, {len(data.held_out):,} held out, "
         f"{len(data.words):,} words, {len(data.signs):,} signs"
     )
-    models = train_all(options, stored, data)
+    models = train(options, stored, data)
     found = {
         kind: translate(trained.model, data.held_out, data, options.beams)
         for kind, trained in models.items()
