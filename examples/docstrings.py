@@ -18,7 +18,7 @@ SECTION = re.compile(r"[^\n]+\n\s*[-=~*+]{3}|\s*(>>>|\.\. |:\w+|@|[-+|=]{3})")  
 LINK = re.compile(r":[\w:]+:(?=`)|\s*<[^<>`]*>(?=`)|\[\w+\]_?|[`*|]")  # and other markup
 WORD = re.compile(r"[a-z]+'[a-z]+|\w+|[^\w\s]")
 LINE = (3, 16)  # words and marks of a first line, without the full stop at its end
-BODY = (8, 60)  # of a body; what is longer is cut
+BODY = (8, 40)  # of a body; what is longer is cut
 HELD_OUT = ("networkx", "scikit_image", "statsmodels")
 
 

@@ -28,6 +28,7 @@ EXAMPLES = ("align.py", "summarise.py", "long_document.py", "transformer_numpy.p
 IN_TORCH = {
     "classify.py": ["--data", ROOT / "vaderSentiment-3.3.2.tar.gz"],
     "translate.py": ["--data", ROOT / "catalogues"],
+    "summarise_trained.py": ["--data", ROOT / "docstrings"],
     "answer.py": [],
 }
 COLORS = 256  # of a palette

@@ -289,14 +289,14 @@ def test_words_that_only_the_body_has_are_numbered(example):
 
 
 def test_scores_of_what_needs_no_training(example):
-    pair = example.Pair("", "it adds x . it is fast .".split(), "adds x and y .".split())
+    body, line = example.docstrings.words("It adds x. It is fast."), ["adds", "x", "and", "y"]
+    pair = example.Pair("", body, line)
     assert example.first_sentence(pair.body) == ["it", "adds", "x", "."]
     assert example.first_sentence(["no", "stop"]) == ["no", "stop"]
     # Two of three and of four words, in order: 2 * 2 / (3 + 4).
     assert example.rouge([["it", "adds", "x", "."]], [pair]) == pytest.approx([400 / 7])
-    assert (
-        example.join("it adds ( x , y ) to n - d z / 2 .".split()) == "it adds (x, y) to n-d z/2."
-    )
+    text = "it adds (x, y) to n-d z/2."
+    assert example.join(example.docstrings.words(text)) == text
 
 
 def test_unknown_words_are_left_out(example, pointer, seq2seq, monkeypatch):
