@@ -198,6 +198,22 @@ def test_what_was_looked_at_changes_the_scores(pointer, seq2seq):
     torch.testing.assert_close(looked.past[0][0], past[0] + first.sum(dim=1))
 
 
+def test_looking_again_costs(pointer, seq2seq):
+    weights = torch.tensor([[0.5, 0.5], [0.9, 0.1], [0.0, 1.0]]).expand(2, 3, 2)
+    batch = seq2seq.batch_of([[4, 5], [4, 5]], [[4, 5], [4]])
+    steps = [0.0, 0.6, 0.6]  # min(0.9, 0.5) + min(0.1, 0.5), then min(0.0, 1.4) + min(1.0, 0.6)
+    expected = (sum(steps) + sum(steps[:2])) / 5
+    assert float(pointer.looked_again(weights, batch)) == pytest.approx(expected)
+    assert pointer.looked_again(None, batch) == 0
+
+
+def test_coverage_is_learned(run):
+    found = [
+        table(run("--epochs", 0.2, "--attention", "attnfast", "--coverage", x)) for x in (0, 5)
+    ]
+    assert found[0] != found[1]
+
+
 def test_padding_has_no_weight_and_no_loss(pointer, seq2seq):
     model, batch = model_of(pointer), some_batch(seq2seq)
     found, weights = model(batch)
