@@ -299,7 +299,9 @@ def check_arguments(parser: argparse.ArgumentParser, options: argparse.Namespace
 
 
 @torch.no_grad()
-def beam_search(model: Seq2Seq, batch: Batch, beams: int, longest: int) -> list[list[int]]:
+def beam_search(
+    model: Seq2Seq, batch: Batch, beams: int, longest: int, never: tuple[int, ...] = (PAD, BEGIN)
+) -> list[list[int]]:
     """Return for each source the text that the model finds best, of at most so many words.
 
     Keeps the `beams` best beginnings; one that has ended stays as it is. Of those that are left the
@@ -315,7 +317,7 @@ def beam_search(model: Seq2Seq, batch: Batch, beams: int, longest: int) -> list[
     for _ in range(longest):
         decoded = model.decode(words[:, -1:], state, memory)
         step = model.log_probs(decoded, memory)[:, 0]
-        step[:, [PAD, BEGIN]] = -math.inf
+        step[:, never] = -math.inf
         ended = words[:, -1] == END
         step[ended] = -math.inf
         step[ended, END] = 0.0

@@ -24,6 +24,8 @@ from docstrings import Pair
 from pointer import PointerGenerator, looked_again
 from rouge_score.rouge_scorer import RougeScorer
 from seq2seq import (
+    BEGIN,
+    PAD,
     UNKNOWN,
     Batch,
     Task,
@@ -40,9 +42,10 @@ from training_torch import Trained, load
 
 COLORS = {"attnfast": "#0072b2", "torch": "#d55e00", "none": "#7f7f7f"}
 FIXED = ("score", "width", "hidden")  # options that a file of weights has settled
-LEAST = 5  # times that a word of the vocabulary occurs
+LEAST = 8  # times that a word of the vocabulary occurs
 PART = 128  # texts that are summarised at a time
 LONGEST = 16  # words of a summary
+NEVER = (PAD, UNKNOWN, BEGIN)  # are words of a summary
 PRINTED = 6  # summaries
 LEAD = 12  # words of a body that a summary is compared with
 DRAWN = 30  # words of a body in the picture
@@ -122,7 +125,7 @@ def summarise(
     found = []
     for part in parts(pairs):
         batch = batch_from(part, data)
-        texts = beam_search(model, batch, beams, LONGEST)
+        texts = beam_search(model, batch, beams, LONGEST, NEVER)
         written, copied, weights = model.sources(with_target(batch, texts))
         shares = (copied / (written + copied).clamp(min=1e-12)).numpy()
         for row, (pair, text) in enumerate(zip(part, texts, strict=True)):
@@ -229,7 +232,7 @@ def parse() -> tuple[argparse.Namespace, dict[str, Any] | None, Data]:
     add("--coverage", type=float, default=1.0, metavar="X",
         help="cost of looking again at what was looked at")  # fmt: skip
     add("--text", nargs="+", default=[], metavar="TEXT", help="summarise and draw these")
-    add_arguments(parser)
+    add_arguments(parser, dropout=0.3)
     options = parser.parse_args()
     check_arguments(parser, options)
     try:

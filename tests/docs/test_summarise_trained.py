@@ -214,6 +214,14 @@ def test_coverage_is_learned(run):
     assert found[0] != found[1]
 
 
+def test_new_words_are_read_as_unknown(pointer, seq2seq):
+    model = model_of(pointer)
+    texts = [[4, 9, 6]], [[4, seq2seq.UNKNOWN, 6]]
+    (memory, _), (other, _) = (model.encode(seq2seq.batch_of(text, [[4]])) for text in texts)
+    assert (memory.states == other.states).all()
+    assert model.written(torch.tensor(10)).equal(model.written(torch.tensor(seq2seq.UNKNOWN)))
+
+
 def test_padding_has_no_weight_and_no_loss(pointer, seq2seq):
     model, batch = model_of(pointer), some_batch(seq2seq)
     found, weights = model(batch)
