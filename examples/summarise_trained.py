@@ -48,7 +48,8 @@ LONGEST = 16  # words of a summary
 NEVER = (PAD, UNKNOWN, BEGIN)  # are words of a summary
 PRINTED = 6  # summaries
 LEAD = 12  # words of a body that a summary is compared with
-DRAWN = 30  # words of a body in the picture
+DRAWN = (14, 26)  # words of a body in the picture
+LEAST_DRAWN = 6  # words of its line
 
 
 class Data(NamedTuple):
@@ -195,7 +196,9 @@ def join(words: Sequence[str]) -> str:
 def best(found: list[Summary], pairs: list[Pair]) -> int:
     """Return the number of the best summary of a body that fits in a picture."""
     scores = rouge([summary.words for summary in found], pairs)
-    fits = [len(pair.body) <= DRAWN for pair in pairs]
+    fits = [
+        DRAWN[0] <= len(pair.body) <= DRAWN[1] and len(pair.line) >= LEAST_DRAWN for pair in pairs
+    ]
     return int(np.where(fits, scores, -1).argmax())
 
 
