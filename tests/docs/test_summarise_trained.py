@@ -220,6 +220,7 @@ def test_new_words_are_read_as_unknown(pointer, seq2seq):
     (memory, _), (other, _) = (model.encode(seq2seq.batch_of(text, [[4]])) for text in texts)
     assert (memory.states == other.states).all()
     assert model.written(torch.tensor(10)).equal(model.written(torch.tensor(seq2seq.UNKNOWN)))
+    assert model.read is model.written and model.read.weight is model.logits.weight
 
 
 def test_padding_has_no_weight_and_no_loss(pointer, seq2seq):
