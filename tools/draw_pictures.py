@@ -27,6 +27,7 @@ PAGES = ("looking.md", "family.md")
 EXAMPLES = ("align.py", "summarise.py", "long_document.py", "transformer_numpy.py", "long_train.py")
 IN_TORCH = {
     "classify.py": ["--data", ROOT / "vaderSentiment-3.3.2.tar.gz"],
+    "classify_keras.py": ["--data", ROOT / "vaderSentiment-3.3.2.tar.gz"],
     "translate.py": ["--data", ROOT / "catalogues"],
     "summarise_trained.py": ["--data", ROOT / "docstrings"],
     "answer.py": [],
@@ -60,6 +61,7 @@ def command(example: str, models: Path | None) -> list[str | Path]:
     start: list[str | Path] = [sys.executable, ROOT / "examples" / example]
     start += IN_TORCH.get(example, [])
     suffix = ".pt" if example in IN_TORCH else ".npz"
+    suffix = "" if example == "classify_keras.py" else suffix  # a folder
     saved = models and (models / example).with_suffix(suffix).resolve()
     return [*start, "--load", saved, "--epochs", "0"] if saved and saved.exists() else start
 
