@@ -113,13 +113,12 @@ static void set_operands(call *c)
     const type t = (type)w->dtype;
     p->size = sizeof *p;
     const int poison = has_value(w) && w->poison ? 2 * w->poison : w->poison;
-    const int thin = w->storage ? 0 : THIN_B | THIN_H | THIN_I; /* each row of bytes has numbers of its own */
     new_input(c, QUERY, t, w->B, w->H, w->Lq, w->D, THIN_B | THIN_H | THIN_I, &p->query);
-    new_input(c, KEY, t, w->B, w->Hk, w->Lk, w->D, thin, &p->key);
+    new_input(c, KEY, t, w->B, w->Hk, w->Lk, w->D, THIN_B | THIN_H | THIN_I, &p->key);
     fill_numbers(c, QUERY, w->amplitude, 0);
     fill_numbers(c, KEY, w->amplitude, poison);
     if (!has_value(w)) return;
-    new_input(c, VALUE, t, w->B, w->Hk, w->Lk, w->Dv, thin, &p->value);
+    new_input(c, VALUE, t, w->B, w->Hk, w->Lk, w->Dv, THIN_B | THIN_H | THIN_I, &p->value);
     fill_numbers(c, VALUE, 1, poison);
 }
 
