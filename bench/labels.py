@@ -1,4 +1,4 @@
-"""What cases are called in the tables of the documentation, and which of them the README shows."""
+"""What cases are called in the tables of the documentation, and which of them a page shows."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ WORDS = {
     "window256": "window of 256 either side",
 }
 
-# What the README shows of the grid.
+# What docs/performance.md shows of the grid.
 CHOSEN = (
     "full_1x12x512x64",
     "full_8x12x128x64",
@@ -72,6 +72,31 @@ CHOSEN = (
     "decode_b1_32kv8_4096x128",
     "fewq16_b1_32kv8_4096x128",
     "tiny_1x1x1x64_k16",
+)
+
+# What docs/new.md shows of the grid, of the family and of training.
+SHOWN = (
+    "full_1x12x512x64",
+    "full_1x16x2048x64",
+    "full_1x8x4096x128",
+    "causal_1x16x2048x64",
+    "densebool_8x12x512x64",
+    "bias_8x12x512x64",
+    "decode_b1_32kv8_4096x128",
+    "decode_b1_32kv32_4096x128",
+    "keypad_8x12x512x64",
+    "window256_1x8x4096x64",
+    "causalwindow256_1x8x4096x64",
+    "family_local_first16_1x8x4096x64",
+    "family_local_dilated_1x8x4096x64",
+    "family_blocks_bigbird_1x8x4096x64",
+    "family_varlen_causal_32x12x512x64",
+    "train_1x8x2048x64",
+    "train_causal_1x8x2048x64",
+    "train_bias_8x12x512x64",
+    "train_softcap_1x12x512x64",
+    "train_window256_1x8x4096x64",
+    "train_additive_16x1x100x128",
 )
 
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from attnfast.bench.peers import FLEX, OWN, YARDSTICKS
+from attnfast.bench.peers import FLEX, OWN, PLAIN, YARDSTICKS
 from attnfast.bench.plot import NAMES
-from labels import CASES, CHOSEN, LABEL, label
+from labels import CASES, CHOSEN, LABEL, SHOWN, label
 from target_values import target_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -208,7 +208,7 @@ def against_float32(data: Data) -> Rows:
 
 
 def chosen_costs(data: Data) -> Rows:
-    """What the README shows of the grid: all threads, three columns of others."""
+    """What docs/performance.md shows of the grid: all threads, three columns of others."""
     most = max(data["threads"])
     rows = [[*LABEL, "attnfast", "of the limit", "NumPy", "PyTorch", "best of all others"]]
     for case in found(data):
@@ -239,6 +239,12 @@ def family_costs(data: Data) -> Rows:
         cells += [times(case.row(most, name)) for name in ("attention", "torch")]
         rows.append([*cells, error(case.row(most))])
     return rows
+
+
+def some_training_costs(data: Data) -> Rows:
+    """A step of training of each kind."""
+    rows = [row for row in data["rows"] if row["case"] in SHOWN]
+    return training_costs({**data, "rows": rows})
 
 
 def training_costs(data: Data) -> Rows:
@@ -285,6 +291,50 @@ def plain_loops(data: Data) -> Rows:
     return rows
 
 
+def kept_promises(data: Data) -> Rows:
+    """What bits of results depend on, for each way of a library: `promises.py` asks."""
+    asked = {
+        "hidden value": "NaN in a hidden value changes",
+        "hidden key": "in a hidden key",
+        "no key": "a query that sees no key gives",
+        "threads": "bits on 1 and 2 threads",
+        "alone": "of a row alone and in a batch",
+        "gradients": "of gradients",
+    }
+    rows = [["", *asked.values()]]
+    for row in data["rows"]:
+        way = NAMES.get(row["contestant"], row["contestant"])
+        way = way if row["contestant"] in (OWN, PLAIN) else f"{way}, `{row['variant']}`"
+        rows.append([way, *(row[question] for question in asked)])
+    return rows
+
+
+def beside_every_peer(data: Data) -> Rows:
+    """Cases of each kind: how many times longer every other library takes, on all threads."""
+    most = max(data["threads"])
+    peers = [name for name in data["others"] if name not in YARDSTICKS]
+    rows = [[*LABEL, "attnfast", *(NAMES.get(name, name) for name in peers), "fastest of them"]]
+    for case in found(data):
+        if case.case.name in SHOWN:
+            cells = [times(case.row(most, name)) for name in peers]
+            best = case.best(most)
+            last = f"{who(best)} {times(best)}".strip()
+            rows.append([*label(case.case), figure(case.row(most)), *cells, last])
+    return rows
+
+
+def skipped(data: Data) -> Rows:
+    """Patterns of the family that skip: share of the peak, how many times longer others take."""
+    most = max(data["threads"])
+    asked = {"attention": "all pairs, by `attention`", "numpy": "NumPy", "torch": "PyTorch"}
+    rows = [[*LABEL, "of the peak", *asked.values()]]
+    for case in found(data):
+        if case.case.name in SHOWN:
+            cells = [times(case.row(most, name)) for name in asked]
+            rows.append([*label(case.case), figure(case.row(most)), *cells])
+    return rows
+
+
 # By the name between the marks: the file of the figures, and how they are laid out.
 TABLES: dict[str, tuple[str, Callable[[Data], Rows]]] = {
     "alone": ("alone", against_targets),
@@ -294,7 +344,11 @@ TABLES: dict[str, tuple[str, Callable[[Data], Rows]]] = {
     "grid": ("grid", beside_others),
     "half": ("half", against_float32),
     "loops": ("loops", plain_loops),
+    "peers": ("grid", beside_every_peer),
+    "promises": ("promises", kept_promises),
     "shapes": ("shapes", against_targets),
+    "skipped": ("family", skipped),
+    "steps": ("training", some_training_costs),
     "threads": ("threads", modelled),
     "training": ("training", training_costs),
     "training_avx2": ("training_avx2", against_targets),

@@ -1,4 +1,4 @@
-"""The page "From your code": each listing and what replaces it give the same, and its faults."""
+"""The pages "From your code": each listing and what replaces it give the same, and its faults."""
 
 import os
 import re
@@ -12,15 +12,32 @@ from support.paths import ROOT
 # Keras 3.15 on NumPy 2: arrays of its variables.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-PAGE = ROOT / "docs" / "guide" / "from-your-code.md"
-TEXT = PAGE.read_text(encoding="utf-8")
-HEADINGS = re.findall(r"^## (.+)$", TEXT, re.MULTILINE)
-SECTIONS = {
-    heading: re.findall(r"```python\n(.*?)```", body, re.DOTALL)
-    for heading, body in zip(
-        HEADINGS, re.split(r"^## .+$", TEXT, flags=re.MULTILINE)[1:], strict=True
-    )
+PAGES = {
+    "English": ROOT / "docs" / "guide" / "from-your-code.md",
+    "Chinese": ROOT / "docs" / "zh" / "from-your-code.md",
 }
+
+
+def sections(page):
+    """The code blocks under each heading of a page."""
+    text = page.read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    bodies = re.split(r"^## .+$", text, flags=re.MULTILINE)[1:]
+    found = [re.findall(r"```python\n(.*?)```", body, re.DOTALL) for body in bodies]
+    return dict(zip(headings, found, strict=True))
+
+
+HEADINGS = list(sections(PAGES["English"]))
+SECTIONS = {}
+
+
+@pytest.fixture(params=PAGES, autouse=True)
+def page(request):
+    """Every test runs for each language; sections have the names of the English ones."""
+    found = sections(PAGES[request.param]).values()
+    SECTIONS.update(zip(HEADINGS, found, strict=True))
+
+
 B, H, L, D = 3, 2, 7, 4
 LENGTHS = np.array([7, 4, 1])
 REAL = np.arange(L) < LENGTHS[:, None]
@@ -74,6 +91,14 @@ def test_every_section_has_a_listing_and_its_form():
             re.findall(r"^(?:def|class) (\w+)", code, re.MULTILINE)[-1] for code in (listing, form)
         ]
         assert names[0] == names[1]
+
+
+def test_the_pages_have_the_same_listings():
+    english, chinese = (
+        [re.sub(r" *#.*", "", code) for blocks in sections(page).values() for code in blocks]
+        for page in PAGES.values()
+    )
+    assert english == chinese
 
 
 # ---- NumPy ----
