@@ -90,6 +90,7 @@ SHOWN = {
 }
 PAGES = {ROOT / file: HERE / f"{page}.md" for page, file in SHOWN.items()}
 DOCTEST_END = re.compile(r"\n\n```$", re.MULTILINE)  # doctest needs the empty line, readers do not
+UNIT = re.compile(r"(?<=\d) (?=(?:x|us|ms|s|min|GB|MB)\b|%)|(?<=\d x) (?=\d)")  # before a unit
 LINK = re.compile(r"(?<!`)\]\((?!https?:|mailto:|#)([^)#\s]+)")
 
 
@@ -105,7 +106,16 @@ def show(app, name, source):
         return f"]({Path(os.path.relpath(PAGES.get(target, target), page.parent)).as_posix()}"
 
     if page.exists():
-        source[0] = DOCTEST_END.sub("\n```", LINK.sub(moved, source[0]))
+        text = DOCTEST_END.sub("\n```", LINK.sub(moved, source[0]))
+        source[0] = "".join(map(unbroken, text.splitlines(keepends=True)))
+
+
+def unbroken(line):
+    """Keep numbers in the cells of a table with their units, but leave code alone."""
+    if not line.startswith("| "):
+        return line
+    parts = line.split("`")
+    return "`".join([UNIT.sub("\u00a0", x) if n % 2 == 0 else x for n, x in enumerate(parts)])
 
 
 def write_math(as_block):
@@ -118,7 +128,16 @@ def write_math(as_block):
     return visit, None
 
 
+def link_back(app, env):
+    """Let the source of a function that a bridge shows too lead back to its own page."""
+    for entry in filter(None, getattr(env, "_viewcode_modules", {}).values()):
+        _, _, used, module = entry
+        own = {name: f"reference/generated/{module}.{name}" for name in used}
+        used.update({name: page for name, page in own.items() if page in env.found_docs})
+
+
 def setup(app):
     app.connect("source-read", show)
+    app.connect("env-updated", link_back)
     app.add_html_math_renderer("mathml", write_math(False), write_math(True))
     return {"parallel_read_safe": True}
