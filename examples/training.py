@@ -206,7 +206,7 @@ def draw_curves(
         axis.plot(steps, line, color=colors[name], lw=1.2, label=f"attention: {name}")
         done, losses = zip(*history.held_out, strict=True)
         axis.plot(np.array(done) * each, losses, "o", ms=4, color=colors[name])
-    axis.set_title("loss while training (lines), of held-out text (dots)", fontsize=9, color=INK)
+    axis.set_title("loss while training (lines), of held-out data (dots)", fontsize=9, color=INK)
     finish(axis, "seconds of training" if seconds else "step", f"loss, nats a {unit}")
     axis.legend(frameon=False, fontsize=9)
 

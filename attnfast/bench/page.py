@@ -102,6 +102,8 @@ def _plot(report: Report) -> str:
 
 
 def _table(run: Report) -> str:
+    if not run.results:
+        return "<p>No case was finished: the notes below say why.</p>"
     heads = columns(run)
     rows = [_row(run, result, heads) for result in run.results]
     top = "".join(f"<th>{escape(head)}</th>" for head in heads)

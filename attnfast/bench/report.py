@@ -10,7 +10,7 @@ from typing import Protocol
 
 from .case import Case
 from .peers import HOUSE, OWN, PLAIN, YARDSTICKS
-from .results import CaseResult, Entry, Report
+from .results import OUT_OF_TIME, CaseResult, Entry, Report
 
 
 class Rows(Protocol):
@@ -99,6 +99,10 @@ def format_entry(entry: Entry) -> str:
     return f"{median / scale:.3g} {unit} [{low:.3g} {high:.3g}] {len(entry.samples)}"
 
 
+LATE = (
+    "time was short because this machine is slow or busy: `attnfast doctor` says why; without"
+    " --quick and --time-limit there is no limit, and --cases NAME --peers none takes least"
+)
 UNITS = ((1e-6, "us"), (1e-3, "ms"), (1.0, "s"))
 
 
@@ -128,7 +132,9 @@ def note_lines(report: Report) -> list[str]:
                     notes.setdefault(f"{name}: {entry.note}", {})[result.case.name] = None
         for case_name, reason in run.not_run.items():
             notes.setdefault(f"not run, {reason}", {})[case_name] = None
-    return [f"{text} ({', '.join(names)})" for text, names in notes.items()]
+    lines = [f"{text} ({', '.join(names)})" for text, names in notes.items()]
+    late = any(OUT_OF_TIME in run.not_run.values() for run in report.runs)
+    return [*lines, LATE] if late else lines
 
 
 def total_lines(report: Report) -> list[str]:

@@ -111,6 +111,9 @@ class CaseResult:
         return slow.median / fast.median
 
 
+OUT_OF_TIME = "the time limit was reached"  # why a case was not run
+
+
 @dataclass
 class Report:
     """A whole run.

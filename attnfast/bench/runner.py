@@ -19,14 +19,13 @@ from .functions import function_of
 from .machine import available_memory
 from .peers import CONTESTANTS, HOUSE, OWN, PLAIN, YARDSTICKS
 from .processes import WorkerFailed, WorkerProcess
-from .results import CaseResult, Entry, Report
+from .results import OUT_OF_TIME, CaseResult, Entry, Report
 from .worker import Trial, Truth
 
 LIMIT_SECONDS = 0.05
 START_TIMEOUT = 120.0
 CALL_TIMEOUT = 300.0
 MEMORY_SHARE = 0.7
-OUT_OF_TIME = "the time limit was reached"
 
 
 @dataclass(frozen=True)

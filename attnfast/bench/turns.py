@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from .case import Case
 from .processes import WorkerFailed
 from .progress import Progress
-from .results import CaseResult, Report
-from .runner import OUT_OF_TIME, Runner
+from .results import OUT_OF_TIME, CaseResult, Report
+from .runner import Runner
 
 Side = tuple[Runner, Report]
 

@@ -25,6 +25,7 @@ from .canvas import (
     figure_of,
     new_figure,
     save,
+    strings,
 )
 from .fonts import Fonts, choose_fonts
 from .labels import WRITTEN, band_of, write_labels
@@ -131,7 +132,7 @@ def topk(
     labels = check_tokens(tokens, "tokens")
     if tokens is not None and len(labels) < length:
         raise ValueError(
-            f"tokens must be at least {length} strings, one for each position, got {len(labels)}"
+            f"tokens must be at least {strings(length, 'position')}, got {len(labels)}"
         )
     length = max(length, len(labels))
     if not isinstance(least, (int, float, np.number)) or math.isnan(least):

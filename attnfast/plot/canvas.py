@@ -94,17 +94,26 @@ def check_tokens(
         raise TypeError(f"{name} must be a sequence of strings, got {type(tokens).__name__}")
     labels = [str(token).translate(ESCAPES) for token in tokens]
     if length is not None and len(labels) != length:
-        raise ValueError(f"{name} must be {length} strings, one for each {axis}, got {len(labels)}")
+        raise ValueError(f"{name} must be {strings(length, axis)}, got {len(labels)}")
     return labels
+
+
+def strings(count: int, axis: str) -> str:
+    """Say how many strings are wanted, in a message."""
+    return f"{count} strings, one for each {axis}" if count != 1 else f"one string, for one {axis}"
 
 
 def check_titles(titles: Sequence[str] | str | None, panels: int, alone: str) -> list[str]:
     """Return one title per panel; by default the number of the head, or `alone` if one panel."""
     if titles is None:
         return [f"head {head}" for head in range(panels)] if panels > 1 else [alone]
+    if not isinstance(titles, Iterable):
+        raise TypeError(
+            f"titles must be a string or a sequence of strings, got {type(titles).__name__}"
+        )
     found = [titles] if isinstance(titles, str) else [str(title) for title in titles]
     if len(found) != panels:
-        raise ValueError(f"titles must be {panels} strings, one for each head, got {len(found)}")
+        raise ValueError(f"titles must be {strings(panels, 'head')}, got {len(found)}")
     return found
 
 

@@ -243,10 +243,9 @@ def _read(
             + (": choose a query, or a head" if values.ndim > 2 else "")
         )
     if values.shape[-1] != len(tokens):
-        raise ValueError(
-            f"weights must have {len(tokens)} numbers in a row, one for each token, got shape "
-            f"{values.shape}"
-        )
+        wanted = f"{len(tokens)} numbers in a row, one for each token"
+        wanted = wanted if len(tokens) > 1 else "one number in a row, for one token"
+        raise ValueError(f"weights must have {wanted}, got shape {values.shape}")
     if not isinstance(sep, str):
         raise TypeError(f"sep must be a str, got {type(sep).__name__}")
     panels = values if values.ndim == 2 else values[None]

@@ -13,7 +13,7 @@ from attnfast.bench.plot import draw, line_of
 from attnfast.bench.processes import WorkerFailed
 from attnfast.bench.progress import Lines
 from attnfast.bench.report import columns, header_lines, note_lines, row, total_lines
-from attnfast.bench.results import Entry, Report
+from attnfast.bench.results import OUT_OF_TIME, Entry, Report
 from attnfast.bench.turns import run_cases
 from attnfast.cli import main
 from support.runs import report_of, result_of, seconds_at
@@ -116,6 +116,15 @@ def test_a_page_has_the_plot_of_its_sweeps_and_both_numbers_of_threads(swept, tm
     start = "data:image/png;base64,"
     assert picture.startswith(start)
     assert base64.b64decode(picture[len(start) :]).startswith(b"\x89PNG")
+
+
+def test_a_page_without_a_case_says_why_and_what_to_do(tiny_run, tmp_path):
+    late = {result.case.name: OUT_OF_TIME for result in tiny_run.results}
+    tiny_run.results, tiny_run.not_run = [], late
+    shown = show_page(tiny_run, tmp_path)
+    text = "".join(shown.texts)
+    assert shown.tables == [] and "No case was finished" in text
+    assert "slow or busy" in text and "attnfast doctor" in text and next(iter(late)) in text
 
 
 def test_a_page_without_matplotlib_says_what_is_missing(swept, tmp_path, monkeypatch):

@@ -158,7 +158,8 @@ def test_dollars_are_no_formula(rng, tmp_path):
         ({"key_tokens": ["a"]}, ValueError, "key_tokens must be 3 strings, .* got 1"),
         ({"key_tokens": "abc"}, TypeError, "key_tokens must be a sequence of strings, got str"),
         ({"query_tokens": 2}, TypeError, "query_tokens must be a sequence of strings, got int"),
-        ({"titles": ["a", "b"]}, ValueError, "titles must be 1 strings"),
+        ({"titles": ["a", "b"]}, ValueError, "titles must be one string, for one head, got 2"),
+        ({"titles": 3}, TypeError, "titles must be a string or a sequence of strings, got int"),
         ({"columns": 0}, ValueError, "columns must be at least 1, got 0"),
         ({"columns": 1.5}, TypeError, "columns must be an int, got float"),
         ({"vmax": 0}, ValueError, "vmax must be a finite number above 0"),
@@ -305,7 +306,7 @@ def test_no_arcs_at_all(k, tmp_path):
         ({"q_offset": -1}, ValueError, "q_offset must be at least 0, got -1"),
         ({"q_offset": "end"}, TypeError, "q_offset must be an int, got str"),
         ({"least": None}, ValueError, "least must be a number"),
-        ({"titles": []}, ValueError, "titles must be 1 strings"),
+        ({"titles": []}, ValueError, "titles must be one string, for one head"),
         ({"ax": [None]}, TypeError, "ax must be matplotlib axes, got NoneType"),
     ],
 )

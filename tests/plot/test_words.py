@@ -225,7 +225,7 @@ def test_a_picture_is_saved(suffix, tmp_path):
         ({"weights": [1, -1]}, ValueError, "weights must not be negative"),
         ({"weights": ["a", "b"]}, TypeError, "weights must be real numbers"),
         ({"sep": None}, TypeError, "sep must be a str, got NoneType"),
-        ({"titles": ["a", "b"]}, ValueError, "titles must be 1 strings"),
+        ({"titles": ["a", "b"]}, ValueError, "titles must be one string, for one head"),
         ({"vmax": 0}, ValueError, "vmax must be a finite number above 0"),
     ],
 )

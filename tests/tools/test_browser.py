@@ -16,7 +16,7 @@ DOT = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
 PAGE = (
-    "<!doctype html><meta name=viewport content='width=device-width'><link rel=icon href=dot.png>"
+    "<!doctype html><link rel=icon href=dot.png><meta name=viewport content='width=device-width'>"
 )
 BODIES = {
     "good.html": "<h1 id=top>Good</h1><img src=dot.png><a href=good.html#top>up</a>",
@@ -26,7 +26,7 @@ BODIES = {
     "page.html": "<a href=lost.html>lost</a>",
     "heading.html": "<a href=good.html#lost>lost</a>",
     "wide.html": "<div style='width:1000px'>wide</div>",
-    "dark.html": "<style>@media (prefers-color-scheme: dark) { p { width: 3000px } }</style><p>dark",
+    "dark.html": "<style>@media (prefers-color-scheme: dark) { p { width: 3000px } }</style><p>x",
     "elsewhere.html": "<script src='http://127.0.0.1:9/x.js'></script>",
     "search.html": "<ul id=search-results></ul>",
 }
