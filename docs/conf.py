@@ -58,6 +58,7 @@ html_title = "attnfast"
 html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_search_scorer = str(HERE / "scorer.js")
 html_math_renderer = "mathml"  # by docutils: MathJax would be fetched from another host
 html_context = {"default_mode": "auto"}
 html_show_sourcelink = False

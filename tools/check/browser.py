@@ -34,7 +34,7 @@ from typing import Any
 BROWSERS = "chromium", "chromium-browser", "google-chrome"
 VIEWS = {"wide": (1440, 900), "narrow": (390, 844)}
 SCHEMES = "light", "dark"
-SECONDS = 20.0  # for a page
+SECONDS = 60.0  # at most for a page, on a busy machine
 SEARCHED = "softcap"
 TALL = 4000  # pixels of a screenshot
 
@@ -182,7 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = [page for page in pages if fnmatch(page, options.pages)]
     if not wanted:
         parser.error(f"--pages {options.pages}: no such page in {options.site}")
-    with tempfile.TemporaryDirectory() as home, served(options.site) as root:
+    # Helpers of the browser may still write there when it has ended.
+    keep = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with keep as home, served(options.site) as root:
         browser = Browser(program, home)
         try:
             wrong = look(browser, root, wanted, set(pages), options.screenshots)
