@@ -1,6 +1,8 @@
 """Checks that a wheel and the sdist hold what they should and nothing else, and prints their sizes.
 
     python tools/check/wheel.py                     builds both, repairs the wheel, checks them
+    python tools/check/wheel.py --sbom FILE         and writes what is installed with the wheel
+    python tools/check/wheel.py --twice             and builds again: the bytes must be the same
     python tools/check/wheel.py WHEEL [SDIST]       checks what is there
 
 Needs the dependency group `wheel`. Without arguments the sdist comes from this checkout, the wheel
@@ -10,6 +12,7 @@ that the wheel runs on is that of the machine: what Debian 12 links, and its lib
 """
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -80,6 +83,48 @@ def build(out: Path, settings: Iterable[str]) -> tuple[Path, Path]:
     return wheel, sdist
 
 
+def set_date() -> None:
+    """Date the files of a build by the last commit, unless the caller has dated them."""
+    command = ["git", "-C", str(ROOT), "log", "-1", "--format=%ct"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        os.environ.setdefault("SOURCE_DATE_EPOCH", done.stdout.strip())
+
+
+def compare(first: tuple[Path, Path], second: tuple[Path, Path]) -> Iterator[str]:
+    """Two builds of the same sources, in folders of different names."""
+    for a, b in zip(first, second, strict=True):
+        if a.read_bytes() != b.read_bytes():
+            yield f"{a.name} has other bytes when it is built again: {', '.join(differing(a, b))}"
+
+
+def differing(a: Path, b: Path) -> list[str]:
+    """The files of two wheels that differ, or the archive itself."""
+    if a.suffix != ".whl":
+        return [a.name]
+    with zipfile.ZipFile(a) as one, zipfile.ZipFile(b) as two:
+        names = sorted({*one.namelist(), *two.namelist()})
+        missing = {*one.namelist()} ^ {*two.namelist()}
+        found = [n for n in names if n in missing or one.read(n) != two.read(n)]
+    return found or [f"{a.name}, dates or order"]
+
+
+def write_sbom(wheel: Path, file: Path) -> None:
+    """List the wheel and what is installed with it, in the format of CycloneDX.
+
+    What the wheel contains of others, the OpenMP runtime, auditwheel has listed inside of it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        run("venv", "--without-pip", folder)
+        python = Path(folder, "Scripts/python.exe" if os.name == "nt" else "bin/python")
+        run("pip", "--python", str(python), "install", "--quiet", str(wheel))
+        options = ["--pyproject", str(ROOT / "pyproject.toml"), "--mc-type", "library"]
+        options += ["--output-reproducible", "--output-file", str(file)]
+        run("cyclonedx_py", "environment", *options, str(python))
+    listed = {part["name"] for part in json.loads(file.read_text())["components"]}
+    print(f"{file.name}: {', '.join(sorted(listed))}")
+
+
 def modules(sources: Iterable[PurePosixPath]) -> set[str]:
     return {str(p) for p in sources if p.suffix in {".py", ".pyi", ".pxd", ".typed"}}
 
@@ -125,6 +170,9 @@ def check_listing(names: list[str], info: str) -> Iterator[str]:
         elif name not in expected:
             yield f"{name} should not be in the wheel"
     yield from (f"{name} is missing in the wheel" for name in sorted(expected - set(names)))
+    by_auditwheel = any(name.startswith("attnfast.libs/libgomp") for name in names)
+    if by_auditwheel and f"{info}/sboms/auditwheel.cdx.json" not in names:
+        yield "the wheel does not list the library that it contains"
     if len(extensions) != 1:
         yield f"one extension expected, found {extensions}"
     licences = [p.relative_to(ROOT).as_posix() for p in (ROOT / "LICENSES").glob("*.txt")]
@@ -200,13 +248,21 @@ def main() -> int:
     parser.add_argument("wheel", type=Path, nargs="?", help="a wheel; built if not given")
     parser.add_argument("sdist", type=Path, nargs="?")
     parser.add_argument("--out", type=Path, help="where to leave what is built")
+    parser.add_argument("--sbom", type=Path, metavar="FILE", help="write what is installed with it")
+    parser.add_argument("--twice", action="store_true", help="build again, compare the bytes")
     parser.add_argument("-C", metavar="KEY=VALUE", action="append", default=[], dest="settings")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         wheel, sdist = options.wheel, options.sdist
-        if wheel is None:
-            wheel, sdist = build(options.out or Path(temporary), options.settings)
         problems: list[str] = []
+        if wheel is None:
+            set_date()
+            wheel, sdist = build(options.out or Path(temporary), options.settings)
+            if options.twice:
+                again = build(Path(temporary) / "again", options.settings)
+                problems += compare((wheel, sdist), again)
+        if options.sbom:
+            write_sbom(wheel, options.sbom)
         for path, check in ((wheel, check_wheel), (sdist, check_sdist)):
             if path is not None:
                 print(f"{path.name}: {path.stat().st_size:,} bytes")
