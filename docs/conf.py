@@ -44,7 +44,7 @@ exclude_patterns = [
 ]
 
 myst_heading_anchors = 4
-highlight_language = "none"  # of indented blocks: commands and what they print
+highlight_language = "text"  # of indented blocks: commands and what they print
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 
@@ -92,6 +92,8 @@ SHOWN = {
 PAGES = {ROOT / file: HERE / f"{page}.md" for page, file in SHOWN.items()}
 DOCTEST_END = re.compile(r"\n\n```$", re.MULTILINE)  # doctest needs the empty line, readers do not
 UNIT = re.compile(r"(?<=\d) (?=(?:x|us|ms|s|min|GB|MB)\b|%)|(?<=\d x) (?=\d)")  # before a unit
+WIDE = r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"  # Chinese characters and marks
+BROKEN = re.compile(rf"(?<={WIDE})\n *(?={WIDE})")  # a line break there is no space
 LINK = re.compile(r"(?<!`)\]\((?!https?:|mailto:|#)([^)#\s]+)")
 
 
@@ -108,7 +110,7 @@ def show(app, name, source):
 
     if page.exists():
         text = DOCTEST_END.sub("\n```", LINK.sub(moved, source[0]))
-        source[0] = "".join(map(unbroken, text.splitlines(keepends=True)))
+        source[0] = BROKEN.sub("", "".join(map(unbroken, text.splitlines(keepends=True))))
 
 
 def unbroken(line):
