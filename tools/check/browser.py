@@ -1,7 +1,7 @@
 """Open every page of the built site in a headless browser, wide and narrow, light and dark.
 
     python -m sphinx -W -b html docs SITE
-    python tools/check/browser.py SITE                            # all pages: 3 minutes
+    python tools/check/browser.py SITE                            # all pages: 2 minutes
     python tools/check/browser.py SITE --pages "guide/*" --screenshots SHOTS
 
 Reports errors in the console, requests that fail or leave the site, pictures that are not drawn,
