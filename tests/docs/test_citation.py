@@ -26,3 +26,9 @@ def test_it_says_what_the_package_says():
     page = (ROOT / "docs" / "start" / "versions.md").read_text(encoding="utf-8")
     assert FIELDS["title"] in page
     assert re.search(r"^  - name: (.*)$", TEXT, re.M).group(1) in page
+
+
+def test_the_changelog_has_the_version():
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## \[([\d.]+)\] - (\d{4}-\d{2}-\d{2})$", changes, re.M)
+    assert released[0] == (FIELDS["version"], FIELDS["date-released"])
