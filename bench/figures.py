@@ -137,6 +137,8 @@ def keep(name: str, report: Report) -> None:
     head = head_of(COMMANDS[name][0], report)
     rows = [row for side in report.runs for result in side.results for row in rows_of(side, result)]
     tables.save(name, {**head, "rows": rows})
+    if name in ("alone", "avx2"):
+        tables.remember({**head, "rows": rows})
     if name == "grid":
         command = f"{head['command']} --json RUN.json && python bench/scaling.py RUN.json"
         model = {**head, "command": command, "others": {}, "modelled_threads": MANY}

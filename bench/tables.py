@@ -27,6 +27,9 @@ MARKED = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Data = dict[str, Any]
 Rows = list[list[str]]
 
+# What is kept of each machine; of the same processor and instruction set, the last run.
+MACHINE = "processor", "isa", "date", "version", "threads", "limits", "note"
+
 
 def load(name: str) -> Data:
     """The figures of a name."""
@@ -41,6 +44,22 @@ def save(name: str, data: Data) -> None:
     text = json.dumps(head, indent=1, ensure_ascii=False)
     path = FOLDER / f"{name}.json"
     path.write_text(f'{text[:-2]},\n "rows": [\n{rows}\n ]\n}}\n', encoding="utf-8")
+
+
+def remember(data: Data) -> None:
+    """Keep the figures of this machine and instruction set beside those of others."""
+    path = FOLDER / "machines.json"
+    kept = load("machines")["rows"] if path.exists() else []
+    row: Data = {key: data[key] for key in MACHINE}
+    row["percent"] = {
+        each.case.name: [each.row(threads).get("percent") for threads in data["threads"]]
+        for each in found(data)
+        if each.case.name in (*CHOSEN, "float64_1x16x2048x64", "decode_b8_32kv32_4096x128")
+        and "percent" in each.row(1)
+    }
+    others = [each for each in kept if any(each[key] != row[key] for key in MACHINE[:2])]
+    rows = sorted([*others, row], key=lambda each: (each["processor"], each["isa"]), reverse=True)
+    save("machines", {"command": "python bench/figures.py alone avx2", "rows": rows})
 
 
 def pages() -> Iterator[Path]:
@@ -68,11 +87,24 @@ def render(name: str) -> str:
     if not (FOLDER / f"{source}.json").exists():
         return f"*Not measured yet: `python bench/figures.py {source}`.*\n"
     data = load(source)
+    below = provenance(data) if "processor" in data else notes(data)
     columns = [column for column in zip(*table(data), strict=True) if any(column[1:])]
     head, *rows = zip(*columns, strict=True)
     lines = [head, ["---"] * len(head), *rows]
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{text}\n\n{provenance(data)}\n"
+    return f"{text}\n\n{below}\n"
+
+
+def notes(data: Data) -> str:
+    """The command of figures of several machines, and what is to be said of each."""
+    said = [f"{machine_name(m)}: {m['note']}" for m in data["rows"] if m["note"]]
+    command = f"`{data['command']}`."
+    return f"*{' '.join([command, *said])}*"
+
+
+def machine_name(row: Data) -> str:
+    """Processor and instruction set."""
+    return f"{row['processor'].partition(',')[0]}, {row['isa']}"
 
 
 def provenance(data: Data) -> str:
@@ -196,6 +228,28 @@ def against_targets(data: Data) -> Rows:
         cells = [case.reached(threads) for threads in data["threads"]]
         rows.append([*label(case.case), case.target(), *cells])
     return rows
+
+
+def every_machine(data: Data) -> Rows:
+    """Each machine and instruction set that was met: percent of its limits by number of threads."""
+    machines = data["rows"]
+    rows = [["", "", *map(machine_name, machines)]]
+    rows.append(["date", "", *(m["date"] for m in machines)])
+    rows.append(["attnfast", "", *(m["version"] for m in machines)])
+    for key, words in (("fma_float32", "FMA peak, GFLOP/s"), ("bandwidth", "memory, GB/s")):
+        limits = [[m["limits"].get(str(n), {}).get(key) for n in m["threads"]] for m in machines]
+        rows.append([words, "", *(several(found, "") for found in limits)])
+    for name in (case for case in CASES if any(case in m["percent"] for m in machines)):
+        shares = [several(m["percent"].get(name, []), " %") for m in machines]
+        rows.append([*label(CASES[name]), *shares])
+    return rows
+
+
+def several(numbers: list[float | None], unit: str) -> str:
+    """Numbers for 1 and more threads; nothing where one is missing."""
+    if not numbers or None in numbers:
+        return ""
+    return " / ".join(f"{number:.0f}" for number in numbers) + unit
 
 
 def against_float32(data: Data) -> Rows:
@@ -344,6 +398,7 @@ TABLES: dict[str, tuple[str, Callable[[Data], Rows]]] = {
     "grid": ("grid", beside_others),
     "half": ("half", against_float32),
     "loops": ("loops", plain_loops),
+    "machines": ("machines", every_machine),
     "peers": ("grid", beside_every_peer),
     "promises": ("promises", kept_promises),
     "shapes": ("shapes", against_targets),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,14 +17,25 @@ from .quota import cpu_quota
 
 
 def cpu_name() -> str:
-    """The processor's name as the system gives it."""
+    """The processor's name as the system gives it, with the generation of an AMD EPYC."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        text = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        text = ""
+    facts = dict(re.findall(r"^(cpu family|model name|model)\t+: (.+)", text, re.M))
+    if "model name" not in facts:
+        return platform.processor() or platform.machine()
+    name = facts["model name"].strip()
+    generation = amd_generation(int(facts.get("cpu family", 0)), int(facts.get("model", 0)))
+    return f"{name} ({generation})" if name == "AMD EPYC" and generation else name
+
+
+def amd_generation(family: int, model: int) -> str:
+    """Zen 3, 4 or 5 by the numbers of an AMD processor, of which virtual machines hide the name."""
+    if family == 25:
+        zen_4 = (0x10, 0x60, 0x70, 0xA0)  # of each, 16 models
+        return "Zen 4" if model & 0xF0 in zen_4 else "Zen 3"
+    return "Zen 5" if family == 26 else ""
 
 
 def affinity() -> int:

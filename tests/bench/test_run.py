@@ -557,3 +557,18 @@ def test_the_quota_is_the_tightest_on_the_way_up(files, quota, tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert cpu_quota(tmp_path) == quota
+
+
+@pytest.mark.parametrize(
+    ("numbers", "name"),
+    [
+        ((25, 1), "AMD EPYC (Zen 3)"),
+        ((25, 17), "AMD EPYC (Zen 4)"),
+        ((26, 2), "AMD EPYC (Zen 5)"),
+        ((23, 49), "AMD EPYC"),
+    ],
+)
+def test_the_name_of_a_processor_says_its_generation(monkeypatch, numbers, name):
+    text = "cpu family\t: {}\nmodel\t\t: {}\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\n"
+    monkeypatch.setattr(machine.Path, "read_text", lambda path: text.format(*numbers))
+    assert machine.cpu_name() == name

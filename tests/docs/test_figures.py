@@ -36,7 +36,9 @@ def test_data_says_where_it_is_from(file):
     if file.stem == "growth":
         assert Report.load(file).settings["command"] == figures.COMMANDS["growth"][0]
         return
-    assert all(data[key] for key in ORIGIN)
+    origins = data["rows"] if file.stem == "machines" else [data]
+    assert all(origin[key] for origin in origins for key in ORIGIN if key in tables.MACHINE)
+    assert all(data[key] for key in ORIGIN if file.stem != "machines")
     assert data["rows"]
     assert file.stem in {source for source, _ in tables.TABLES.values()}
 
@@ -64,6 +66,17 @@ def test_a_run_becomes_a_table(folder, run):
     assert "Some CPU, 4 cores" in text and figures.COMMANDS["grid"][0] in text
     assert "| 100 ms | 86 % | 5.0 x | 2.0 x | PyTorch 2.0 x |" in tables.render("costs")
     assert "| 1.90 |" in tables.render("threads")
+
+
+def test_every_machine_has_its_column(folder, run):
+    figures.keep("alone", run)
+    run.machine["cpu"], run.machine["date"] = "Other CPU", "2026-12-01"
+    figures.keep("alone", run)
+    figures.keep("alone", run)
+    text = tables.render("machines")
+    assert text.splitlines()[0] == "|  |  | Some CPU, avx512 | Other CPU, avx512 |"
+    assert "| full | 1 x 16 x 2048 x 64 | 90 / 86 % | 90 / 86 % |" in text
+    assert "| 2026-12-01 |" in text and text.endswith("*`python bench/figures.py alone avx2`.*\n")
 
 
 def test_a_whole_run_can_be_shown_again(folder, run):
