@@ -37,7 +37,6 @@ PICTURE = "docs/pictures/speed.png"
 # Command of each name, and minutes on 2 cores with PyTorch, ONNX Runtime and OpenVINO installed.
 COMMANDS: dict[str, tuple[str, float]] = {
     "grid": ("python bench/targets.py --cases grid", 25),
-    "alone": ("python bench/targets.py --cases grid --peers none", 12),
     "avx2": ("python bench/targets.py --cases grid --peers none --isa avx2", 12),
     "half": ("python bench/targets.py --cases half --peers none", 3),
     "shapes": ("python bench/targets.py --cases shape --peers none", 2),
@@ -137,7 +136,7 @@ def keep(name: str, report: Report) -> None:
     head = head_of(COMMANDS[name][0], report)
     rows = [row for side in report.runs for result in side.results for row in rows_of(side, result)]
     tables.save(name, {**head, "rows": rows})
-    if name in ("alone", "avx2"):
+    if name in ("grid", "avx2"):
         tables.remember({**head, "rows": rows})
     if name == "grid":
         command = f"{head['command']} --json RUN.json && python bench/scaling.py RUN.json"

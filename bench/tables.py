@@ -59,7 +59,7 @@ def remember(data: Data) -> None:
     }
     others = [each for each in kept if any(each[key] != row[key] for key in MACHINE[:2])]
     rows = sorted([*others, row], key=lambda each: (each["processor"], each["isa"]), reverse=True)
-    save("machines", {"command": "python bench/figures.py alone avx2", "rows": rows})
+    save("machines", {"command": "python bench/figures.py grid avx2", "rows": rows})
 
 
 def pages() -> Iterator[Path]:
@@ -211,12 +211,26 @@ def threads_heads(data: Data) -> list[str]:
 def beside_others(data: Data) -> Rows:
     """Each case on each number of threads, and the fastest other library."""
     most = max(data["threads"])
-    rows = [[*LABEL, *threads_heads(data), f"best other, {most} threads", "attnfast is faster"]]
+    rows = [
+        [
+            *LABEL,
+            "target",
+            *threads_heads(data),
+            f"best other, {most} threads",
+            "attnfast is faster",
+        ]
+    ]
     for case in found(data):
         best = case.best(most)
         shares = [figure(case.row(threads)) for threads in data["threads"]]
         rows.append(
-            [*label(case.case), *shares, f"{who(best)} {figure(best)}".strip(), times(best)]
+            [
+                *label(case.case),
+                case.target(),
+                *shares,
+                f"{who(best)} {figure(best)}".strip(),
+                times(best),
+            ]
         )
     return rows
 
@@ -391,7 +405,6 @@ def skipped(data: Data) -> Rows:
 
 # By the name between the marks: the file of the figures, and how they are laid out.
 TABLES: dict[str, tuple[str, Callable[[Data], Rows]]] = {
-    "alone": ("alone", against_targets),
     "avx2": ("avx2", against_targets),
     "costs": ("grid", chosen_costs),
     "family": ("family", family_costs),

@@ -62,21 +62,21 @@ def run():
 def test_a_run_becomes_a_table(folder, run):
     figures.keep("grid", run)
     text = tables.render("grid")
-    assert "| full | 1 x 16 x 2048 x 64 | 90 % | 86 % | PyTorch 43 % | 2.0 x |" in text
+    assert "| full | 1 x 16 x 2048 x 64 | 90 % | 90 % | 86 % | PyTorch 43 % | 2.0 x |" in text
     assert "Some CPU, 4 cores" in text and figures.COMMANDS["grid"][0] in text
     assert "| 100 ms | 86 % | 5.0 x | 2.0 x | PyTorch 2.0 x |" in tables.render("costs")
     assert "| 1.90 |" in tables.render("threads")
 
 
 def test_every_machine_has_its_column(folder, run):
-    figures.keep("alone", run)
+    figures.keep("grid", run)
     run.machine["cpu"], run.machine["date"] = "Other CPU", "2026-12-01"
-    figures.keep("alone", run)
-    figures.keep("alone", run)
+    figures.keep("grid", run)
+    figures.keep("grid", run)
     text = tables.render("machines")
     assert text.splitlines()[0] == "|  |  | Some CPU, avx512 | Other CPU, avx512 |"
     assert "| full | 1 x 16 x 2048 x 64 | 90 / 86 % | 90 / 86 % |" in text
-    assert "| 2026-12-01 |" in text and text.endswith("*`python bench/figures.py alone avx2`.*\n")
+    assert "| 2026-12-01 |" in text and text.endswith("*`python bench/figures.py grid avx2`.*\n")
 
 
 def test_a_whole_run_can_be_shown_again(folder, run):
@@ -96,14 +96,14 @@ def test_figures_of_a_wrong_result_are_not_written(folder, run):
 def test_what_is_wrong_with_a_run_is_said(folder, run):
     run.not_run["full_1x12x512x64"] = "the time limit was reached"
     run.machine["busy"] = "the machine is busy"
-    figures.keep("alone", run)
-    assert figures.BUSY in tables.render("alone")
-    assert "Not measured for want of time: full_1x12x512x64." in tables.render("alone")
+    figures.keep("grid", run)
+    assert figures.BUSY in tables.render("grid")
+    assert "Not measured for want of time: full_1x12x512x64." in tables.render("grid")
 
 
 def test_what_is_not_measured_says_how(folder):
     assert tables.render("half") == "*Not measured yet: `python bench/figures.py half`.*\n"
-    with pytest.raises(ValueError, match=r"figures: nonsense -->: must be one of alone, avx2"):
+    with pytest.raises(ValueError, match=r"figures: nonsense -->: must be one of avx2, costs"):
         tables.render("nonsense")
 
 
