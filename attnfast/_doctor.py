@@ -173,6 +173,9 @@ def _threads(facts: Facts) -> Finding:
             else f"call attnfast.set_num_threads({facts.usable})",
         )
     if facts.threads == facts.usable:
+        # OMP_NUM_THREADS may ask for more than the processors, and then decides nothing.
+        decides = setting and facts.environment[setting] == str(facts.threads)
+        reason = reason if decides else ""
         return Finding("threads", f"{count}{reason}, one for each processor it may use")
     advice = (
         f"to use all, unset {setting}, or set it to {facts.usable}"

@@ -139,6 +139,13 @@ def test_what_costs_speed_is_found(changes, topic, found, advice):
     assert others <= ({"load", "OpenMP", "BLAS"} if "busy" in changes else {"BLAS"})
 
 
+@pytest.mark.parametrize(("asked", "words"), [("8", ", set by OMP_NUM_THREADS=8"), ("16", "")])
+def test_a_variable_that_asks_for_too_many_sets_nothing(asked, words):
+    facts = replace(FINE, environment={"OMP_NUM_THREADS": asked})
+    (found,) = (finding.found for finding in diagnose(facts) if finding.topic == "threads")
+    assert found == f"8 threads a call{words}, one for each processor it may use"
+
+
 def test_there_is_no_less_than_one_thread():
     facts = replace(FINE, threads=8, quota=1.0, environment={"OMP_NUM_THREADS": "8"})
     (advice,) = (finding.advice for finding in diagnose(facts) if finding.topic == "threads")
