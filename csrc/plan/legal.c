@@ -94,7 +94,7 @@ bool af_is_legal(const af_call *call)
 {
     if (!sizes_are_legal(call) || !visible_is_legal(call, call->B) || !score_is_legal(call)) return false;
     if (!results_are_legal(call) || !storage_is_legal(call) || !columns_are_legal(call)) return false;
-    for (int64_t b = 0; b < call->B; b++)
+    for (int64_t b = 0; call->operands.block_table && b < call->B; b++)
         if (!row_has_pages(call, b, call->Lk)) return false;
     return true;
 }
