@@ -30,6 +30,8 @@ static const size_t PARTIAL_BYTES = (size_t)1 << 20;
 /* Query rows of a round of the importance pass up to a head size of IMPORTANCE_COLUMNS: a unit lasts 0.1 s at most. */
 enum { IMPORTANCE_ROWS = 1 << 16, IMPORTANCE_COLUMNS = 64, IMPORTANCE_LEAST_ROWS = 256 };
 
+static const int64_t MOST_UNITS = (int64_t)1 << 60;
+
 enum { CACHE_LINE = 64 };
 
 /* How far ahead decoding requests lines, where that helps: with 4 KiB heads 32/8 x 128 read 28 GB/s, with 8 32, with 16
@@ -112,6 +114,10 @@ int64_t af_memory_for(const af_run *run)
     return threads << 21;
 }
 
+/* A number of units. Views of one number may claim any number of rows, for whose sums there is no memory then: above
+ * MOST_UNITS nothing is counted. */
+static int64_t times(int64_t a, int64_t b) { return (double)a * (double)b < (double)MOST_UNITS ? a * b : MOST_UNITS; }
+
 static void add_pass(af_schedule *s, const af_call *call, af_pass pass)
 {
     pass.call = call;
@@ -135,21 +141,21 @@ void af_schedule_call(af_schedule *s, const af_call *call)
     s->worth_threads = af_worth_threads(s->flops) || (plan->decode && bytes >= PARALLEL_BYTES);
     s->scratch_bytes = plan->kernels->scratch_bytes(call, plan);
     s->scratch_bytes = (s->scratch_bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
-    const int64_t blocks = call->B * plan->head_groups * plan->blocks;
+    const int64_t groups = times(call->B, plan->head_groups);
     if (plan->softmax) {
-        const int64_t rows = call->B * af_units_of_blocks(plan, plan->unit_blocks);
-        const int64_t units = rows * plan->splits;
+        const int64_t rows = times(call->B, af_units_of_blocks(plan, plan->unit_blocks));
+        const int64_t units = times(rows, plan->splits);
         const int64_t share = attend_share(call, plan, s->flops, units);
         add_pass(s, call, (af_pass){.unit = af_attend_unit, .units = units, .round = units, .share = share});
     }
     if (call->results.importance) {
-        const int64_t units = call->B * plan->head_groups * plan->chunks;
+        const int64_t units = times(groups, plan->chunks);
         const int64_t rows = importance_rows(call), rounds = (plan->rows + rows - 1) / rows;
-        af_pass pass = {.unit = importance_unit, .units = units * rounds, .round = units};
+        af_pass pass = {.unit = importance_unit, .units = times(units, rounds), .round = units};
         pass.share = af_share_of(s->flops, units);
         add_pass(s, call, pass);
     } else if (call->results.weights.data) {
-        const int64_t units = blocks * plan->chunks;
+        const int64_t units = times(times(groups, plan->blocks), plan->chunks);
         const int64_t share = af_share_of(s->flops, units);
         add_pass(s, call, (af_pass){.unit = weights_unit, .units = units, .round = units, .share = share});
     }
