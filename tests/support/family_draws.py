@@ -237,10 +237,10 @@ def _plan(draw: Any) -> AnyCall:
 
 @st.composite
 def _poisoned(draw: Any, strategy: Any) -> AnyCall:
-    """One call in ten has rows of keys or values that are not finite, seen or not."""
+    """One call in ten has rows that are not finite: of keys or values, seen or not, or of `x`."""
     call = draw(strategy)
     if draw(st.integers(0, 9)) == 9:
-        names = [n for n in ("key", "value", "grad_output", "outputs") if n in call.arguments]
+        names = [n for n in ("x", "key", "value", "grad_output", "outputs") if n in call.arguments]
         name = draw(st.sampled_from(names))
         rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
         array = call.arguments[name]
