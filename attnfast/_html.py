@@ -3,20 +3,22 @@
 Pictures are SVG of a bounded size, whatever they show; all text is escaped.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Line = tuple[str, str, float]  # a name, its value, and the share of 1 that its bar shows
 
 CELLS = 64  # of a heat map, down and across: what has more is summed up
 BAR = 10  # pixels of the height of a bar
 LEVELS = 16
 READ = 2**24  # numbers that a heat map is made of; of more, queries are left out
+TEXTS = 16  # rows of a cache that are shown
 LONG, SHORT = 192, 24  # pixels of the longer side of a heat map, and of the shorter at the least
 FULL, EMPTY, NAN = "#0072b2", "#f0f0f0", "#d55e00"
 
@@ -74,6 +76,18 @@ def arrays(head: str, found: Mapping[str, Array]) -> str:
     total = sum(a.size for a in found.values())
     rows["parameters"] = f"{total:,}"
     return card(head, rows, shares=[a.size / max(total, 1) for a in found.values()])
+
+
+def cache(
+    head: str, texts: Iterable[Line], count: int, nbytes: int, above: Sequence[Line] = ()
+) -> str:
+    """A cache of `count` texts, of which the first are shown; `above` are lines before them."""
+    lines = [*above, *islice(texts, TEXTS)]
+    rows = {name: value for name, value, _ in lines}
+    if count > TEXTS:
+        rows["..."] = f"{count - TEXTS:,} more rows"
+    rows["bytes"] = f"{nbytes:,}"
+    return card(head, rows, shares=[share for *_, share in lines])
 
 
 def mean_cells(values: Array) -> Array:

@@ -1,7 +1,6 @@
 """The memory of a cache, and tokens that come."""
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from ._storage import NAMES, Parts, Storage
 
 Array = NDArray[Any]
 ALL = slice(None)
-SHOWN = 16  # rows of a cache in a notebook
 
 
 class Store:
@@ -188,14 +186,12 @@ class Store:
     def _repr_html_(self) -> str:
         from . import _html
 
-        lengths = self.lengths
-        places = list(islice(np.ndindex(self._batch), SHOWN))
-        rows = {f"row {', '.join(map(str, p))}".strip(): f"{lengths[p]:,} tokens" for p in places}
-        if lengths.size > SHOWN:
-            rows["..."] = f"{lengths.size - SHOWN:,} more rows"
-        rows["bytes"] = f"{self.nbytes:,}"
-        fill = [int(lengths[p]) / max(self.capacity, 1) for p in places]
-        return _html.card(repr(self), rows, shares=fill)
+        lengths, room = self.lengths, max(self.capacity, 1)
+        texts = (
+            (f"row {', '.join(map(str, place))}".strip(), f"{n:,} tokens", n / room)
+            for place, n in np.ndenumerate(lengths)
+        )
+        return _html.cache(repr(self), texts, lengths.size, self.nbytes)
 
     # ---- tokens come ----
 

@@ -178,6 +178,23 @@ class PagedKVCache:
             f"dtype={self.dtype.name!r}): {self.free_pages} pages free"
         )
 
+    def _repr_html_(self) -> str:
+        from . import _html
+
+        pages, whole = self._pages, max(self.num_pages, 1)
+        counts = {
+            "used": self.num_pages - self.free_pages,
+            "free": self.free_pages,
+            "shared": int((pages.shares > 1).sum()),
+        }
+        above = [(f"pages {name}", f"{n:,}", n / whole) for name, n in counts.items()]
+        each = zip(pages.rows.tolist(), self.lengths.tolist(), strict=True)
+        texts = (
+            (f"row {row}", f"{n:,} tokens, {pages.held[row]:,} pages", pages.held[row] / whole)
+            for row, n in each
+        )
+        return _html.cache(repr(self), texts, pages.rows.size, self.nbytes, above)
+
     # ---- texts ----
 
     @plain_signature

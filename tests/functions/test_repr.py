@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import attnfast
-from attnfast import AttentionResult, BlockMask, KVCache, Plan, _html, layers
+from attnfast import AttentionResult, BlockMask, KVCache, PagedKVCache, Plan, _html, layers
 from attnfast.layers import LayerGradients, Linear, MultiHeadAttention
 from support.scripts import run_python
 
@@ -31,6 +31,13 @@ def cache(batch, counts=None, **options):
     made = KVCache(batch, 1, 4, capacity=40, **options)
     x = np.zeros((*made.batch_shape, 1, 20, 4), np.float32)
     made.append(x, x, lengths=counts)
+    return made
+
+
+def paged(num_rows, tokens, **options):
+    made = PagedKVCache(num_rows, 1, 4, **{"pages": 40, "page_size": 8, **options})
+    x = np.zeros((num_rows, 1, tokens, 4), np.float32)
+    made.append(x, x)
     return made
 
 
@@ -57,6 +64,9 @@ SHOWN = {
     "cache": lambda: cache((2, 2), [[0, 1], [2, 20]]),
     "cache of one text": lambda: cache(()),
     "cache of many texts": lambda: cache(50, window=8, dtype="int8"),
+    "cache of pages": lambda: paged(2, 20),
+    "cache of pages and many texts": lambda: paged(30, 5, dtype="int8"),
+    "cache without pages": lambda: paged(0, 0, pages=0),
     "multi-head": lambda: MultiHeadAttention(8, num_heads=2, seed=0),
     "projections": lambda: MultiHeadAttention(8, num_heads=2, seed=0).weights,
     "linear": lambda: Linear(np.ones((2, 3))),
@@ -199,6 +209,27 @@ def test_a_cache_shows_how_full_its_rows_are():
     assert re.findall(r"<rect width='([\d.]+)'", html) == ["0", "2.5", "5", "50"]
     assert "row 1, 1</th>" in html and "20 tokens" in html
     assert "34 more rows" in cache(50)._repr_html_()
+
+
+def test_a_cache_of_pages_shows_which_are_shared_and_what_each_text_has():
+    made = paged(2, 20)  # three pages each
+    made.fork(1)
+    made.free(0)
+    x = np.zeros((1, 1, 5, 4), np.float32)
+    made.append(x, x, rows=2)  # its third page is full then, a copy, and it has a fourth
+    html = made._repr_html_()
+    rows = re.findall(r"<th[^>]*>([^<]*)</th><td[^>]*>([^<]*)</td>", html)
+    assert rows == [
+        ("pages used", "5"),
+        ("pages free", "35"),
+        ("pages shared", "2"),
+        ("row 1", "20 tokens, 3 pages"),
+        ("row 2", "25 tokens, 4 pages"),
+        ("bytes", f"{made.nbytes:,}"),
+    ]
+    assert re.findall(r"<rect width='([\d.]+)'", html) == ["12.5", "87.5", "5", "7.5", "10"]
+    assert "14 more rows" in paged(30, 5)._repr_html_()
+    assert "..." not in paged(16, 5)._repr_html_()
 
 
 def test_text_is_escaped():
