@@ -41,6 +41,11 @@ COMMANDS: dict[str, tuple[str, float]] = {
     "half": ("python bench/targets.py --cases half --peers none", 3),
     "shapes": ("python bench/targets.py --cases shape --peers none", 2),
     "family": ("python bench/targets.py --cases family --peers torch", 12),
+    "llama_cpp": (
+        "python bench/targets.py --all-on-one --peers llama.cpp --cases 'decode_b1_*_4096x128,"
+        "half_float16_decode_b1_*,cache_int8*_decode_*'",
+        3,
+    ),
     "training": ("python bench/targets.py --cases train --peers torch,jax", 6),
     "training_avx2": ("python bench/targets.py --cases train --peers none --isa avx2", 2),
     "growth": (f"attnfast bench --rounds 2 --plot {PICTURE}", 8),
@@ -201,10 +206,9 @@ def rows_of(side: Report, result: CaseResult) -> list[dict[str, Any]]:
             "unit": result.unit,
             "percent": round(100 * share, 1) if share is not None else None,
         }
-        own = result.entries[OWN]
+        own, plain = result.entries[OWN], result.plain_error
+        row["error"] = rounded(entry.error) if entry.error is not None else None
         if name == OWN:
-            plain = result.plain_error
-            row["error"] = rounded(entry.error) if entry.error is not None else None
             row["error_ratio"] = round(entry.error / plain, 1) if entry.error and plain else None
         elif own.median:
             row["times"] = rounded(entry.median / own.median)

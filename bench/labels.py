@@ -11,6 +11,8 @@ CASES = {case.name: case for cases in GROUPS.values() for case in cases}
 # Beginnings of the names of cases; the longest that fits is taken.
 WORDS = {
     "bias": "dense bias",
+    "cache_int8_decode": "1 query, int8, a scale for a key and head",
+    "cache_int8g32_decode": "1 query, int8, scales of 32 numbers",
     "causal": "causal",
     "causalwindow256": "causal window of 256",
     "decode": "1 query",

@@ -329,6 +329,22 @@ def training_costs(data: Data) -> Rows:
     return rows
 
 
+def beside_llama_cpp(data: Data) -> Rows:
+    """One query: times of attnfast and llama.cpp, and the errors of both."""
+    heads, most = threads_heads(data), max(data["threads"])
+    rows = [[*LABEL, *heads, "llama.cpp stores", *(f"llama.cpp, {head}" for head in heads)]]
+    rows[0] += [f"attnfast is faster, {head}" for head in heads]
+    rows[0] += ["error", "llama.cpp's error"]
+    for case in found(data):
+        both = [[case.row(n, name) for n in data["threads"]] for name in (OWN, "llama.cpp")]
+        own, other = ([duration(row) for row in side] for side in both)
+        ratios = [times(row) for row in both[1]]
+        stored = case.row(most, "llama.cpp")["variant"].split()[1]
+        errors = [f"{side[-1]['error']:.1e}" for side in both]
+        rows.append([*label(case.case), *own, stored, *other, *ratios, *errors])
+    return rows
+
+
 def speed(row: Data) -> str:
     """Work a second."""
     return f"{row['speed']:.3g} {row['unit']}" if "speed" in row else ""
@@ -410,6 +426,7 @@ TABLES: dict[str, tuple[str, Callable[[Data], Rows]]] = {
     "family": ("family", family_costs),
     "grid": ("grid", beside_others),
     "half": ("half", against_float32),
+    "llama_cpp": ("llama_cpp", beside_llama_cpp),
     "loops": ("loops", plain_loops),
     "machines": ("machines", every_machine),
     "peers": ("grid", beside_every_peer),

@@ -51,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Hold attnfast against this project's targets, on one thread and on all."
     )
     add_run_options(parser, ",".join(JUDGED))
+    parser.add_argument(
+        "--all-on-one", action="store_true", help="NumPy and the libraries on one thread too"
+    )
     options = parser.parse_args(arguments)
     get_report: Callable[[], tuple[Report | None, bool]]
     try:
@@ -59,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             get_report = partial(show, earlier_run(options), TargetLines)
         else:
             cases = select(options.cases or JUDGED)
-            get_report = partial(measure, sides_of(options, cases), cases, TargetLines)
+            get_report = partial(
+                measure, sides_of(options, cases, options.all_on_one), cases, TargetLines
+            )
     except (ValueError, OSError) as error:
         return _fail(error)
     try:
@@ -82,8 +87,13 @@ def _fail(error: Exception) -> int:
     return 2
 
 
-def sides_of(options: argparse.Namespace, cases: list[Case]) -> list[Settings]:
-    """Settings for one thread, then for all; NumPy and peers on one only if a target needs them."""
+def sides_of(
+    options: argparse.Namespace, cases: list[Case], all_on_one: bool = False
+) -> list[Settings]:
+    """Settings for one thread, then for all.
+
+    On one thread NumPy and peers are only where a target needs them, or with `all_on_one`.
+    """
     isa = options.isa or attnfast.available_isas()[0]
     needed = {measure_of(case, isa).than for case in cases}
     house = [name for name in (PLAIN, *YARDSTICKS) if name in needed]
@@ -91,7 +101,8 @@ def sides_of(options: argparse.Namespace, cases: list[Case]) -> list[Settings]:
     settings = settings_of(options, (*plain, *house, *chosen_peers(options.peers)))
     if settings.threads == 1:
         return [settings]
-    return [replace(settings, threads=1, others=tuple(house)), settings]
+    alone = settings.others if all_on_one else tuple(house)
+    return [replace(settings, threads=1, others=alone), settings]
 
 
 @dataclass(frozen=True)

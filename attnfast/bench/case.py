@@ -26,7 +26,7 @@ class Case:
     kind, number : str, int
         What the function makes of them, in words for a table: `first 16` are global tokens of
         `local_attention`, `top 16` the keys that `attention_topk` is asked for, `pages 16` those
-        of a page.
+        of a page, `int8 32` the elements that share a scale.
     mask : {"none", "keypad", "dense", "bias"}
         `keypad` is a bool mask ``(B, 1, 1, Lk)`` of random lengths, `dense` a random bool mask
         ``(Lq, Lk)``, `bias` a random float bias ``(1, H, Lq, Lk)``.

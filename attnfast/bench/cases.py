@@ -94,7 +94,7 @@ def _half() -> tuple[Case, ...]:
 def _cache() -> tuple[Case, ...]:
     """Decoding and prefill over what caches store; float32 in one array is timed beside each."""
     kinds = {name: (name, 0) for name in ("int8", "float8_e4m3fn", "float8_e5m2")}
-    kinds["pages16"] = PAGES, 16
+    kinds |= {"int8g32": ("int8", 32), "pages16": (PAGES, 16)}
     cases = []
     for name, (kind, number) in kinds.items():
         options: dict[str, Any] = {"function": "stored", "kind": kind, "number": number}

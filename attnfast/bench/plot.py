@@ -36,6 +36,7 @@ STYLES = {
     "onnxruntime": ("#009e73", "^"),
     "openvino": ("#cc79a7", "D"),
     "jax": ("#56b4e9", "v"),
+    "llama.cpp": ("#e69f00", "P"),
 }
 NAMES = {
     PLAIN: "NumPy",

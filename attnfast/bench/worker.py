@@ -155,7 +155,8 @@ class Worker:
             start = time.perf_counter()
             result = prepared.calls[0]()
             seconds = time.perf_counter() - start
-            trial = self._check(name, prepared.output(result), truth)
+            allowed = truth.tolerance + prepared.tolerance
+            trial = self._check(name, prepared.output(result), truth.rows, allowed)
         except Exception as error:  # a library may raise anything for a case it cannot run
             return Trial(name, None, False, _reason(error)), None, math.inf
         del result
@@ -164,16 +165,16 @@ class Worker:
         self._seconds[self._case.series, name] = seconds
         return trial, prepared, seconds
 
-    def _check(self, name: str, output: Any, truth: Truth) -> Trial:
+    def _check(self, name: str, output: Any, exact: NDArray[Any], allowed: float) -> Trial:
         sample = self._function.sample(self._case, self._inputs)
         try:
             rows = self._function.take_rows(self._case, self._inputs, sample, output)
         except ValueError as refusal:
             return Trial(name, None, False, str(refusal))
-        error = float(np.max(np.abs(rows.astype(truth.rows.dtype) - truth.rows)))
-        if error <= truth.tolerance:
+        error = float(np.max(np.abs(rows.astype(exact.dtype) - exact)))
+        if error <= allowed:
             return Trial(name, error, True)
-        note = f"error {error:.1e}, more than the {truth.tolerance:.1e} of a right result"
+        note = f"error {error:.1e}, more than the {allowed:.1e} of a right result"
         return Trial(name, error, False, note)
 
     def burst(self, seconds: float) -> list[float]:

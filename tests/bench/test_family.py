@@ -60,6 +60,7 @@ SMALL = [
     other("key_importance"),
     other("key_importance", causal=True),
     *(other("stored", kind) for kind in ("int8", "float8_e4m3fn", "float8_e5m2")),
+    other("stored", "int8", 2),
     other("stored", "pages", 5, causal=True),
     other("stored", "pages", 15, q_len=1),
     other("attention_varlen", "lengths from", 3),

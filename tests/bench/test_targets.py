@@ -174,10 +174,10 @@ def test_one_thread_has_only_what_targets_are_relative_to(monkeypatch):
     peers = {"none": (), "auto": ("torch",)}
     monkeypatch.setattr(targets, "chosen_peers", peers.__getitem__)
 
-    def sides(cases, *arguments):
+    def sides(cases, *arguments, **everyone):
         options = argparse.ArgumentParser()
         add_run_options(options, "grid")
-        found = targets.sides_of(options.parse_args(arguments), select([cases]))
+        found = targets.sides_of(options.parse_args(arguments), select([cases]), **everyone)
         return [(side.threads, side.others) for side in found]
 
     assert sides("tiny_1x12x16x64", "--threads", "1") == [(1, ("numpy", "torch"))]
@@ -187,6 +187,8 @@ def test_one_thread_has_only_what_targets_are_relative_to(monkeypatch):
         one, four = sides(name, "--threads", "4")
         assert one == (1, (yardstick,)) and four == (4, ("numpy", yardstick, "torch"))
         assert sides(name, "--threads", "4", "--peers", "none") == [one, (4, (yardstick,))]
+    both = sides("tiny_1x12x16x64", "--threads", "4", all_on_one=True)
+    assert both == [(1, ("numpy", "torch")), (4, ("numpy", "torch"))]
     alone = [(threads, ("numpy",)) for threads in (1, 4)]  # the additive target is one to NumPy
     assert sides(ADDITIVE, "--threads", "4", "--peers", "none") == alone
 

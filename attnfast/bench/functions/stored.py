@@ -26,6 +26,8 @@ Array = NDArray[Any]
 class Stored(Attention):
     """`kind` is a dtype of 8 bits, or `PAGES`, of `number` keys each.
 
+    Of 8 bits, a number is how many elements of a key or value share a scale, 0 all of them.
+
     What is stored is the `extra` of the inputs: the arguments of calls, and a first axis for sets.
     """
 
@@ -36,9 +38,9 @@ class Stored(Attention):
             if case.kind == PAGES:
                 sets.append(_in_pages(pair, case.number, seed))
                 continue
-            sets.append(_in_bytes(pair, case.kind))
+            sets.append(_in_bytes(pair, case.kind, case.number or None))
             for real, name in ((inputs.keys, "key"), (inputs.values, "value")):
-                real[n] = sets[-1][name].astype(np.float32) * sets[-1][f"{name}_scale"]
+                real[n] = _real(sets[-1][name], sets[-1][f"{name}_scale"])
         extra = {name: np.stack([stored[name] for stored in sets]) for name in sets[0]}
         return replace(inputs, extra=extra)
 
@@ -60,10 +62,18 @@ class Stored(Attention):
         return {FULL: replace(case, function="attention", kind="", number=0)}
 
 
-def _in_bytes(arrays: tuple[Array, Array], dtype: str) -> dict[str, Array]:
+def _in_bytes(arrays: tuple[Array, Array], dtype: str, group: int | None) -> dict[str, Array]:
     """Keys and values, and their scales."""
-    (key, key_scale), (value, value_scale) = (attnfast.quantize(a, dtype) for a in arrays)
+    pairs = (attnfast.quantize(a, dtype, group=group) for a in arrays)
+    (key, key_scale), (value, value_scale) = pairs
     return {"key": key, "value": value, "key_scale": key_scale, "value_scale": value_scale}
+
+
+def _real(stored: Array, scale: Array) -> Array:
+    """The numbers that 8 bits stand for; a scale is that of neighbours in a row."""
+    groups = stored.reshape(*scale.shape, -1).astype(np.float32)
+    real: Array = (groups * scale[..., None]).reshape(stored.shape)
+    return real
 
 
 def _in_pages(arrays: tuple[Array, Array], size: int, seed: int) -> dict[str, Array]:

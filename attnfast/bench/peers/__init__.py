@@ -27,10 +27,15 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Prepared:
-    """One way to run a case: a call for each set of keys, and how to read a call's result."""
+    """One way to run a case: a call for each set of keys, and how to read a call's result.
+
+    `tolerance` is the error that a right result may have beyond that of the case, where a library
+    itself computes in a lower precision.
+    """
 
     calls: Sequence[Callable[[], Any]]
     output: Callable[[Any], Any]  # -> what the function is to return, as NumPy arrays
+    tolerance: float = 0.0
 
 
 class Contestant(Protocol):
@@ -73,6 +78,7 @@ CONTESTANTS: dict[str, Entry] = {
     "jax": Entry(
         "jax_peer", "Jax", ("jax", "jaxlib"), 2, frozenset({"attention", "stored", "training"})
     ),
+    "llama.cpp": Entry("llama_cpp_peer", "LlamaCpp", ("llama_cpp",), 3),
 }
 YARDSTICKS: tuple[str, ...] = (FULL, LOOP, SINGLE, FORWARD)  # attnfast too, called otherwise
 HOUSE: tuple[str, ...] = (OWN, PLAIN, *YARDSTICKS)  # what needs no other library
