@@ -94,10 +94,10 @@ class LlamaCpp:
         for key, value in zip(stored.keys, stored.values, strict=True):
             graph = _Graph(self._ggml)
             query = graph.tensor(inputs.query.astype(np.float32), F32)
-            pair = [graph.tensor(a, stored.type, by_token) for a in (key, value)]
+            keys, values = (graph.tensor(a, stored.type, by_token) for a in (key, value))
             mask = _mask(case, inputs)
             hidden = None if mask is None else graph.tensor(mask, F16)
-            result = graph.attend(case, query, *pair, hidden)
+            result = graph.attend(case, query, keys, values, hidden)
             calls.append(partial(self._compute, graph, result))
         dtype = inputs.query.dtype
 
