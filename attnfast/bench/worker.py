@@ -28,7 +28,8 @@ from .peers import Contestant, Prepared, Unsupported, build
 
 BATCH_SECONDS = 2e-3  # calls are timed in batches at least this long
 LEAD_SECONDS = 5e-3  # untimed calls before a burst, to wake the threads
-TRIAL_SECONDS = 0.03  # to choose among variants; a slower first call is trial enough
+TRIAL_SECONDS = 0.03  # to choose among variants
+SLOW_SECONDS = 0.5  # a slower first call is trial enough; others may have waited for new threads
 SETTLE_SECONDS = 0.2  # at most, for a library's idle threads to stop spinning
 
 
@@ -161,7 +162,7 @@ class Worker:
         except Exception as error:  # a library may raise anything for a case it cannot run
             return Trial(name, None, False, _reason(error)), None, math.inf
         del result
-        if trial.right and seconds <= TRIAL_SECONDS:
+        if trial.right and seconds <= SLOW_SECONDS:
             seconds = _seconds_per_call(prepared.calls)
         self._seconds[self._case.series, name] = seconds
         return trial, prepared, seconds
