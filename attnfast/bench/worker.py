@@ -122,7 +122,8 @@ class Worker:
         """Try every variant, check it, and keep the fastest right one for `burst`.
 
         Left out are variants named in `leave_out`, and those of which a call took more than
-        `longest` seconds in the case before of the same series.
+        `longest` seconds in the case before of the same series. As `burst`, it answers once the
+        library's threads are asleep.
         """
         trials: list[Trial] = []
         best = math.inf
@@ -139,6 +140,7 @@ class Worker:
             del prepared  # its arrays, before the next variant makes its own
         self._batch = max(1, round(BATCH_SECONDS / best)) if best else 1
         self._next = 0
+        _settle()
         return trials
 
     def _why_not(self, variant: str, longest: float, leave_out: Collection[str]) -> str:
