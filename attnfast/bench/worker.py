@@ -28,7 +28,7 @@ from .peers import Contestant, Prepared, Unsupported, build
 
 BATCH_SECONDS = 2e-3  # calls are timed in batches at least this long
 LEAD_SECONDS = 5e-3  # untimed calls before a burst, to wake the threads
-TRIAL_SECONDS = 0.03  # to choose among variants
+TRIAL_SECONDS = 0.1  # to choose among variants; a third where there is one
 SLOW_SECONDS = 0.5  # a slower first call is trial enough; others may have waited for new threads
 SETTLE_SECONDS = 0.2  # at most, for a library's idle threads to stop spinning
 
@@ -127,11 +127,13 @@ class Worker:
         """
         trials: list[Trial] = []
         best = math.inf
-        for name, make in self._contestant.variants(self._case, self._inputs).items():
+        variants = self._contestant.variants(self._case, self._inputs)
+        length = TRIAL_SECONDS if len(variants) > 1 else TRIAL_SECONDS / 3
+        for name, make in variants.items():
             if note := self._why_not(name, longest, leave_out):
                 trials.append(Trial(name, None, False, f"left out, {note}"))
                 continue
-            trial, prepared, seconds = self._try(name, make, truth)
+            trial, prepared, seconds = self._try(name, make, truth, length)
             if trial.right and seconds < best:
                 best, self._prepared = seconds, prepared
                 trials.insert(0, trial)
@@ -151,7 +153,7 @@ class Worker:
         return f"a smaller case took {seconds:.2g} s" if seconds > longest else ""
 
     def _try(
-        self, name: str, make: Callable[[], Prepared], truth: Truth
+        self, name: str, make: Callable[[], Prepared], truth: Truth, length: float
     ) -> tuple[Trial, Prepared | None, float]:
         """Prepare and check a variant; seconds of a call of a right one."""
         try:
@@ -165,7 +167,7 @@ class Worker:
             return Trial(name, None, False, _reason(error)), None, math.inf
         del result
         if trial.right and seconds <= SLOW_SECONDS:
-            seconds = _seconds_per_call(prepared.calls)
+            seconds = _seconds_per_call(prepared.calls, length)
         self._seconds[self._case.series, name] = seconds
         return trial, prepared, seconds
 
@@ -223,15 +225,15 @@ def _settle() -> None:
             return
 
 
-def _seconds_per_call(calls: Sequence[Callable[[], Any]]) -> float:
-    """The fastest of a few calls, after one that the check has already made.
+def _seconds_per_call(calls: Sequence[Callable[[], Any]], length: float) -> float:
+    """The fastest of some seconds of calls, after one that the check has already made.
 
     They rotate as those that are timed: keys that come from memory do so here too.
     """
     best, start = math.inf, time.perf_counter()
     for call in cycle(calls):
         before = time.perf_counter()
-        if before - start >= TRIAL_SECONDS:
+        if before - start >= length:
             break
         call()
         best = min(best, time.perf_counter() - before)

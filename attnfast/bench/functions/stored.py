@@ -40,7 +40,7 @@ class Stored(Attention):
                 continue
             sets.append(_in_bytes(pair, case.kind, case.number or None))
             for real, name in ((inputs.keys, "key"), (inputs.values, "value")):
-                real[n] = _real(sets[-1][name], sets[-1][f"{name}_scale"])
+                real[n] = real_numbers(sets[-1][name], sets[-1][f"{name}_scale"])
         extra = {name: np.stack([stored[name] for stored in sets]) for name in sets[0]}
         return replace(inputs, extra=extra)
 
@@ -69,7 +69,7 @@ def _in_bytes(arrays: tuple[Array, Array], dtype: str, group: int | None) -> dic
     return {"key": key, "value": value, "key_scale": key_scale, "value_scale": value_scale}
 
 
-def _real(stored: Array, scale: Array) -> Array:
+def real_numbers(stored: Array, scale: Array) -> Array:
     """The numbers that 8 bits stand for; a scale is that of neighbours in a row."""
     groups = stored.reshape(*scale.shape, -1).astype(np.float32)
     real: Array = (groups * scale[..., None]).reshape(stored.shape)

@@ -20,8 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import attnfast
+
 from ..case import Case
 from ..functions import function_of
+from ..functions.stored import real_numbers
 from ..inputs import Inputs, full_mask
 from ..machine import require_memory
 from . import Prepared, Unsupported
@@ -180,8 +183,8 @@ class _Stored:
 def _stored(case: Case, inputs: Inputs) -> tuple[str, _Stored]:
     """What a case's keys and values are in ggml, and its name there.
 
-    int8 is Q8_0, blocks of 32 numbers with a float16 scale; the other kinds of caches are float32,
-    as for other libraries.
+    int8 is Q8_0, blocks of 32 numbers with a float16 scale, for which ggml rounds queries to 8 bits
+    too; the other kinds of caches are float32, as for other libraries.
     """
     if case.function == "stored" and case.kind == "int8":
         if case.head_dim % WIDTH or case.value_dim % WIDTH:
@@ -189,13 +192,9 @@ def _stored(case: Case, inputs: Inputs) -> tuple[str, _Stored]:
         extra = inputs.extra
         keys = _blocks(extra["key"], extra["key_scale"])
         values = _blocks(extra["value"], extra["value_scale"])
-        rounded = replace(
-            inputs,
-            query=_numbers(_rounded(inputs.query)),
-            keys=[_numbers(keys[0])],
-            values=[_numbers(values[0])],
-        )
-        return "q8_0", _Stored(Q8_0, list(keys), list(values), 2 * _change(case, inputs, rounded))
+        query = real_numbers(*attnfast.quantize(inputs.query, group=WIDTH))
+        tolerance = 2 * _change(case, inputs, replace(inputs, query=query))
+        return "q8_0", _Stored(Q8_0, list(keys), list(values), tolerance)
     kind = TYPES[case.dtype]
     tolerance = _sum_error(case, inputs) if kind == F16 else 0.0
     name = {F32: "f32", F16: "f16", BF16: "bf16"}[kind]
@@ -203,7 +202,7 @@ def _stored(case: Case, inputs: Inputs) -> tuple[str, _Stored]:
 
 
 def _change(case: Case, inputs: Inputs, other: Inputs) -> float:
-    """How far rounding the inputs of a case, queries too, moves the checked rows."""
+    """How far other inputs move the checked rows."""
     function = function_of(case)
     sample = function.sample(case, inputs)
     first, second = (function.exact_rows(case, x, sample, np.float64) for x in (inputs, other))
@@ -227,23 +226,6 @@ def _blocks(numbers: Array, scales: Array) -> Array:
     blocks["numbers"] = numbers.reshape(*blocks.shape, WIDTH)
     blocks["scale"] = scales
     return blocks
-
-
-def _rounded(array: Array) -> Array:
-    """Real numbers in blocks of Q8_0, as ggml rounds queries."""
-    groups = array.reshape(*array.shape[:-1], -1, WIDTH)
-    scale = np.abs(groups).max(axis=-1) / 127
-    blocks = np.empty(scale.shape, BLOCK)
-    blocks["scale"] = scale
-    blocks["numbers"] = np.rint(groups / np.where(scale > 0, scale, 1)[..., None])
-    return blocks
-
-
-def _numbers(blocks: Array) -> Array:
-    """What blocks of Q8_0 stand for."""
-    wide = blocks["numbers"] * blocks["scale"].astype(np.float32)[..., None]
-    numbers: Array = wide.reshape(*blocks.shape[:-1], -1)
-    return numbers
 
 
 def _mask(case: Case, inputs: Inputs) -> Array | None:
