@@ -42,8 +42,8 @@ LEFT_OUT = {
     "promises/test_neighbours_workers.py::TestForksFromThreads": "a call that takes a minute",
     "promises/test_out_of_memory.py": "limits the address space; the rest is a program of its own",
     "promises/test_pool.py": "a program with a sanitizer of its own",
-    "promises/test_process.py::TestFork::test_nested": "a child may get the allocator's lock from a "
-    "thread that ended meanwhile: libasan, unlike glibc, does not free it",
+    "promises/test_process.py::TestFork::test_nested": "a child may get libasan's lock from "
+    "a thread that ended meanwhile; glibc frees its own",
     "promises/test_process.py::TestSignals": "latency of kernels that are many times slower",
     "promises/test_process.py::test_other_python_threads_run_while_a_call_lasts": "the same",
     "promises/test_quota.py": "other processes, in mount namespaces",
