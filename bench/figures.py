@@ -81,11 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.names and not options.pages:
         list_figures()
         return 0
+    busy = busy_warning()  # once: later the load is that of the measurements before
     for name in options.names:
         if name == "loops":
-            tables.save(name, loops())
+            tables.save(name, loops(busy))
+        elif options.run:
+            keep(name, Report.load(options.run))
         else:
-            keep(name, Report.load(options.run) if options.run else run(name, options.time_limit))
+            keep(name, run(name, options.time_limit, busy))
     write_pages()
     return 0
 
@@ -103,15 +106,14 @@ def stored_date(data: dict[str, Any]) -> str:
     return str(data["date"] if "date" in data else data["machine"]["date"])
 
 
-def run(name: str, time_limit: float | None) -> Report:
-    """Measure by the command of a name.
+def run(name: str, time_limit: float | None, busy: str | None) -> Report:
+    """Measure by the command of a name, on a machine of which `busy` says what disturbs.
 
     Raises
     ------
     subprocess.CalledProcessError
         When it fails, or attnfast gave a wrong result.
     """
-    busy = busy_warning()
     words = shlex.split(COMMANDS[name][0])
     # -P: the folder attnfast of the checkout is not the installed package
     start = [sys.executable] if words[0] == "python" else [sys.executable, "-P", "-m", words[0]]
@@ -243,9 +245,9 @@ def modelled(report: Report) -> list[dict[str, Any]]:
     return [row for row in rows if row["case"] in MODELLED]
 
 
-def loops() -> dict[str, Any]:
+def loops(busy: str | None) -> dict[str, Any]:
     """Each instruction set beside plain loops in C, as `naive.py` prints it."""
-    busy, isas = busy_warning(), attnfast.available_isas()
+    isas = attnfast.available_isas()
     compiled = naive.load(["cc", "-O3"])
     rows = []
     for cell in naive.CELLS:

@@ -55,7 +55,7 @@ def remember(data: Data) -> None:
         each.case.name: [each.row(threads).get("percent") for threads in data["threads"]]
         for each in found(data)
         if each.case.name in (*CHOSEN, "float64_1x16x2048x64", "decode_b8_32kv32_4096x128")
-        and "percent" in each.row(1)
+        and has_limit(each.row(1))
     }
     others = [each for each in kept if any(each[key] != row[key] for key in MACHINE[:2])]
     rows = sorted([*others, row], key=lambda each: (each["processor"], each["isa"]), reverse=True)
@@ -171,9 +171,14 @@ def found(data: Data) -> list[Found]:
     return [Found(data, name) for name in dict.fromkeys(row["case"] for row in data["rows"])]
 
 
+def has_limit(row: Data) -> bool:
+    """Whether arithmetic or memory limit a call. Of a tiny one it is all that surrounds them."""
+    return "percent" in row and not row["case"].startswith("tiny")
+
+
 def figure(row: Data, digits: int = 0) -> str:
     """Percent of the limit, or the time where there is none."""
-    return f"{row['percent']:.{digits}f} %" if "percent" in row else duration(row)
+    return f"{row['percent']:.{digits}f} %" if has_limit(row) else duration(row)
 
 
 def duration(row: Data) -> str:
@@ -283,7 +288,7 @@ def chosen_costs(data: Data) -> Rows:
         if case.case.name not in CHOSEN:
             continue
         own, best = case.row(most), case.best(most)
-        share = figure(own) if "percent" in own else ""
+        share = figure(own) if has_limit(own) else ""
         peers = [times(case.row(most, name)) for name in ("numpy", "torch")]
         cells = [*label(case.case), duration(own), share, *peers, f"{who(best)} {times(best)}"]
         rows.append([cell.strip() for cell in cells])
