@@ -159,7 +159,7 @@ def _instruction_set(facts: Facts) -> Finding:
 
 
 def _threads(facts: Facts) -> Finding:
-    setting = next((name for name in THREAD_VARIABLES if facts.environment.get(name)), None)
+    setting = _deciding_variable(facts)
     count = f"{facts.threads} thread{'s' if facts.threads > 1 else ''} a call"
     reason = f", set by {setting}={facts.environment[setting]}" if setting else ""
     may = f"this process may use {_processors_in_words(facts.usable)}"
@@ -173,9 +173,6 @@ def _threads(facts: Facts) -> Finding:
             else f"call attnfast.set_num_threads({facts.usable})",
         )
     if facts.threads == facts.usable:
-        # OMP_NUM_THREADS may ask for more than the processors, and then decides nothing.
-        decides = setting and facts.environment[setting] == str(facts.threads)
-        reason = reason if decides else ""
         return Finding("threads", f"{count}{reason}, one for each processor it may use")
     advice = (
         f"to use all, unset {setting}, or set it to {facts.usable}"
@@ -184,6 +181,15 @@ def _threads(facts: Facts) -> Finding:
         "-Ccmake.define.ATTNFAST_OPENMP=ON, which says what is missing"
     )
     return Finding("threads", f"{count}{reason}; {may}", advice)
+
+
+def _deciding_variable(facts: Facts) -> str | None:
+    """The variable that asks for as many threads as there are: others ask for more."""
+    for name in THREAD_VARIABLES:
+        first = facts.environment.get(name, "").partition(",")[0].strip()
+        if first.isdigit() and int(first) == facts.threads:
+            return name
+    return None
 
 
 def _processors_in_words(count: int) -> str:

@@ -19,23 +19,31 @@ from .quota import cpu_quota
 def cpu_name() -> str:
     """The processor's name as the system gives it, with the generation of an AMD EPYC."""
     try:
-        text = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
         text = ""
-    facts = dict(re.findall(r"^(cpu family|model name|model)\t+: (.+)", text, re.M))
+    lines: list[tuple[str, str]] = re.findall(
+        r"^(cpu family|model name|model)\s*: (.+)", text, re.M
+    )
+    facts = dict(reversed(lines))  # of the first processor
     if "model name" not in facts:
         return platform.processor() or platform.machine()
     name = facts["model name"].strip()
-    generation = amd_generation(int(facts.get("cpu family", 0)), int(facts.get("model", 0)))
-    return f"{name} ({generation})" if name == "AMD EPYC" and generation else name
+    numbers = [facts.get(key, "").strip() for key in ("cpu family", "model")]
+    if name != "AMD EPYC" or not all(number.isdigit() for number in numbers):
+        return name
+    generation = amd_generation(*map(int, numbers))
+    return f"{name} ({generation})" if generation else name
 
 
 def amd_generation(family: int, model: int) -> str:
     """Zen 3, 4 or 5 by the numbers of an AMD processor, of which virtual machines hide the name."""
-    if family == 25:
-        zen_4 = (0x10, 0x60, 0x70, 0xA0)  # of each, 16 models
-        return "Zen 4" if model & 0xF0 in zen_4 else "Zen 3"
-    return "Zen 5" if family == 26 else ""
+    known: dict[int, dict[str, tuple[int, ...]]] = {  # of each, 16 models
+        25: {"Zen 3": (0x00, 0x20, 0x30, 0x40, 0x50), "Zen 4": (0x10, 0x60, 0x70, 0xA0)},
+        26: {"Zen 5": (0x00, 0x10, 0x20, 0x40)},
+    }
+    generations = known.get(family, {}).items()
+    return next((name for name, models in generations if model & 0xF0 in models), "")
 
 
 def affinity() -> int:

@@ -567,9 +567,11 @@ def test_the_quota_is_the_tightest_on_the_way_up(files, quota, tmp_path):
         ((25, 17), "AMD EPYC (Zen 4)"),
         ((26, 2), "AMD EPYC (Zen 5)"),
         ((23, 49), "AMD EPYC"),
+        ((26, 0x50), "AMD EPYC"),
+        (("unknown", 1), "AMD EPYC"),
     ],
 )
 def test_the_name_of_a_processor_says_its_generation(monkeypatch, numbers, name):
     text = "cpu family\t: {}\nmodel\t\t: {}\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\n"
-    monkeypatch.setattr(machine.Path, "read_text", lambda path: text.format(*numbers))
+    monkeypatch.setattr(machine.Path, "read_text", lambda path, **_: text.format(*numbers))
     assert machine.cpu_name() == name

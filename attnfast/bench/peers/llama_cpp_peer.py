@@ -39,11 +39,9 @@ BLOCK = np.dtype([("scale", "<f2"), ("numbers", "i1", WIDTH)])
 SUFFIXES = {"darwin": ("lib{}.dylib", "lib{}.so"), "win32": ("{}.dll", "lib{}.dll")}
 
 
-class _Parameters(ctypes.Structure):
-    """`struct ggml_init_params`: bytes and memory for what tensors are, none for their elements."""
-
-    _fields_ = (("mem_size", c_size_t), ("mem_buffer", c_void_p), ("no_alloc", c_bool))
-
+# `struct ggml_init_params`: bytes and memory for what tensors are, none for their elements.
+_FIELDS = [("mem_size", c_size_t), ("mem_buffer", c_void_p), ("no_alloc", c_bool)]
+_Parameters: Any = type("_Parameters", (ctypes.Structure,), {"_fields_": _FIELDS})
 
 # Return type, types of arguments: no function whose structs have changed between releases.
 PROTOTYPES: dict[str, tuple[Any, ...]] = {
