@@ -113,7 +113,7 @@ def print_results(name: str, threads: int) -> None:
 
 
 def changes(case: Case) -> dict[str, tuple[Case, Inputs]]:
-    """The inputs of a case as they are, and changed in ways that should not matter."""
+    """The inputs of a case, and copies that differ where no result may change."""
     inputs = function_of(case).draw(case, SEED)
     made = {"": (case, inputs)}
     if case is STEP:

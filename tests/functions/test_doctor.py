@@ -66,6 +66,12 @@ CASES = {
         "1 thread a call, set by OMP_NUM_THREADS=1",
         "unset OMP_NUM_THREADS",
     ),
+    "threads by OpenMP's limit": (
+        {"threads": 1, "environment": {"OMP_NUM_THREADS": "8", "OMP_THREAD_LIMIT": "1"}},
+        "threads",
+        "1 thread a call, set by OMP_THREAD_LIMIT=1",
+        "unset OMP_THREAD_LIMIT",
+    ),
     "no OpenMP": ({"threads": 1}, "threads", "1 thread a call; this", "ATTNFAST_OPENMP=ON"),
     "more threads than processors": (
         {"threads": 32, "environment": {"ATTNFAST_NUM_THREADS": "32"}},

@@ -95,7 +95,7 @@ def test_scales_of_any_shape(lq, dtype, rng):
 
 
 def check_of_keys(q, k, stored_as, options, lists=(5, 70), function_of=real):
-    """What is said about keys, by the criterion of the real numbers."""
+    """Weights, heaviest keys and importance against those of the keys as real numbers."""
     keys = function_of(k, stored_as.get("key_scale"), stored_as.get("key_zero_point"), np.float64)
     criterion = Criterion(q, keys, keys[..., :1], **options)
     both = {**stored_as, **options}

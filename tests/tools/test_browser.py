@@ -34,7 +34,7 @@ BODIES = {
 
 @pytest.fixture(scope="module")
 def problems(tmp_path_factory):
-    """What is said of each page."""
+    """The problems that are printed for each page."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "dot.png").write_bytes(DOT)
     for name, body in BODIES.items():
