@@ -176,7 +176,7 @@ def _draw_line(axis: Axes, name: str, lengths: list[int], heights: list[float]) 
     """A contestant's line; one without a point still has its place in the legend."""
     color, marker = STYLES.get(name, (INK, "."))
     own = name == OWN
-    axis.plot(
+    (line,) = axis.plot(
         lengths,
         heights,
         label=name,
@@ -187,6 +187,7 @@ def _draw_line(axis: Axes, name: str, lengths: list[int], heights: list[float]) 
         zorder=4 if own else 3,
         clip_on=False,
     )
+    line.set_in_layout(bool(lengths))  # no points: it would count as one at the figure's corner
 
 
 def _finish_axis(axis: Axes, run: Report, series: str) -> None:

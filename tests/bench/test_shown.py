@@ -274,6 +274,17 @@ def test_a_figure_is_of_libraries_not_of_yardsticks(swept, tmp_path):
     assert "PyTorch 3" in text and "forward 1.2" not in text
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_library_without_a_series_leaves_the_panels_their_room(swept, tmp_path):
+    """Its line without points would move every panel: matplotlib warns then that they collapse."""
+    pytest.importorskip("matplotlib")
+    for run in swept.runs:
+        for result in run.results:
+            if result.case.series == "sweep_train":
+                result.entries["torch"] = Entry("cannot")
+    draw(swept, tmp_path / "figure.png")
+
+
 def test_a_figure_of_one_number_of_threads_and_one_sweep(swept, tmp_path):
     pytest.importorskip("matplotlib")
     results = [result for result in swept.results if result.case.series == "sweep_causal"]
