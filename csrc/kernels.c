@@ -1,6 +1,7 @@
 /* One kernel table. Compiled once per (instruction set, dtype), see kernel/types.h. */
 #include "kernels.h"
 
+#include "kernel/columns.h"
 #include "kernel/decode.h"
 #include "kernel/forward.h"
 #include "kernel/importance.h"
@@ -42,6 +43,7 @@ const af_kernels AF_TABLE(AF_TYPE, AF_ISA) = {
     .backward = backward,
     .backward_finish = backward_finish,
 #endif
+    .copy_columns = copy_columns,
     .rotate_halves = rotate_halves,
     .rotate_neighbours = rotate_neighbours,
     .widen = widen,

@@ -77,6 +77,8 @@ struct af_kernels {
     /* Rotary embedding of a row, see kernel/rotate.h. */
     void (*rotate_halves)(const void *from, void *to, const void *cosine, const void *sine, int64_t pairs);
     void (*rotate_neighbours)(const void *from, void *to, const void *cosine, const void *sine, int64_t elements);
+    /* to[j * ld + d] = from[d * apart + j]. */
+    void (*copy_columns)(const void *from, int64_t apart, void *to, int64_t ld, int64_t rows, int64_t width);
     /* n elements as reals, and reals rounded to elements. */
     void (*widen)(const void *elems, void *reals, int64_t n);
     void (*narrow)(const void *reals, void *elems, int64_t n);

@@ -17,7 +17,7 @@ bool af_is_plain(const af_call *call)
 /* Long lists of keys are made from whole rows of scores, the other results as if no list were wanted. */
 af_status af_run_any(af_call *call, const af_run *run, af_watch *watch)
 {
-    if (af_has_columns(call)) return af_run_rows(call, run, watch, af_run_any);
+    if (af_copies_columns(call)) return af_run_rows(call, run, watch, af_run_any);
     if (call->results.topk <= AF_LISTED_KEYS) return af_run_local(call, run, watch);
     af_call others = *call;
     others.results.topk = 0;

@@ -3,22 +3,25 @@
 #include <string.h>
 
 #include "driver/arena.h"
+#include "driver/attention.h"
 #include "driver/passes.h"
+#include "kernels.h"
 #include "plan/intervals.h"
+#include "plan/plan.h"
+#include "runtime/dispatch.h"
 
 /* A tile is read column by column, as it lies in memory, and written row by row: columns are often a multiple of a page
  * apart, and what is read across them shares one set of a cache. A thread takes TASK_ROWS at a time. */
-enum { TILE_ROWS = 64, TILE_COLUMNS = 16, SQUARES_COLUMNS = 32, TASK_ROWS = 2048 };
+enum { TILE_ROWS = 64, TILE_COLUMNS = 16, TASK_ROWS = 2048 };
 
 typedef uint16_t __attribute__((may_alias)) bits_16;
 typedef uint32_t __attribute__((may_alias)) bits_32;
 typedef uint64_t __attribute__((may_alias)) bits_64;
 
-typedef bits_32 four __attribute__((vector_size(16), aligned(4), may_alias));
-
 typedef struct copying {
     af_tensor from, to;
     int64_t B, H, rows, width, size; /* size: bytes of an element */
+    const af_kernels *kernels;
 } copying;
 
 #define COPY_TILES(type)                                                                                               \
@@ -36,49 +39,37 @@ typedef struct copying {
             }                                                                                                          \
     } while (0)
 
-/* Four elements of each of four columns that are `apart`, as parts of four rows. */
-static void copy_square(const bits_32 *from, int64_t apart, bits_32 *to, int64_t width)
-{
-    const four a = *(const four *)from, b = *(const four *)(from + apart), c = *(const four *)(from + 2 * apart),
-               d = *(const four *)(from + 3 * apart);
-    const four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5),
-               AB = __builtin_shufflevector(a, b, 2, 6, 3, 7), CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-    *(four *)to = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
-    *(four *)(to + width) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
-    *(four *)(to + 2 * width) = __builtin_shufflevector(AB, CD, 0, 1, 4, 5);
-    *(four *)(to + 3 * width) = __builtin_shufflevector(AB, CD, 2, 3, 6, 7);
-}
-
-/* COPY_TILES for whole squares of 32-bit elements whose columns are contiguous: three times as fast. */
-static void copy_squares(const copying *c, int64_t rows, const bits_32 *from, bits_32 *to)
-{
-    for (int64_t row = 0; row < rows; row += TILE_ROWS)
-        for (int64_t column = 0; column < c->width; column += SQUARES_COLUMNS) {
-            const int64_t end = af_min(row + TILE_ROWS, rows), last = af_min(column + SQUARES_COLUMNS, c->width);
-            for (int64_t d = column; d < last; d += 4)
-                for (int64_t i = row; i < end; i += 4)
-                    copy_square(from + i + d * c->from.j, c->from.j, to + i * c->to.i + d, c->to.i);
-        }
-}
-
 static void copy_some_rows(void *context, int64_t index, void *scratch)
 {
     const copying *c = context;
     const int64_t tasks = (c->rows + TASK_ROWS - 1) / TASK_ROWS, first = index % tasks * TASK_ROWS;
     const int64_t rows = af_min(TASK_ROWS, c->rows - first), h = index / tasks % c->H, b = index / tasks / c->H;
     (void)scratch;
-    if (c->size == 4 && c->from.i == 1 && rows % 4 == 0 && c->width % 4 == 0)
-        copy_squares(c, rows, (const bits_32 *)c->from.data + af_offset(&c->from, b, h, first),
-                     (bits_32 *)c->to.data + af_offset(&c->to, b, h, first));
+    if (c->from.i == 1)
+        c->kernels->copy_columns((const char *)c->from.data + af_offset(&c->from, b, h, first) * c->size, c->from.j,
+                                 (char *)c->to.data + af_offset(&c->to, b, h, first) * c->size, c->to.i, rows,
+                                 c->width);
     else if (c->size == 2) COPY_TILES(bits_16);
     else if (c->size == 4) COPY_TILES(bits_32);
     else COPY_TILES(bits_64);
 }
 
+/* Whether the rows of a tensor have to be copied. */
+static bool is_copied(const af_call *call, const af_tensor *t, int64_t width)
+{
+    if (!af_in_columns(t, width)) return false;
+    return t->i != 1 || t->j == 0 || !af_is_plain(call) || !af_reads_columns(call, af_kernels_for(call->dtype));
+}
+
+bool af_copies_columns(const af_call *call)
+{
+    const af_operands *p = &call->operands;
+    return af_has_columns(call) && (is_copied(call, &p->key, call->D) || is_copied(call, &p->value, call->Dv));
+}
+
 /* The same tensor with contiguous rows; axes that repeat themselves are copied once. */
 static af_status copy_rows(af_tensor *t, copying c, const af_run *run, af_watch *watch, af_arena *arena)
 {
-    if (!t->data || c.width < 2 || t->j == 1) return AF_OK;
     c.from = *t;
     if (!t->batch && !t->b) c.B = af_min(c.B, 1);
     if (!t->h) c.H = af_min(c.H, 1);
@@ -101,9 +92,12 @@ static af_status run_part(af_call call, const af_run *run, af_watch *watch,
 {
     af_arena arena = {0};
     copying c = {.B = call.B, .H = call.Hk, .rows = call.Lk, .width = call.D, .size = af_elem_bytes(call.dtype)};
-    af_status status = copy_rows(&call.operands.key, c, run, watch, &arena);
+    c.kernels = af_kernels_for(call.dtype);
+    af_status status = AF_OK;
+    if (is_copied(&call, &call.operands.key, call.D)) status = copy_rows(&call.operands.key, c, run, watch, &arena);
     c.width = call.Dv;
-    if (status == AF_OK) status = copy_rows(&call.operands.value, c, run, watch, &arena);
+    if (status == AF_OK && is_copied(&call, &call.operands.value, call.Dv))
+        status = copy_rows(&call.operands.value, c, run, watch, &arena);
     if (status == AF_OK) status = part(&call, run, watch);
     af_give_back(&arena);
     return status;
@@ -112,7 +106,7 @@ static af_status run_part(af_call call, const af_run *run, af_watch *watch,
 /* Of one head. */
 static double copied_bytes(const af_call *call, const af_tensor *t, int64_t width)
 {
-    if (!t->data || width < 2 || t->j == 1) return 0;
+    if (!is_copied(call, t, width)) return 0;
     return (double)af_elem_bytes(call->dtype) * (double)width * (double)(t->i ? call->Lk : 1);
 }
 

@@ -243,15 +243,18 @@ static af_status describe_call(af_describer *d, const af_call *call, bool queued
 {
     if (call->B == 0 || call->H == 0 || call->Lq == 0) return AF_OK;
     af_schedule s;
+    af_call joined;
     af_report *report = d->report;
-    af_schedule_call(&s, call);
+    const int wanted = d->sink.run->threads;
+    af_schedule_call(&s, call, wanted);
     if (describe_pieces(d, call, &s.plan, false) != AF_OK) return AF_INTERRUPTED;
+    if (!queued) af_schedule_joined(&s, &joined, call, wanted);
     for (int i = 0; i < s.count; i++) report->tasks += s.pass[i].units;
     if (report->kernel[0] == 'n' || !s.plan.decode) report->kernel = s.plan.decode ? "decode" : "forward";
     if (queued && af_add_to_group(&d->group, &s)) {
         if (d->group.calls == AF_QUEUED_CALLS) af_describe_group(d);
     } else {
-        const int threads = af_threads_for(d->sink.run->threads, s.most_units, s.worth_threads);
+        const int threads = af_threads_for(wanted, s.most_units, s.worth_threads);
         af_describe_loop(report, threads, af_working_memory(&s, threads));
     }
     return AF_OK;

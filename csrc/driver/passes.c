@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <stdatomic.h>
 
+#include "driver/joined_batch.h"
 #include "kernels.h"
 #include "plan/intervals.h"
 #include "runtime/cpu.h"
@@ -41,7 +42,7 @@ enum { REQUEST_BYTES = 8192 };
 void af_attend_unit(const af_pass *pass, int64_t index, void *scratch)
 {
     const af_plan *plan = pass->plan;
-    const af_unit unit = af_plan_unit(plan, index, plan->unit_blocks, plan->splits);
+    const af_unit unit = af_plan_unit(plan, index, plan->unit_blocks * plan->unit_lots, plan->splits);
     const int64_t rows = index % pass->round / plan->splits;
     char *partials = NULL, *partial = NULL;
     if (plan->splits > 1) {
@@ -126,13 +127,14 @@ static void add_pass(af_schedule *s, const af_call *call, af_pass pass)
     s->most_units = af_max(s->most_units, pass.units);
 }
 
-void af_schedule_call(af_schedule *s, const af_call *call)
+void af_schedule_call(af_schedule *s, const af_call *call, int threads)
 {
     assert(call->Hk > 0 && call->H % call->Hk == 0 && call->visible.left >= 0);
     *s = (af_schedule){0};
     af_plan *plan = &s->plan;
     const int64_t request_bytes = af_requests_lines() ? REQUEST_BYTES : 0;
-    af_make_plan(plan, call, af_kernels_for(call->dtype), request_bytes);
+    const bool alone = (threads ? threads : af_threads()) == 1;
+    af_make_plan(plan, call, af_kernels_for(call->dtype), request_bytes, alone);
     plan->met_infinity = &s->met_infinity;
     if (call->operands.storage) plan->bytes = af_kernels_for(AF_F32)->bytes;
     const double bytes = (double)call->B * (double)call->Hk * (double)call->Lk * (double)(call->D + call->Dv) *
@@ -143,7 +145,9 @@ void af_schedule_call(af_schedule *s, const af_call *call)
     s->scratch_bytes = (s->scratch_bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
     const int64_t groups = times(call->B, plan->head_groups);
     if (plan->softmax) {
-        const int64_t rows = times(call->B, af_units_of_blocks(plan, plan->unit_blocks));
+        const int64_t blocks = (int64_t)plan->unit_blocks * plan->unit_lots;
+        const int64_t rows =
+            plan->decode ? (groups + blocks - 1) / blocks : times(groups, af_units_of_rows(plan, plan->unit_blocks));
         const int64_t units = times(rows, plan->splits);
         const int64_t share = attend_share(call, plan, s->flops, units);
         add_pass(s, call, (af_pass){.unit = af_attend_unit, .units = units, .round = units, .share = share});
@@ -159,6 +163,14 @@ void af_schedule_call(af_schedule *s, const af_call *call)
         const int64_t share = af_share_of(s->flops, units);
         add_pass(s, call, (af_pass){.unit = weights_unit, .units = units, .round = units, .share = share});
     }
+}
+
+bool af_schedule_joined(af_schedule *s, af_call *joined, const af_call *call, int threads)
+{
+    af_schedule_call(s, call, threads);
+    if (!s->plan.decode || !s->plan.request_bytes || !af_join_batch(joined, call)) return false;
+    af_schedule_call(s, joined, threads);
+    return true;
 }
 
 /* As many units of rows as may wait together for the splits of their keys to be merged; 0 if none has several. */
@@ -240,8 +252,9 @@ af_status af_run_call(af_call *call, const af_run *run, af_watch *watch)
     if (!af_has_results(call)) return AF_OK;
     af_arena arena = {0};
     af_schedule s;
+    af_call joined;
     af_status status = AF_NO_MEMORY;
-    af_schedule_call(&s, call);
+    if (af_schedule_joined(&s, &joined, call, run->threads)) call = &joined;
     const int threads = af_threads_for(run->threads, s.most_units, s.worth_threads);
     bool taken = s.count < 2 || take_row_sums(call, &arena);
     for (int i = 0; i < s.count; i++) taken = taken && take_partials(&s.pass[i], &arena, threads);

@@ -38,8 +38,12 @@ typedef struct af_schedule {
     size_t scratch_bytes;     /* for each thread */
 } af_schedule;
 
-/* Pure: what would be run. `call` must outlive the schedule. */
-void af_schedule_call(af_schedule *schedule, const af_call *call);
+/* Pure: what would be run by so many threads, 0: af_threads(). `call` must outlive the schedule. */
+void af_schedule_call(af_schedule *schedule, const af_call *call, int threads);
+
+/* The same as af_run_call runs it. Returns true if that is as another call, `joined`, which must outlive the schedule
+ * instead. */
+bool af_schedule_joined(af_schedule *schedule, af_call *joined, const af_call *call, int threads);
 
 /* Bytes of memory that so many threads need for a schedule. */
 double af_working_memory(const af_schedule *schedule, int threads);

@@ -73,7 +73,7 @@ af_status af_enqueue(af_queue *queue, const af_call *call)
     if (queue->group.calls == queue->room && !grow(queue)) return AF_NO_MEMORY;
     af_queued *next = queue->queued[queue->group.calls];
     next->call = *call;
-    af_schedule_call(&next->schedule, &next->call);
+    af_schedule_call(&next->schedule, &next->call, queue->run->threads);
     if (!af_add_to_group(&queue->group, &next->schedule)) return af_run_call(&next->call, queue->run, queue->watch);
     next->end = queue->group.units;
     return queue->group.calls == AF_QUEUED_CALLS ? af_flush_queue(queue) : AF_OK;

@@ -166,7 +166,7 @@ static void widened_scores(const af_byte_rows *rows, af_byte_product p, const fl
         const elem_rows key = near_bytes(rows, p.j + i, here);
         const score_rows to = {p.s + i, p.lds};
         if (interleaves(p.count, rows->width, false)) interleaved_scores(p.count, here, 0, query, key, to, rows->width);
-        else decode_scores(p.count, here, query, key, to, rows->width, (requests){0});
+        else decode_scores(p.count, here, query, key, to, rows->width, &(requests){0});
     }
 }
 

@@ -92,7 +92,10 @@ static void interleaved_scores(int rows, int n, int64_t ahead, const real *query
     for (; rows > 3; rows -= 4, query += 4 * D, s = score_rows_from(s, 4), ahead = 0)
         dot_interleaved_4(n, ahead, query, key, s, D);
     if (rows == 3) dot_interleaved_3(n, ahead, query, key, s, D);
-    else decode_scores(rows, n, query, key, s, D, requests_for(key, D, 0));
+    else if (rows) {
+        const requests ask = requests_for(key, D, 0);
+        decode_scores(rows, n, query, key, s, D, &ask);
+    }
 }
 
 /* decode_values, in the same way. */

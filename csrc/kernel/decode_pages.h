@@ -8,16 +8,11 @@
 #include "kernel/block.h"
 #include "kernel/decode_interleaved.h"
 
-/* Keys of a turn where the rows of heads are mixed. Short turns read memory nearly in order; a turn of values has all
- * the rows that are added up together. */
-enum { MIXED_KEYS = 4 };
-
 /* Where a turn ends that begins at row j: whole groups of `few` rows that lie in one page, or one group that does not.
- * Heads whose rows are mixed take turns after every group, or sooner. */
-static int64_t end_of_turn(const af_rows *rows, int64_t j, int64_t end, int few, const int which)
+ * Heads whose rows are mixed take turns after every group. */
+static int64_t end_of_turn(const af_rows *rows, int64_t j, int64_t end, int few)
 {
     const int64_t line = rows_in_line(rows, j, end - j);
-    if (which == KEYS && !rows->pages && rows->stride > rows->width) return af_min(end, j + MIXED_KEYS);
     if (rows->stride > rows->width || line < few) return af_min(end, j + few);
     return line == end - j ? end : j + line / few * few;
 }
@@ -67,7 +62,7 @@ static void turn_scores(const af_plan *plan, const decode_run *run, int64_t j0, 
         const int64_t ahead = turn_distance(s->keys, t, i);
         if (nr > 2 && (!each || interleaves(nr, D, true)))
             interleaved_scores(nr, here, ahead / (int)sizeof(elem), s->query, key, to, D);
-        else decode_scores(nr, here, s->query, key, to, D, each ? (requests){0, ahead} : (requests){ahead, 0});
+        else decode_scores(nr, here, s->query, key, to, D, &(requests){each ? 0 : ahead, each ? ahead : 0});
     }
 }
 
@@ -143,7 +138,7 @@ static void read_pages(const af_plan *plan, const decode_run *runs, int count, i
     const int64_t ahead = bytes_ahead(plan, runs, bytes), far = ahead / width;
     const int few = near_rows(first->width);
     for (int64_t j = j0, next; j < end; j = next) {
-        next = end_of_turn(first, j, end, few, which);
+        next = end_of_turn(first, j, end, few);
         const int64_t rows = next - j, turns = af_max(1, far / rows), rounds = turns / count;
         const int64_t here = offset_of(first, j), last = j + (rounds + 1) * rows;
         const int64_t soon = last - rows < end ? offset_of(first, last - rows) : here;

@@ -65,6 +65,13 @@ static void add_logits(bool base2, int nv, const real *logit, const scratch *s, 
     }
 }
 
+/* What the results of each row are made with. */
+typedef struct row_factors {
+    real factor[AF_NR], keep[AF_NR]; /* output = factor O + keep times what is there, where a call accumulates */
+    real inverse[AF_NR], lse[AF_NR];
+    uint64_t stay; /* rows whose results stay as they are */
+} row_factors;
+
 static real *lse_of(const af_call *call, const af_visibility *vis, int lane)
 {
     return (real *)call->results.lse.data + af_offset(&call->results.lse, vis->b, vis->head[lane], vis->query[lane]);
@@ -91,61 +98,89 @@ static uint64_t add_previous(const af_call *call, const af_plan *plan, const que
     return stay;
 }
 
-/* to[row] = factor[row] * O[row]; with `keep`, plus keep[row] times the old to[row]. Rows that are NULL are skipped,
- * and a sum that is zero has no sign, as in pack.h. */
-static void store_rows(int rows, int64_t Dv, const real *o, const real *factor, const real *keep, elem *const to[AF_NR])
+/* What counts as keys besides those of the call. Returns the rows whose results stay. */
+static __attribute__((noinline)) uint64_t add_more_logits(const af_call *call, const af_plan *plan,
+                                                          const query_block *block, const scratch *s, row_factors *f)
 {
-    for (int i = 0; i < rows; i++, o += Dv) {
-        if (!to[i]) continue;
+    for (int c = 0; c < block->nv; c++) {
+        v_store(f->factor + c * VL, v_set1(1));
+        v_store(f->keep + c * VL, v_zero());
+    }
+    if (call->score.sink) add_sinks(call, block, s, f->factor);
+    return call->subset.accumulate ? add_previous(call, plan, block, s, f->factor, f->keep) : 0;
+}
+
+/* Output row = factor[row] * O[row]; with `keep`, plus keep[row] times what it was. Rows that `stay` are skipped, and a
+ * sum that is zero has no sign, as in pack.h. */
+static void store_rows(const af_call *call, const query_block *block, const real *o, const real *factor,
+                       const real *keep, uint64_t stay)
+{
+    const int64_t Dv = call->Dv;
+    for (int i = 0; i < block->n; i++, o += Dv) {
+        if (stay >> i & 1) continue;
+        elem *to = find_row(&call->results.output, &block->vis, i);
         const v scale = v_set1(factor[i]);
         int64_t d = 0;
-        for (; !keep && d + VL <= Dv; d += VL) e_store(to[i] + d, v_fma(v_load(o + d), scale, v_zero()));
+        for (; !keep && d + VL <= Dv; d += VL) e_store(to + d, v_fma(v_load(o + d), scale, v_zero()));
         for (; d < Dv; d += VL) {
             const int here = Dv - d < VL ? (int)(Dv - d) : VL;
             v x = v_fma(v_load_n(o + d, here), scale, v_zero());
-            if (keep) x = v_fma(e_load_n(to[i] + d, here), v_set1(keep[i]), x);
-            e_store_n(to[i] + d, x, here);
+            if (keep) x = v_fma(e_load_n(to + d, here), v_set1(keep[i]), x);
+            e_store_n(to + d, x, here);
         }
+    }
+}
+
+static __attribute__((noinline)) void store_lanes(const af_call *call, const query_block *block, const real *o,
+                                                  const real *factor, const real *keep, uint64_t stay)
+{
+    elem *rows[AF_NR];
+    find_rows(&call->results.output, &block->vis, rows);
+    for (int lane = 0; stay && lane < block->n; lane++)
+        if (stay >> lane & 1) rows[lane] = NULL;
+    lanes_to_rows(block->n, block->nv, call->Dv, o, factor, keep, rows);
+}
+
+/* What each row has besides its output; of padding there is none. */
+static __attribute__((noinline)) void store_row_results(const af_call *call, const query_block *block, const scratch *s,
+                                                        row_factors *f)
+{
+    const af_visibility *vis = &block->vis;
+    for (int lane = 0; lane < block->n; lane++) {
+        if (af_query_is_padding(call, vis->b, vis->query[lane])) {
+            f->factor[lane] = f->inverse[lane] = f->keep[lane] = 0;
+            f->lse[lane] = -AF_INFINITY;
+        }
+        if (call->results.lse.data && !(f->stay >> lane & 1)) *lse_of(call, vis, lane) = f->lse[lane];
+        if (!call->subset.row_max) continue;
+        ((real *)call->subset.row_max)[row_number(call, vis, lane)] = s->m[lane];
+        ((real *)call->subset.row_inverse)[row_number(call, vis, lane)] = f->inverse[lane];
     }
 }
 
 static void finish(const af_call *call, const af_plan *plan, const query_block *block, const scratch *s)
 {
-    const af_visibility *vis = &block->vis;
-    real factor[AF_NR], inverse[AF_NR], lse[AF_NR], keep[AF_NR] = {0};
-    for (int c = 0; c < AF_NR; c++) factor[c] = 1;
-    if (call->score.sink) add_sinks(call, block, s, factor);
-    const uint64_t stay = call->subset.accumulate ? add_previous(call, plan, block, s, factor, keep) : 0;
+    row_factors f;
+    const bool more_logits = call->score.sink || call->subset.accumulate;
+    f.stay = more_logits ? add_more_logits(call, plan, block, s, &f) : 0;
     for (int c = 0; c < block->nv; c++) {
         const v m = v_load(s->m + c * VL), l = v_load(s->l + c * VL);
         const vm seen = vm_ne(l, v_zero());
         const v one = v_select(seen, v_div(v_set1(1), l), v_zero());
-        v_store(inverse + c * VL, one);
-        v_store(factor + c * VL, v_mul(v_load(factor + c * VL), one));
-        v_store(keep + c * VL, v_mul(v_load(keep + c * VL), one));
+        v_store(f.inverse + c * VL, one);
+        v_store(f.factor + c * VL, more_logits ? v_mul(v_load(f.factor + c * VL), one) : one);
+        if (more_logits) v_store(f.keep + c * VL, v_mul(v_load(f.keep + c * VL), one));
         if (!call->results.lse.data) continue;
         const v log2_sum = v_add(plan->base2 ? m : v_mul(m, v_set1(AF_LOG2E)), v_log2(l));
         const v natural = plan->base2 ? v_mul(log2_sum, v_set1(AF_LN2)) : v_fma(v_log2(l), v_set1(AF_LN2), m);
-        v_store(lse + c * VL, v_select(seen, natural, v_set1(-AF_INFINITY)));
+        v_store(f.lse + c * VL, v_select(seen, natural, v_set1(-AF_INFINITY)));
     }
-    for (int lane = 0; lane < block->n; lane++) {
-        if (af_query_is_padding(call, vis->b, vis->query[lane])) {
-            factor[lane] = inverse[lane] = keep[lane] = 0;
-            lse[lane] = -AF_INFINITY;
-        }
-        if (call->results.lse.data && !(stay >> lane & 1)) *lse_of(call, vis, lane) = lse[lane];
-        if (!call->subset.row_max) continue;
-        ((real *)call->subset.row_max)[row_number(call, vis, lane)] = s->m[lane];
-        ((real *)call->subset.row_inverse)[row_number(call, vis, lane)] = inverse[lane];
-    }
-    if (call->results.topk) finish_topk(call, block, s, inverse, plan->base2);
+    if (call->visible.q_length || call->results.lse.data || call->subset.row_max) store_row_results(call, block, s, &f);
+    if (call->results.topk) finish_topk(call, block, s, f.inverse, plan->base2);
     if (!call->operands.value.data) return;
-    elem *rows[AF_NR] = {0};
-    find_rows(&call->results.output, vis, rows);
-    for (int lane = 0; lane < block->n; lane++)
-        if (stay >> lane & 1) rows[lane] = NULL;
-    if (plan->decode) store_rows(block->n, call->Dv, s->o, factor, call->subset.accumulate ? keep : NULL, rows);
-    else lanes_to_rows(block->n, block->nv, call->Dv, s->o, factor, call->subset.accumulate ? keep : NULL, rows);
+    const real *keep = call->subset.accumulate ? f.keep : NULL;
+    if (plan->decode) store_rows(call, block, s->o, f.factor, keep, f.stay);
+    else store_lanes(call, block, s->o, f.factor, keep, f.stay);
 }
 
 /* Adds the O of a partial result: O += weight * part. */

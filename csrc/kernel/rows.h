@@ -18,6 +18,7 @@ typedef struct af_rows {
     af_byte_rows stored;
     const elem *first; /* row 0, or that of page 0 */
     int64_t stride, width;
+    int64_t apart;        /* of rows in columns: how far these are apart, which is never 0; else 0 */
     const int64_t *pages; /* the page of each page_size rows; NULL: all rows are `stride` apart */
     int64_t page_size, page_stride;
     real *copy;
@@ -52,6 +53,11 @@ static void open_bytes(af_rows *rows, const af_call *call, const af_plan *plan, 
     rows->stored.room = rows->room;
 }
 
+static const elem *first_row(const af_tensor *t, int64_t b, int64_t hk)
+{
+    return (const elem *)t->data + (t->data ? af_offset(t, b, hk, 0) : 0);
+}
+
 /* The keys or values of a head. `copy` has room for so many rows, and is not used where elements are reals in one
  * array; behind them it has two rows more for bytes. A request may be for at most `room`. Every unit opens rows, so
  * `stored`, which is large, is left as it is where there are no bytes. */
@@ -64,6 +70,7 @@ static void open_rows(af_rows *rows, const af_call *call, const af_plan *plan, c
     rows->first = NULL;
     rows->stride = t->i;
     rows->width = which == KEYS ? call->D : call->Dv;
+    rows->apart = af_in_columns(t, rows->width) ? t->j : 0;
     rows->pages = NULL;
     rows->page_size = rows->page_stride = 0;
     rows->copy = copy;
@@ -75,7 +82,7 @@ static void open_rows(af_rows *rows, const af_call *call, const af_plan *plan, c
         rows->page_stride = t->b;
     }
     if (p->storage) open_bytes(rows, call, plan, which, vis);
-    else rows->first = (const elem *)t->data + (t->data ? af_offset(t, rows->pages ? 0 : vis->b, vis->hk, 0) : 0);
+    else rows->first = first_row(t, rows->pages ? 0 : vis->b, vis->hk);
 }
 
 AF_INLINE const elem *row_address(const af_rows *rows, int64_t j)
@@ -95,6 +102,9 @@ AF_INLINE elem_rows rows_in_place(const af_rows *rows, int64_t j)
 {
     return (elem_rows){row_address(rows, j), rows->stride};
 }
+
+/* Columns from row j on. */
+AF_INLINE elem_rows columns_at(const af_rows *rows, int64_t j) { return (elem_rows){rows->first + j, rows->apart}; }
 
 /* How many rows of keys or values stay in the first-level cache while they are read again: a divisor of 64. 4 KiB,
  * reasoned and not measured, are an eighth of the 32 KiB that most processors have; queries, weights and outputs take

@@ -51,7 +51,7 @@ static void fill_weights(const query_block *block, const weight_rows *w, int64_t
 }
 
 /* The few rows of a decode plan, with keys in the lanes. */
-static void decode_weights(const af_call *call, const af_plan *plan, const decode_run *run, const weight_rows *w,
+static void decode_weights(const af_call *call, const af_plan *plan, decode_run *run, const weight_rows *w,
                            af_interval span)
 {
     const query_block *block = &run->block;
@@ -60,7 +60,9 @@ static void decode_weights(const af_call *call, const af_plan *plan, const decod
     decode_query(call, plan, block, s->query);
     for (int64_t j0 = span.begin; j0 < span.end; j0 += lds) {
         const int n = (int)af_min(lds, span.end - j0);
-        score_keys(call, plan, run, 1, j0, n);
+        run->j0 = j0;
+        run->n = n;
+        score_runs(call, plan, run, 1);
         modify_block(call, plan, block, s, j0, n);
         for (int r = 0; r < block->n; r++) {
             real *row = s->s + r * lds;
@@ -119,7 +121,7 @@ static af_interval scored_keys(const af_call *call, int64_t b, af_interval keys)
 }
 
 /* Writes the weights or scores of a chunk of keys; hidden pairs get 0 or -inf. */
-static void write_chunk(const af_call *call, const af_plan *plan, const decode_run *run, const weight_rows *w,
+static void write_chunk(const af_call *call, const af_plan *plan, decode_run *run, const weight_rows *w,
                         af_interval chunk)
 {
     const query_block *block = &run->block;

@@ -44,7 +44,7 @@ void af_plan_backward(af_backward *w, const af_call *call, const af_kernels *ker
 {
     const af_gradients *gradients = &call->gradients;
     *w = (af_backward){.call = call, .gradients = gradients};
-    af_make_plan(&w->plan, call, kernels, 0);
+    af_make_plan(&w->plan, call, kernels, 0, false);
     w->plan.key_block = BLOCK_KEYS;
     w->panel_rows = af_min(PANEL_ROWS, w->plan.rows);
     const int64_t keys = keys_of_panel(w);

@@ -101,7 +101,7 @@ bool af_has_columns(const af_call *call)
 {
     const af_operands *p = &call->operands;
     if (call->B == 0 || call->Hk == 0 || call->Lk == 0) return false; /* without elements, strides mean nothing */
-    return (p->key.data && call->D > 1 && p->key.j != 1) || (p->value.data && call->Dv > 1 && p->value.j != 1);
+    return af_in_columns(&p->key, call->D) || af_in_columns(&p->value, call->Dv);
 }
 
 static void move_results(af_results *r, const af_call *whole, const af_part *p)

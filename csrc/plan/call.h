@@ -67,7 +67,13 @@ static inline bool af_copies_keys(const af_call *call)
     return call->dtype > AF_F64 || call->operands.block_table || call->operands.storage;
 }
 
-/* Whether the elements of a row of keys or values are apart. */
+/* Whether a tensor is the same for all heads of all batch rows. */
+static inline bool af_is_shared(const af_tensor *t) { return !t->data || (!t->batch && !t->b && !t->h); }
+
+/* Whether the elements of a row of `width` are apart. */
+static inline bool af_in_columns(const af_tensor *t, int64_t width) { return t->data && width > 1 && t->j != 1; }
+
+/* The same of keys or values. */
 bool af_has_columns(const af_call *call);
 
 /* The parts of a problem as a call. Without an output it has no value, without weights no stage but the last. */

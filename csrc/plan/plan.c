@@ -37,6 +37,14 @@ enum { SPARSE_SPLIT_WORK = 1 << 25 };
  * blocks are 0 to 3 % slower than one (Zen 4). LEAST_UNITS is reasoned, not measured. */
 enum { MOST_UNIT_BLOCKS = 8, LEAST_UNITS = 8, UNIT_WORK = 1 << 25 };
 
+/* Units of decode whose head groups read at most BRIEF_BYTES of keys and values each: BRIEF_BLOCKS head groups at a
+ * time, and as many lots of them as read BRIEF_UNIT_BYTES, so that many threads have units. 50,000 heads of one key of
+ * 16: 2.5 ms with 8 lots of 8 or 4 head groups, 2.8 with 8 of 16, 2.3 with 32 of 8, 3.6 with one. 512 heads of 31 and
+ * 60 keys of 64: 118 and 212 us with 32 KiB, 127 and 246 with 16, 145 and 246 with 8 (Zen 5, AVX-512, one thread). Head
+ * groups that could take turns do so above BRIEF_IN_TURN: 1534 of 64 keys of 40 in (L, B, H, D) take 1.3 ms in
+ * turn, 2.5 so. */
+enum { BRIEF_BYTES = 1 << 15, BRIEF_IN_TURN = 1 << 13, BRIEF_BLOCKS = 8, BRIEF_LOTS = 8, BRIEF_UNIT_BYTES = 1 << 18 };
+
 /* Decode of heads in turn: see turn_heads. */
 enum { TURN_BYTES = 1 << 18, TURN_ROWS = 32 };
 
@@ -57,7 +65,7 @@ static int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 static int decode_keys(const af_call *call)
 {
     const int64_t fit = DECODE_BLOCK_BYTES / (af_max(1, call->D) * af_key_bytes(call)) / 64 * 64;
-    return (int)af_max(64, af_min(fit, DECODE_MOST_KEYS));
+    return (int)af_max(64, af_min(af_min(fit, DECODE_MOST_KEYS), round_up(call->Lk, 64)));
 }
 
 /* Twice as many keys would skip only half of what a mask of blocks hides, and take twice the memory where keys are
@@ -96,10 +104,31 @@ static void plan_splits(af_plan *plan, const af_call *call)
     plan->splits = af_max(1, ceil_div(span, plan->split_keys));
 }
 
+/* Lots of head groups in a unit of decode; 0 where a head group has more than so many bytes to read. */
+static int brief_lots(const af_plan *plan, const af_call *call, int64_t bytes)
+{
+    const int64_t row = af_max(1, (call->D + call->Dv) * af_key_bytes(call));
+    if (call->Lk > bytes / row || plan->splits > 1 || call->score.additive) return 0;
+    const int64_t lot = BRIEF_BLOCKS * af_max(1, call->Lk * row);
+    return (int)af_max(1, af_min(BRIEF_LOTS, BRIEF_UNIT_BYTES / lot));
+}
+
+/* Whether every head group sees the same keys, and has its rows where they are stored. */
+static bool groups_are_alike(const af_call *call)
+{
+    const af_visible *v = &call->visible;
+    const bool same_positions = !v->q_offset && !v->q_length && !v->kv_length && !v->kv_start && !v->center.data;
+    const bool own_rows =
+        call->subset.global || call->subset.key_position || call->subset.class_step || call->subset.query_order.data;
+    const bool in_place = !call->operands.block_table && !call->operands.storage;
+    return same_positions && !own_rows && in_place && af_is_shared(&v->mask) && af_is_shared(&v->blocks);
+}
+
 /* How many heads take turns in decode, so that memory is read in long runs: as many as make a run of TURN_BYTES where
  * the heads of a page, or of a row, are side by side, if what is visible and their state allow it. Rows that no page
  * holds only where lines are requested: 15 to 25 GB/s become 22 to 28 (heads 8/8 to 32/8 x 128 and x 64 in (B, L, H,
- * D), Zen 5, AVX-512). */
+ * D), Zen 5, AVX-512). One thread needs no number of units: with 8 heads in turn instead of one, 8/8 x 2048 x 64 takes
+ * 94 us instead of 120. */
 static int turn_heads(const af_plan *plan, const af_call *call)
 {
     const af_operands *p = &call->operands;
@@ -107,15 +136,28 @@ static int turn_heads(const af_plan *plan, const af_call *call)
     const bool beside = p->block_table
                             ? p->key.h <= p->key.b
                             : plan->request_bytes && !p->storage && p->key.h < p->key.i && p->value.h < p->value.i;
-    if (!beside || call->score.additive) return 1;
+    if (!beside || af_has_columns(call) || call->score.additive) return 1;
     const int64_t rows = p->block_table ? p->page_size : 1;
     const int64_t turn = af_max(1, rows * call->D * af_key_bytes(call));
     if ((v->mask.data && v->mask.h) || (v->blocks.data && v->blocks.h)) return 1;
     int64_t heads = af_min(af_min(plan->head_groups, ceil_div(TURN_BYTES, turn)), TURN_ROWS / plan->rows);
     const int64_t units = call->B * plan->splits * plan->head_groups;
-    heads = af_min(heads, ceil_div(units, LEAST_UNITS));
+    if (!plan->alone) heads = af_min(heads, ceil_div(units, LEAST_UNITS));
     while (heads > 1 && plan->head_groups % heads) heads--;
     return (int)af_max(1, heads);
+}
+
+/* The head groups of a unit of decode. Where each has next to nothing to do, a unit has many: what they share is set up
+ * once, and each step is taken for a lot of them before the next one, as loads wait for the stores before them. */
+static void plan_decode_unit(af_plan *plan, const af_call *call)
+{
+    const int turns = turn_heads(plan, call);
+    const int lots = brief_lots(plan, call, turns > 1 ? BRIEF_IN_TURN : BRIEF_BYTES);
+    const int brief = (int)af_min(BRIEF_BLOCKS, af_min(BRIEF_BLOCKS, call->B) * plan->head_groups);
+    plan->unit_blocks = lots ? brief : turns;
+    plan->in_turn = !lots && turns > 1;
+    plan->unit_lots = lots ? lots : 1;
+    plan->lots_alike = lots && groups_are_alike(call);
 }
 
 /* How many blocks of rows go through the keys together: as many as have their queries and outputs in the second-level
@@ -123,7 +165,6 @@ static int turn_heads(const af_plan *plan, const af_call *call)
  * anyway. */
 static int unit_blocks(const af_plan *plan, const af_call *call, const af_kernels *kernels)
 {
-    if (plan->decode) return turn_heads(plan, call);
     if (call->results.topk || call->score.additive) return 1;
     const int64_t width = af_max(1, call->D + (call->results.output.data ? call->Dv : 0));
     const int64_t real_size = kernels->real_size;
@@ -158,17 +199,29 @@ static int even_rows(int64_t rows, const af_kernels *kernels)
     return (int)af_min(rows, kernels->nr);
 }
 
-void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels, int64_t request_bytes)
+static bool decodes(const af_call *call, const af_kernels *kernels, int64_t rows)
+{
+    if (call->results.topk || call->results.importance || call->subset.visible_weights || call->subset.tiles)
+        return false;
+    return rows <= (call->score.additive ? ADDITIVE_DECODE_ROWS : kernels->decode_rows);
+}
+
+bool af_reads_columns(const af_call *call, const af_kernels *kernels)
+{
+    if (call->score.additive || call->results.weights.data) return false;
+    return decodes(call, kernels, call->H / call->Hk * call->Lq);
+}
+
+void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels, int64_t request_bytes, bool alone)
 {
     /* Scores that have weights of their own in each head, and sums over the queries of a head: one head at a time. */
     *plan = (af_plan){.kernels = kernels,
                       .request_bytes = request_bytes,
+                      .alone = alone,
                       .group = call->score.additive || call->results.importance ? 1 : call->H / call->Hk};
     plan->head_groups = call->H / plan->group;
     plan->rows = plan->group * call->Lq;
-    plan->decode = plan->rows <= (call->score.additive ? ADDITIVE_DECODE_ROWS : kernels->decode_rows);
-    if (call->results.topk || call->results.importance || call->subset.visible_weights || call->subset.tiles)
-        plan->decode = false;
+    plan->decode = decodes(call, kernels, plan->rows);
     plan->block_rows = (int)af_min(plan->rows, plan->decode ? kernels->decode_rows : kernels->nr);
     if (!plan->decode && !call->gradients.size) plan->block_rows = even_rows(plan->rows, kernels);
     plan->blocks = ceil_div(plan->rows, plan->block_rows);
@@ -180,7 +233,9 @@ void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels,
         (2 + 2 * call->results.topk) * kernels->nr + call->Dv * (plan->decode ? plan->block_rows : kernels->nr);
     plan->partial_bytes = (size_t)partial * (size_t)kernels->real_size;
     plan->block_partials = plan->partial_bytes * (size_t)plan->splits;
-    plan->unit_blocks = unit_blocks(plan, call, kernels);
+    plan->unit_lots = 1;
+    if (plan->decode) plan_decode_unit(plan, call);
+    else plan->unit_blocks = unit_blocks(plan, call, kernels);
     plan->softmax = !call->results.weights.data || call->results.stage == AF_WEIGHTS;
     if (call->subset.row_lse.data) plan->softmax = false; /* it is known */
     plan->base2 = call->score.softcap == 0 && !call->score.bias.data && !call->score.alibi && !call->score.sink &&
@@ -193,13 +248,12 @@ void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels,
 af_unit af_plan_unit(const af_plan *plan, int64_t index, int blocks, int64_t splits)
 {
     const int64_t units = af_units_of_rows(plan, blocks), rows = (int64_t)blocks * plan->block_rows;
-    const int64_t heads = plan->decode ? blocks : 1;
     af_unit unit = {.split = index % splits};
     index /= splits;
     unit.row = (units - 1 - index % units) * rows;
     unit.rows = (int)af_min(rows, plan->rows - unit.row);
-    index /= units;
-    unit.hg = index % (plan->head_groups / heads) * heads;
-    unit.b = index / (plan->head_groups / heads);
+    index = index / units * (plan->decode ? blocks : 1);
+    unit.hg = index % plan->head_groups;
+    unit.b = index / plan->head_groups;
     return unit;
 }

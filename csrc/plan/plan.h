@@ -35,7 +35,10 @@ typedef struct af_plan {
     int64_t rows, blocks;       /* G * Lq rows for each (batch row, head group), in that many blocks */
     int block_rows;             /* as many rows as the registers take side by side */
     int unit_blocks;            /* blocks that go through the keys together in the attend pass: of rows, in decode of
-                                 * neighbouring head groups */
+                                 * successive head groups */
+    bool in_turn;               /* in decode these are of one batch row and read the keys in turn: decode_pages.h */
+    int unit_lots;              /* a unit of decode has so many times as many, one lot after the other ... */
+    bool lots_alike;            /* ... which see the same keys, and whose rows are where they are stored */
     int key_block;              /* keys per score tile, a multiple of 64 */
     int64_t split_keys, splits; /* keys per unit, units per block of rows */
     int64_t chunk_keys, chunks; /* the same for the pass that writes weights */
@@ -43,6 +46,7 @@ typedef struct af_plan {
     size_t block_partials;      /* of all splits of a block of rows */
     double query_scale;         /* folded into the query when it is packed */
     int64_t request_bytes;      /* decode requests each line this far ahead; 0: hardware that does better alone */
+    bool alone;                 /* one thread runs all units, so that they need not be many */
     bool base2;                 /* scores are in units of log 2 (plain problems), else of the natural log */
     bool softmax;               /* output or lse are to be computed */
     _Atomic int *met_infinity; /* set once a value that is not finite has cost a second run, so that others begin in the
@@ -50,24 +54,21 @@ typedef struct af_plan {
     double pairs;              /* an upper estimate of the pairs to visit */
 } af_plan;
 
-/* request_bytes: as in af_plan. */
-void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels, int64_t request_bytes);
+/* request_bytes, alone: as in af_plan. */
+void af_make_plan(af_plan *plan, const af_call *call, const af_kernels *kernels, int64_t request_bytes, bool alone);
+
+/* Whether all passes over keys and values take them in columns: decoding does. */
+bool af_reads_columns(const af_call *call, const af_kernels *kernels);
 
 /* Units of so many blocks of rows in each head group. In decode there is one block of rows, and units of several blocks
- * have those of several head groups, whose number they divide. */
+ * have those of several head groups. */
 static inline int64_t af_units_of_rows(const af_plan *plan, int blocks)
 {
     return plan->decode ? 1 : (plan->blocks + blocks - 1) / blocks;
 }
 
-/* Units of so many blocks in each batch row, without splits. */
-static inline int64_t af_units_of_blocks(const af_plan *plan, int blocks)
-{
-    return af_units_of_rows(plan, blocks) * plan->head_groups / (plan->decode ? blocks : 1);
-}
-
 /* The unit of a number, where units have so many blocks and rows so many splits. The last rows come first: under a
- * causal mask they cost most. */
+ * causal mask they cost most. In decode a unit is named by the first of its head groups. */
 af_unit af_plan_unit(const af_plan *plan, int64_t index, int blocks, int64_t splits);
 
 /* Moves on to the rows that the attend pass takes next; false after the last ones. */

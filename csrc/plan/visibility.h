@@ -160,9 +160,7 @@ static inline void af_find_visibility(af_visibility *vis, const af_call *call, c
     vis->global_vectors = 0;
     vis->block_rows = 0;
     af_find_rows(vis, call, plan, unit);
-    af_interval seen = {0, 0};
-    vis->span = seen;
-    vis->inner = (af_interval){0, AF_FAR};
+    af_interval seen = {0, 0}, span = {0, 0}, inner = {0, AF_FAR};
     for (int c = 0; c < vis->vectors; c++) vis->vector_span[c] = seen;
     for (int r = 0; r < vis->n; r++) {
         const bool same = r > 0 && (alike || (vis->query[r] == vis->query[r - 1] && !call->visible.center.h));
@@ -170,15 +168,16 @@ static inline void af_find_visibility(af_visibility *vis, const af_call *call, c
         vis->visible[r] = seen;
         if (alike) continue;
         vis->vector_span[r / vector_rows] = af_hull(vis->vector_span[r / vector_rows], seen);
-        vis->span = af_hull(vis->span, seen);
-        vis->inner = (af_interval){af_max(vis->inner.begin, seen.begin), af_min(vis->inner.end, seen.end)};
+        span = af_hull(span, seen);
+        inner = (af_interval){af_max(inner.begin, seen.begin), af_min(inner.end, seen.end)};
     }
     if (alike) {
-        vis->span = vis->inner = seen;
+        span = inner = seen;
         for (int c = 0; c < vis->vectors; c++) vis->vector_span[c] = seen;
     }
     vis->mask = af_key_mask(call, plan, unit);
-    vis->span = af_trim(vis->mask, vis->span);
+    vis->span = af_trim(vis->mask, span);
+    vis->inner = inner;
     if (call->visible.blocks.data) af_find_block_rows(vis, call);
     if (call->subset.global) af_find_global_rows(vis, call);
     if (call->subset.key_position) af_find_excluded(vis, call);

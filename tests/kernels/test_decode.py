@@ -1,6 +1,7 @@
 """Decoding: few queries over many keys, keys split over tasks, grouped heads read once."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,6 +194,49 @@ def test_requests_for_lines_change_no_bit(dtype, group, requests, rng):
         requests(True)
         in_turn = attnfast.plan(attnfast.attention, q, k, v, **options)
         assert in_turn.tasks < alone.tasks or alone.kernel != "decode", "no heads took turns"
+
+
+# What batch rows share; and what differs between them, or stands for each of them or their heads.
+ALIKE: list[dict[str, Any]] = [
+    {},
+    {"mask": np.arange(301) % 7 > 0},
+    {"bias": np.sin(np.arange(301, dtype=np.float32)), "softcap": 2.0},
+    {
+        "window_size": (250, 0),
+        "q_offset": "end",
+        "kv_lengths": np.full(18, 299),
+        "kv_starts": np.full(18, 3),
+    },
+]
+APART: list[dict[str, Any]] = [
+    {"kv_lengths": np.arange(150, 168)},
+    {"kv_starts": np.arange(0, 180, 10)},
+    {"q_offset": np.arange(280, 298), "window_size": (250, 0)},
+    {"mask": np.arange(18 * 301).reshape(18, 1, 1, 301) % 13 > 0},
+    {"mask": np.arange(4 * 301).reshape(1, 4, 1, 301) % 13 > 0},
+    {"bias": np.sin(np.arange(4 * 301, dtype=np.float32)).reshape(1, 4, 1, 301)},
+    {"alibi_slopes": [0.5, 0.25, 0.125, 0.0], "q_offset": "end"},
+    {"sink_logits": [1.0, 2.0, -1.0, 0.0]},
+    {"dropout": 0.5, "dropout_seed": 3},
+    {"return_weights": True},
+]
+
+
+@pytest.mark.quick
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("options", ALIKE + APART, ids=lambda options: "-".join(options) or "plain")
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_batch_rows_side_by_side_take_turns(kv_heads, options, requests, rng):
+    """(L, B, H, D): heads of several batch rows take turns if nothing else differs; no bit does."""
+    requests(True)
+    alike = any(options is one for one in ALIKE)
+    for d, dv, lq in [(64, 64, 1), (40, 24, 1), (17, 130, 2)]:
+        q = randn(rng, (lq, 18, 4, d)).transpose(1, 2, 0, 3)
+        k, v = (randn(rng, (301, 18, kv_heads, n)).transpose(1, 2, 0, 3) for n in (d, dv))
+        expected = attnfast.attention(q.copy(), k.copy(), v.copy(), return_lse=True, **options)
+        assert_same(attnfast.attention(q, k, v, return_lse=True, **options), expected)
+        plan = attnfast.plan(q, k, v, return_lse=True, num_threads=1, **options)
+        assert (plan.tasks < 18) == (alike and plan.kernel == "decode")
 
 
 @pytest.mark.usefixtures("isa")

@@ -50,9 +50,12 @@ def test_each_argument_in_each_layout(dtype, name, lq, rng):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 @pytest.mark.parametrize(("lk", "d"), [(2052, 24), (2053, 24), (4100, 17), (132, 72), (9, 200)])
-def test_keys_and_values_by_columns(lk, d, dtype, rng):
-    """Stored (B, H, D, L), or with gaps in the rows; some heads are copied at a time."""
-    q, k, v = (rng.standard_normal((3, 6, n, d)).astype(dtype) for n in (2, lk, lk))
+@pytest.mark.parametrize("lq", [2, 12])
+def test_keys_and_values_by_columns(lq, lk, d, dtype, rng):
+    """Stored (B, H, D, L), or with gaps in the rows: some heads are copied at a time, but few
+    queries read columns where they are.
+    """
+    q, k, v = (rng.standard_normal((3, 6, n, d)).astype(dtype) for n in (lq, lk, lk))
     gaps = np.zeros((3, 6, lk, 2 * d), dtype)
     gaps[..., ::2] = v
     expected = attnfast.attention(q, k, v, return_lse=True, num_threads=1)
