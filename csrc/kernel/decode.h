@@ -160,6 +160,7 @@ AF_INLINE bool modify_block(const af_call *call, const af_plan *plan, const quer
     if (!block->hides && call->score.softcap == 0 && !call->score.alibi) return true;
     return modify_rows(call, plan, block, s, j0, n);
 }
+
 /* Adds the values of the keys that runs have taken, each times its weight. A function of its own: within decode_keys
  * the pointers of this loop do not stay in registers, which takes 4 % more time with one query row (Zen 4, GCC 12). */
 static __attribute__((noinline)) void decode_output(const af_plan *plan, const decode_run *runs, int count)

@@ -88,7 +88,7 @@ PRODUCTS = {
 }
 FUSED = {"fused_softmax_product": "fused softmax"}
 EXPS = {"softmax_step": "softmax", "run_piece": "softmax"}
-EXPS |= dict.fromkeys(("weigh_keys", "decode_keys"), "row softmax")
+EXPS |= dict.fromkeys(("weigh_keys", "weigh_runs", "decode_keys"), "row softmax")
 
 # Known accesses. In the softmax stores in one loop, a sum for each column: with a maximum each and
 # the coefficients they do not fit 16 registers. In float64 on AVX2, a sum waits some 10 cycles for
