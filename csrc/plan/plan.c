@@ -104,11 +104,13 @@ static void plan_splits(af_plan *plan, const af_call *call)
     plan->splits = af_max(1, ceil_div(span, plan->split_keys));
 }
 
-/* Lots of head groups in a unit of decode; 0 where a head group has more than so many bytes to read. */
+/* Lots of head groups in a unit of decode; 0 where a head group has more than so many bytes to read, or where queries
+ * and outputs of a lot take more memory than a unit reads. */
 static int brief_lots(const af_plan *plan, const af_call *call, int64_t bytes)
 {
     const int64_t row = af_max(1, (call->D + call->Dv) * af_key_bytes(call));
-    if (call->Lk > bytes / row || plan->splits > 1 || call->score.additive) return 0;
+    const int64_t state = BRIEF_BLOCKS * plan->rows * (call->D + call->Dv) * plan->kernels->real_size;
+    if (call->Lk > bytes / row || state > BRIEF_UNIT_BYTES || plan->splits > 1 || call->score.additive) return 0;
     const int64_t lot = BRIEF_BLOCKS * af_max(1, call->Lk * row);
     return (int)af_max(1, af_min(BRIEF_LOTS, BRIEF_UNIT_BYTES / lot));
 }

@@ -101,3 +101,10 @@ def test_layouts_and_queries_without_keys(rng):
     shared = np.broadcast_to(k[:1], k.shape), np.broadcast_to(v[:1, :1], v.shape)
     copies = [x.copy() for x in shared]
     assert_same(attnfast.attention(q, *shared), attnfast.attention(q, *copies))
+
+
+@pytest.mark.parametrize(("dtype", "lk", "d"), [(np.float16, 1, 8000), (np.float32, 0, 20000)])
+def test_a_unit_of_wide_heads_has_few(dtype, lk, d):
+    """Queries and outputs of eight head groups at a time would take 4 and 10 MB."""
+    q, k = np.zeros((64, 1, 8, d), dtype), np.zeros((64, 1, lk, d), dtype)
+    assert attnfast.plan(q, k, k, num_threads=1).memory < 1.5e6
