@@ -69,7 +69,7 @@ static void add_logits(bool base2, int nv, const real *logit, const scratch *s, 
 typedef struct row_factors {
     real factor[AF_NR], keep[AF_NR]; /* output = factor O + keep times what is there, where a call accumulates */
     real inverse[AF_NR], lse[AF_NR];
-    uint64_t stay; /* rows whose results stay as they are */
+    uint64_t stay; /* as bits, the rows that this call adds nothing to: nothing is written for them */
 } row_factors;
 
 static real *lse_of(const af_call *call, const af_visibility *vis, int lane)
