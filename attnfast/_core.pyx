@@ -58,7 +58,7 @@ cdef extern from "attnfast.h" nogil:
     const char *af_isa_in_use(af_dtype)
 
 cdef extern from "runtime/cpu.h" nogil:
-    void af_choose_requests(int)
+    void af_cpu_choose(unsigned, int)
 
 
 cdef extern from "api.h" nogil:

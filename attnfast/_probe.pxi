@@ -5,6 +5,8 @@ from libc.string cimport memset
 ctypedef void (*af_vector_function)(const void *, void *, int64_t) noexcept nogil
 
 cdef extern from "kernels.h" nogil:
+    enum:
+        AF_CPU_REQUESTS, AF_CPU_LOOKS_UP
     ctypedef struct af_probe:
         af_vector_function exp2, tanh, log2, exp_twice, exp_twice_fast
         void (*tile)(bint, int64_t, int64_t, const void *, int64_t, const void *, void *) noexcept nogil
@@ -71,7 +73,12 @@ def query_lanes(str dtype="float32"):
 
 def request_lines(choice):
     """Whether decoding requests each line of memory ahead; None: as this CPU wants it. Changes no result."""
-    af_choose_requests(-1 if choice is None else bool(choice))
+    af_cpu_choose(AF_CPU_REQUESTS, -1 if choice is None else bool(choice))
+
+
+def look_up_bytes(bint wanted):
+    """Whether few queries look 8-bit keys and values up in a table, where this CPU has that. Changes no result."""
+    af_cpu_choose(AF_CPU_LOOKS_UP, -1 if wanted else 0)
 
 
 cdef cnp.ndarray whole_numbers(x):

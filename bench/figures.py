@@ -48,7 +48,7 @@ COMMANDS: dict[str, tuple[str, float]] = {
     ),
     "training": ("python bench/targets.py --cases train --peers torch,jax", 6),
     "training_avx2": ("python bench/targets.py --cases train --peers none --isa avx2", 2),
-    "growth": (f"attnfast bench --rounds 2 --plot {PICTURE}", 8),
+    "growth": (f"attnfast bench --rounds 3 --plot {PICTURE}", 10),
     "loops": ("python bench/naive.py", 0.3),
 }
 MODELLED = (

@@ -50,6 +50,9 @@ const af_kernels AF_TABLE(AF_TYPE, AF_ISA) = {
     .narrow = narrow,
 #if AF_DTYPE == AF_DTYPE_F32
     .bytes = &byte_kernels,
+#if AF_LOOKS_UP
+    .bytes_by_table = &by_table_kernels,
+#endif
 #endif
     .probe = &probe,
 };

@@ -15,6 +15,7 @@ enum {
     AF_CPU_AVX2 = 1,
     AF_CPU_AVX512 = 2,
     AF_CPU_REQUESTS = 4, /* memory is read faster where decoding requests each line: see plan.h */
+    AF_CPU_LOOKS_UP = 8, /* 64 bytes are looked up in a table of 128 in registers: AVX-512 VBMI */
 };
 
 /* Keys or values of one head that are stored in bytes, see kernel/bytes.h. */
@@ -39,6 +40,7 @@ typedef struct af_byte_product {
     const uint64_t *words;
     int words_ld, first;
     int64_t ahead; /* where lines are prefetched, in bytes from those that are read; 0: further on */
+    bool near;     /* into the first-level cache, not the second */
 } af_byte_product;
 
 /* What float32, float16 and bfloat16 share for keys and values in bytes. In the table of AF_F32 alone. */
@@ -82,7 +84,7 @@ struct af_kernels {
     /* n elements as reals, and reals rounded to elements. */
     void (*widen)(const void *elems, void *reals, int64_t n);
     void (*narrow)(const void *reals, void *elems, int64_t n);
-    const af_byte_kernels *bytes; /* NULL: see above */
+    const af_byte_kernels *bytes, *bytes_by_table; /* NULL: see above; the latter are for AF_CPU_LOOKS_UP */
     const struct af_probe *probe;
 };
 

@@ -132,11 +132,11 @@ void af_schedule_call(af_schedule *s, const af_call *call, int threads)
     assert(call->Hk > 0 && call->H % call->Hk == 0 && call->visible.left >= 0);
     *s = (af_schedule){0};
     af_plan *plan = &s->plan;
-    const int64_t request_bytes = af_requests_lines() ? REQUEST_BYTES : 0;
+    const int64_t request_bytes = af_cpu_uses(AF_CPU_REQUESTS) ? REQUEST_BYTES : 0;
     const bool alone = (threads ? threads : af_threads()) == 1;
     af_make_plan(plan, call, af_kernels_for(call->dtype), request_bytes, alone);
     plan->met_infinity = &s->met_infinity;
-    if (call->operands.storage) plan->bytes = af_kernels_for(AF_F32)->bytes;
+    if (call->operands.storage) plan->bytes = af_byte_kernels_here();
     const double bytes = (double)call->B * (double)call->Hk * (double)call->Lk * (double)(call->D + call->Dv) *
                          (double)af_key_bytes(call);
     s->flops = flops_of(call, plan);

@@ -210,7 +210,8 @@ enum { BYTE_ROWS = 64 };
 /* Some rows in a line, and what their numbers are. */
 typedef struct byte_run {
     const uint8_t *at;
-    int64_t ld, width, ahead; /* lines are prefetched `ahead` bytes on */
+    int64_t ld, width, ahead; /* lines are prefetched `ahead` bytes on, if `near` into the first-level cache */
+    bool near;
     int n;
     float scale[BYTE_ROWS], zero[BYTE_ROWS];
 } byte_run;
@@ -236,6 +237,7 @@ static void find_run(const af_byte_rows *rows, const af_byte_product *p, int i, 
     run->ld = rows->stride;
     run->width = rows->width;
     run->ahead = p->ahead ? p->ahead : (1 + FAR_BYTES / (1 + rows->width)) * rows->stride;
+    run->near = p->near;
     find_numbers(rows, &rows->scale, j, run->n, 1, run->scale);
     for (int k = 0; rows->storage == AF_FLOAT8_E4M3FN && k < run->n; k++)
         run->scale[k] *= byte_factor(AF_FLOAT8_E4M3FN);
@@ -252,22 +254,45 @@ static uint64_t rows_of_nan(const byte_run *run)
     return found;
 }
 
-AF_INLINE v run_load(const af_storage kind, const uint8_t *p, float zero)
+AF_INLINE void request_byte_line(const byte_run *run, const uint8_t *p)
 {
-    if (kind == AF_UINT8) return v_sub(b_uint8(p), v_set1(zero));
-    return kind == AF_FLOAT8_E4M3FN ? b_e4m3fn_finite(p) : byte_load(kind, p);
+    if (run->near) __builtin_prefetch(p + run->ahead, 0, 3);
+    else __builtin_prefetch(p + run->ahead, 0, 2);
 }
 
-AF_INLINE v run_load_n(const af_storage kind, const uint8_t *p, int n, float zero)
+/* How bytes are made floats: e4m3fn by a table where instructions look up 64 at a time, and its NaN as well. */
+typedef struct byte_way {
+    af_storage kind;
+    bool table;
+} byte_way;
+
+AF_INLINE v run_load(const byte_way way, const uint8_t *p, float zero)
+{
+    if (way.kind == AF_UINT8) return v_sub(b_uint8(p), v_set1(zero));
+    return way.kind == AF_FLOAT8_E4M3FN && !way.table ? b_e4m3fn_finite(p) : byte_load(way.kind, p);
+}
+
+AF_INLINE void run_load_four(const byte_way way, const uint8_t *p, float zero, v x[4])
+{
+#if AF_LOOKS_UP
+    if (way.table) {
+        b_e4m3fn_by_table(p, x);
+        return;
+    }
+#endif
+    UNROLL(c, 4) x[c] = run_load(way, p + c * VL, zero);
+}
+
+AF_INLINE v run_load_n(const byte_way way, const uint8_t *p, int n, float zero)
 {
     uint8_t t[VL] = {0};
     for (int i = 0; i < n; i++) t[i] = p[i];
-    return run_load(kind, t, zero);
+    return run_load(way, t, zero);
 }
 
 /* nk scores of nr query rows: the products with rows i .. i + nk of a run. */
-AF_INLINE void dot_bytes(const af_storage kind, const int nr, const int nk, const byte_run *run, int i,
-                         const float *query, score_rows s)
+AF_INLINE void dot_bytes(const byte_way way, const int nr, const int nk, const byte_run *run, int i, const float *query,
+                         score_rows s)
 {
     const int64_t width = run->width;
     v acc[4][4];
@@ -276,36 +301,44 @@ AF_INLINE void dot_bytes(const af_storage kind, const int nr, const int nk, cons
     UNROLL(j, nk) {
         UNROLL(r, nr) acc[j][r] = v_zero();
         row[j] = run->at + (i + j) * run->ld;
-        zero[j] = kind == AF_UINT8 ? run->zero[i + j] : 0;
+        zero[j] = way.kind == AF_UINT8 ? run->zero[i + j] : 0;
     }
 #define DOT(load, from)                                                                                                \
     do {                                                                                                               \
-        v x[4];                                                                                                        \
-        UNROLL(j, nk) x[j] = load;                                                                                     \
+        v k[4];                                                                                                        \
+        UNROLL(j, nk) k[j] = load;                                                                                     \
         UNROLL(r, nr) {                                                                                                \
             const v q = from;                                                                                          \
-            UNROLL(j, nk) acc[j][r] = v_fma(q, x[j], acc[j][r]);                                                       \
+            UNROLL(j, nk) acc[j][r] = v_fma(q, k[j], acc[j][r]);                                                       \
         }                                                                                                              \
     } while (0)
     int64_t d = 0;
     for (; d + 4 * VL <= width; d += 4 * VL) {
         if (d % 64 == 0)
-            UNROLL(j, nk) __builtin_prefetch(row[j] + d + run->ahead, 0, 2);
-        UNROLL(c, 4) DOT(run_load(kind, row[j] + d + c * VL, zero[j]), v_load(query + r * width + d + c * VL));
+            UNROLL(j, nk) request_byte_line(run, row[j] + d);
+        if (way.table)
+            UNROLL(j, nk) {
+                v x[4];
+                run_load_four(way, row[j] + d, zero[j], x);
+                UNROLL(c, 4)
+                    UNROLL(r, nr) acc[j][r] = v_fma(v_load(query + r * width + d + c * VL), x[c], acc[j][r]);
+            }
+        else
+            UNROLL(c, 4) DOT(run_load(way, row[j] + d + c * VL, zero[j]), v_load(query + r * width + d + c * VL));
     }
-    for (; d + VL <= width; d += VL) DOT(run_load(kind, row[j] + d, zero[j]), v_load(query + r * width + d));
+    for (; d + VL <= width; d += VL) DOT(run_load(way, row[j] + d, zero[j]), v_load(query + r * width + d));
     const int rest = (int)(width - d);
-    if (rest) DOT(run_load_n(kind, row[j] + d, rest, zero[j]), v_load_n(query + r * width + d, rest));
+    if (rest) DOT(run_load_n(way, row[j] + d, rest, zero[j]), v_load_n(query + r * width + d, rest));
 #undef DOT
     dot_sums(nr, nk, acc, s);
 }
 
-AF_INLINE void dot_run(const af_storage kind, const int nr, const byte_run *run, const float *query, score_rows s)
+AF_INLINE void dot_run(const byte_way way, const int nr, const byte_run *run, const float *query, score_rows s)
 {
     const int nk = nr > 2 ? AF_DECODE_KEYS : 4;
     int i = 0;
-    for (; i + nk <= run->n; i += nk) dot_bytes(kind, nr, nk, run, i, query, score_columns_from(s, i));
-    for (; i < run->n; i++) dot_bytes(kind, nr, 1, run, i, query, score_columns_from(s, i));
+    for (; i + nk <= run->n; i += nk) dot_bytes(way, nr, nk, run, i, query, score_columns_from(s, i));
+    for (; i < run->n; i++) dot_bytes(way, nr, 1, run, i, query, score_columns_from(s, i));
     UNROLL(r, nr)
         for (i = 0; i < run->n; i += VL) {
             const int here = run->n - i < VL ? run->n - i : VL;
@@ -316,7 +349,7 @@ AF_INLINE void dot_run(const af_storage kind, const int nr, const byte_run *run,
 
 /* acc[r][..] += sum_j w[r][j] V[j][..] for nc vectors of columns from d on, or, if nc is 0, the last few. only (or
  * NULL, a constant): the rows, as bits, that enter. */
-AF_INLINE void axpy_bytes(const af_storage kind, const int nr, const int nc, const byte_run *run, int64_t d,
+AF_INLINE void axpy_bytes(const byte_way way, const int nr, const int nc, const byte_run *run, int64_t d,
                           const float *weight, score_rows acc, const uint64_t *only)
 {
     const int last = (int)(run->width - d);
@@ -329,19 +362,27 @@ AF_INLINE void axpy_bytes(const af_storage kind, const int nr, const int nc, con
     for (int j = 0; j < run->n; j++, row += run->ld) {
         if (only && !(*only >> j & 1)) continue;
         v w[4];
-        for (int c = 0; ahead && c < vectors * VL; c += 64) __builtin_prefetch(row + c + run->ahead, 0, 2);
+        for (int c = 0; ahead && c < vectors * VL; c += 64) request_byte_line(run, row + c);
         UNROLL(r, nr) w[r] = v_set1(weight[r * BYTE_ROWS + j]);
-        const float zero = kind == AF_UINT8 ? run->zero[j] : 0;
-        UNROLL(c, vectors) {
-            const v x = whole ? run_load(kind, row + c * VL, zero) : run_load_n(kind, row + c * VL, last, zero);
-            UNROLL(r, nr) sum[r][c] = v_fma(w[r], x, sum[r][c]);
-        }
+        const float zero = way.kind == AF_UINT8 ? run->zero[j] : 0;
+        if (vectors % 4 == 0)
+            for (int c = 0; c < vectors; c += 4) {
+                v x[4];
+                run_load_four(way, row + c * VL, zero, x);
+                UNROLL(f, 4)
+                    UNROLL(r, nr) sum[r][c + f] = v_fma(w[r], x[f], sum[r][c + f]);
+            }
+        else
+            UNROLL(c, vectors) {
+                const v x = whole ? run_load(way, row + c * VL, zero) : run_load_n(way, row + c * VL, last, zero);
+                UNROLL(r, nr) sum[r][c] = v_fma(w[r], x, sum[r][c]);
+            }
     }
     UNROLL(r, nr)
         UNROLL(c, vectors) add_vector(whole, last, acc.at + r * acc.ld + d + c * VL, sum[r][c]);
 }
 
-AF_INLINE void axpy_run(const af_storage kind, const int nr, const byte_run *run, score_rows p, score_rows acc,
+AF_INLINE void axpy_run(const byte_way way, const int nr, const byte_run *run, score_rows p, score_rows acc,
                         const uint64_t *only)
 {
     float weight[4 * BYTE_ROWS];
@@ -349,54 +390,64 @@ AF_INLINE void axpy_run(const af_storage kind, const int nr, const byte_run *run
         for (int j = 0; j < run->n; j++) weight[r * BYTE_ROWS + j] = p.at[r * p.ld + j] * run->scale[j];
     const int most = nr == 1 ? 2 * AF_DECODE_COLUMNS : nr == 2 ? AF_DECODE_COLUMNS : AF_DECODE_COLUMNS / 2;
     int64_t d = 0;
-    for (; d + most * VL <= run->width; d += most * VL) axpy_bytes(kind, nr, most, run, d, weight, acc, only);
+    for (; d + most * VL <= run->width; d += most * VL) axpy_bytes(way, nr, most, run, d, weight, acc, only);
     for (; nr < 3 && d + most / 2 * VL <= run->width; d += most / 2 * VL)
-        axpy_bytes(kind, nr, most / 2, run, d, weight, acc, only);
-    for (; d + VL <= run->width; d += VL) axpy_bytes(kind, nr, 1, run, d, weight, acc, only);
-    if (d < run->width) axpy_bytes(kind, nr, 0, run, d, weight, acc, only);
+        axpy_bytes(way, nr, most / 2, run, d, weight, acc, only);
+    for (; d + VL <= run->width; d += VL) axpy_bytes(way, nr, 1, run, d, weight, acc, only);
+    if (d < run->width) axpy_bytes(way, nr, 0, run, d, weight, acc, only);
 }
 
-/* One function for each kind of bytes. Up to four query rows share what is widened; the next ones read the bytes of a
- * run from the first-level cache. */
-#define BYTE_KIND(name, kind)                                                                                          \
+/* One function for each kind of bytes and each way to make them floats. Up to four query rows share what is made; the
+ * next ones read the bytes of a run from the first-level cache. */
+#define BYTE_KIND(name, ...)                                                                                           \
+    static const byte_way name##_way = {__VA_ARGS__};                                                                  \
     static __attribute__((noinline)) void name##_scores(const byte_run *run, int rows, const float *query,             \
                                                         score_rows s)                                                  \
     {                                                                                                                  \
         for (; rows >= 4; rows -= 4, query += 4 * run->width, s = score_rows_from(s, 4))                               \
-            dot_run(kind, 4, run, query, s);                                                                           \
-        if (rows == 3) dot_run(kind, 3, run, query, s);                                                                \
-        else if (rows == 2) dot_run(kind, 2, run, query, s);                                                           \
-        else if (rows) dot_run(kind, 1, run, query, s);                                                                \
+            dot_run(name##_way, 4, run, query, s);                                                                     \
+        if (rows == 3) dot_run(name##_way, 3, run, query, s);                                                          \
+        else if (rows == 2) dot_run(name##_way, 2, run, query, s);                                                     \
+        else if (rows) dot_run(name##_way, 1, run, query, s);                                                          \
     }                                                                                                                  \
     static __attribute__((noinline)) void name##_output(const byte_run *run, int rows, score_rows p, score_rows acc)   \
     {                                                                                                                  \
         for (; rows >= 4; rows -= 4, p = score_rows_from(p, 4), acc = score_rows_from(acc, 4))                         \
-            axpy_run(kind, 4, run, p, acc, NULL);                                                                      \
-        if (rows == 3) axpy_run(kind, 3, run, p, acc, NULL);                                                           \
-        else if (rows == 2) axpy_run(kind, 2, run, p, acc, NULL);                                                      \
-        else if (rows) axpy_run(kind, 1, run, p, acc, NULL);                                                           \
+            axpy_run(name##_way, 4, run, p, acc, NULL);                                                                \
+        if (rows == 3) axpy_run(name##_way, 3, run, p, acc, NULL);                                                     \
+        else if (rows == 2) axpy_run(name##_way, 2, run, p, acc, NULL);                                                \
+        else if (rows) axpy_run(name##_way, 1, run, p, acc, NULL);                                                     \
     }                                                                                                                  \
     static __attribute__((noinline)) void name##_visible(const byte_run *run, uint64_t word, score_rows p,             \
                                                          score_rows acc)                                               \
     {                                                                                                                  \
-        axpy_run(kind, 1, run, p, acc, &word);                                                                         \
+        axpy_run(name##_way, 1, run, p, acc, &word);                                                                   \
     }
-BYTE_KIND(int8, AF_INT8)
-BYTE_KIND(uint8, AF_UINT8)
-BYTE_KIND(e4m3fn, AF_FLOAT8_E4M3FN)
-BYTE_KIND(e5m2, AF_FLOAT8_E5M2)
+BYTE_KIND(int8, AF_INT8, false)
+BYTE_KIND(uint8, AF_UINT8, false)
+BYTE_KIND(e4m3fn, AF_FLOAT8_E4M3FN, false)
+BYTE_KIND(e5m2, AF_FLOAT8_E5M2, false)
+#if AF_LOOKS_UP
+BYTE_KIND(e4m3fn_by_table, AF_FLOAT8_E4M3FN, true)
+#else
+#define e4m3fn_by_table_scores e4m3fn_scores
+#define e4m3fn_by_table_output e4m3fn_output
+#define e4m3fn_by_table_visible e4m3fn_visible
+#endif
 #undef BYTE_KIND
 
-#define OF_STORAGE(storage, what, ...)                                                                                 \
+#define OF_STORAGE(storage, by_table, what, ...)                                                                       \
     do {                                                                                                               \
         if ((storage) == AF_INT8) int8_##what(__VA_ARGS__);                                                            \
         else if ((storage) == AF_UINT8) uint8_##what(__VA_ARGS__);                                                     \
         else if ((storage) == AF_FLOAT8_E5M2) e5m2_##what(__VA_ARGS__);                                                \
+        else if (by_table) e4m3fn_by_table_##what(__VA_ARGS__);                                                        \
         else e4m3fn_##what(__VA_ARGS__);                                                                               \
     } while (0)
 
-static void byte_scores(const af_byte_rows *rows, af_byte_product p, const float *query)
+AF_INLINE void scores_of_bytes(const bool look_up, const af_byte_rows *rows, af_byte_product p, const float *query)
 {
+    const bool by_table = look_up && rows->width >= 64;
     byte_run run;
     if (!in_place(rows)) {
         widened_scores(rows, p, query);
@@ -404,8 +455,8 @@ static void byte_scores(const af_byte_rows *rows, af_byte_product p, const float
     }
     for (int i = 0; i < p.n; i += run.n) {
         find_run(rows, &p, i, &run);
-        OF_STORAGE(rows->storage, scores, &run, p.count, query, ((score_rows){p.s + i, p.lds}));
-        uint64_t bad = rows->storage == AF_FLOAT8_E4M3FN ? rows_of_nan(&run) : 0;
+        OF_STORAGE(rows->storage, by_table, scores, &run, p.count, query, ((score_rows){p.s + i, p.lds}));
+        uint64_t bad = !by_table && rows->storage == AF_FLOAT8_E4M3FN ? rows_of_nan(&run) : 0;
         for (; bad; bad &= bad - 1)
             for (int r = 0; r < p.count; r++) p.s[r * p.lds + i + __builtin_ctzll(bad)] = NAN;
     }
@@ -421,8 +472,9 @@ static void add_nan(const byte_run *run, uint64_t word, float *acc)
     }
 }
 
-static void byte_output(const af_byte_rows *rows, af_byte_product p, float *acc)
+AF_INLINE void output_of_bytes(const bool look_up, const af_byte_rows *rows, af_byte_product p, float *acc)
 {
+    const bool by_table = look_up && rows->width >= 64;
     byte_run run;
     if (!in_place(rows)) {
         widened_output(rows, p, acc);
@@ -431,17 +483,32 @@ static void byte_output(const af_byte_rows *rows, af_byte_product p, float *acc)
     for (int i = 0; i < p.n; i += run.n) {
         const score_rows s = {p.s + i, p.lds}, to = {acc, rows->width};
         find_run(rows, &p, i, &run);
-        if (!p.words) OF_STORAGE(rows->storage, output, &run, p.count, s, to);
-        const uint64_t bad = rows->storage == AF_FLOAT8_E4M3FN ? rows_of_nan(&run) : 0;
+        if (!p.words) OF_STORAGE(rows->storage, by_table, output, &run, p.count, s, to);
+        const uint64_t bad = !by_table && rows->storage == AF_FLOAT8_E4M3FN ? rows_of_nan(&run) : 0;
         for (int r = 0; (p.words || bad) && r < p.count; r++) {
             const uint64_t word = p.words ? rows_that_enter(&p, i, r) : ~(uint64_t)0;
-            if (p.words) OF_STORAGE(rows->storage, visible, &run, word, score_rows_from(s, r), score_rows_from(to, r));
+            if (p.words)
+                OF_STORAGE(rows->storage, by_table, visible, &run, word, score_rows_from(s, r), score_rows_from(to, r));
             add_nan(&run, bad & word, acc + r * rows->width);
         }
     }
 }
 #undef OF_STORAGE
 
-static const af_byte_kernels byte_kernels = {.widen = widen_bytes, .scores = byte_scores, .output = byte_output};
+#define BYTE_TABLE(name, by_table)                                                                                     \
+    static void name##_scores(const af_byte_rows *rows, af_byte_product p, const float *query)                         \
+    {                                                                                                                  \
+        scores_of_bytes(by_table, rows, p, query);                                                                     \
+    }                                                                                                                  \
+    static void name##_output(const af_byte_rows *rows, af_byte_product p, float *acc)                                 \
+    {                                                                                                                  \
+        output_of_bytes(by_table, rows, p, acc);                                                                       \
+    }                                                                                                                  \
+    static const af_byte_kernels name##_kernels = {widen_bytes, name##_scores, name##_output};
+BYTE_TABLE(byte, false)
+#if AF_LOOKS_UP
+BYTE_TABLE(by_table, true)
+#endif
+#undef BYTE_TABLE
 
 #endif

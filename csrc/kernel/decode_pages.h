@@ -96,7 +96,8 @@ static void byte_scores_of(const af_plan *plan, const decode_run *run, int64_t j
                                .count = run->block.n,
                                .s = (float *)s->s + (t.j - j0),
                                .lds = plan->key_block,
-                               .ahead = t.later};
+                               .ahead = t.later,
+                               .near = plan->request_bytes > 0};
     s->keys->bytes->scores(&s->keys->stored, p, (const float *)s->query);
 }
 
@@ -109,6 +110,7 @@ static void byte_output_of(const af_plan *plan, const decode_run *run, int64_t j
     p.words_ld = DECODE_ROWS;
     p.first = (int)(t.j - j0);
     p.ahead = t.later;
+    p.near = plan->request_bytes > 0;
     s->values->bytes->output(&s->values->stored, p, (float *)s->o);
 }
 

@@ -36,6 +36,7 @@ static unsigned ask_features(void)
 {
     enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };                         /* leaf 1, ecx */
     enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17, AVX512BW = 1 << 30 }; /* leaf 7, ebx */
+    enum { AVX512VBMI = 1 << 1 };                                                      /* leaf 7, ecx */
     const uint32_t AVX512VL = (uint32_t)1 << 31;
     uint32_t a, b, c, d;
     unsigned features = 0;
@@ -45,6 +46,7 @@ static unsigned ask_features(void)
     if ((state & 0x06) == 0x06 && (b & AVX2)) features |= AF_CPU_AVX2;
     const uint32_t need = AVX512F | AVX512DQ | AVX512BW | AVX512VL;
     if ((state & 0xe6) == 0xe6 && (b & need) == need && features) features |= AF_CPU_AVX512;
+    if ((features & AF_CPU_AVX512) && (c & AVX512VBMI)) features |= AF_CPU_LOOKS_UP;
     if (is_zen5()) features |= AF_CPU_REQUESTS;
     return features;
 }
@@ -63,15 +65,26 @@ unsigned af_cpu_features(void)
     return features;
 }
 
-static _Atomic int requests = -1;
+static _Atomic unsigned taken, left_out; /* features, by choice */
 
-bool af_requests_lines(void)
+bool af_cpu_uses(unsigned feature)
 {
-    const int choice = atomic_load_explicit(&requests, memory_order_relaxed);
-    return choice < 0 ? (af_cpu_features() & AF_CPU_REQUESTS) != 0 : choice;
+    const unsigned more = atomic_load_explicit(&taken, memory_order_relaxed);
+    const unsigned less = atomic_load_explicit(&left_out, memory_order_relaxed);
+    return ((af_cpu_features() | more) & ~less & feature) != 0;
 }
 
-void af_choose_requests(int choice) { atomic_store_explicit(&requests, choice, memory_order_relaxed); }
+static void choose(_Atomic unsigned *set, unsigned feature, bool in)
+{
+    if (in) atomic_fetch_or_explicit(set, feature, memory_order_relaxed);
+    else atomic_fetch_and_explicit(set, ~feature, memory_order_relaxed);
+}
+
+void af_cpu_choose(unsigned feature, int choice)
+{
+    choose(&taken, feature, choice == 1);
+    choose(&left_out, feature, choice == 0);
+}
 
 #if defined(__linux__)
 static int read_line(const char *path, char *line, int size)

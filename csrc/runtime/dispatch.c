@@ -26,6 +26,12 @@ const af_kernels *af_kernels_for(af_dtype dtype)
     return tables[i];
 }
 
+const af_byte_kernels *af_byte_kernels_here(void)
+{
+    const af_kernels *table = af_kernels_for(AF_F32);
+    return table->bytes_by_table && af_cpu_uses(AF_CPU_LOOKS_UP) ? table->bytes_by_table : table->bytes;
+}
+
 const char *af_isa(int index)
 {
     for (int i = 0; i < TABLES; i++) {

@@ -6,4 +6,7 @@
 
 const af_kernels *af_kernels_for(af_dtype dtype);
 
+/* The products with keys and values in bytes that this CPU does best. */
+const af_byte_kernels *af_byte_kernels_here(void);
+
 #endif

@@ -185,15 +185,13 @@ AF_INLINE __m128i b_moved(const uint8_t *p) { return _mm_slli_epi16(_mm_cvtepi8_
 AF_INLINE bool b_has_nan(const uint8_t *p, int64_t n) /* of e4m3fn */
 {
     const __m256i most = _mm256_set1_epi8(0x7f);
-    __m256i nan = _mm256_setzero_si256();
+    __m256i largest = _mm256_setzero_si256();
     bool last = false;
     int64_t d = 0;
-    for (; d + 32 <= n; d += 32) {
-        const __m256i x = _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(p + d)), most);
-        nan = _mm256_or_si256(nan, _mm256_cmpeq_epi8(x, most));
-    }
+    for (; d + 32 <= n; d += 32)
+        largest = _mm256_max_epu8(largest, _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(p + d)), most));
     for (; d < n; d++) last |= (p[d] & 0x7f) == 0x7f;
-    return last || _mm256_movemask_epi8(nan);
+    return last || _mm256_movemask_epi8(_mm256_cmpeq_epi8(largest, most));
 }
 AF_INLINE v b_e4m3fn_finite(const uint8_t *p) { return _mm256_cvtph_ps(b_half(b_moved(p))); }
 AF_INLINE v b_e4m3fn(const uint8_t *p)

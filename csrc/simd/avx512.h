@@ -163,6 +163,8 @@ AF_INLINE void e_store_n(elem *p, v x, int n) { _mm256_mask_storeu_epi16(p, vm_f
 #endif
 
 #if AF_DTYPE == AF_DTYPE_F32
+#include "e4m3fn_table.h"
+
 AF_INLINE __m128i b_bytes(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)p); }
 AF_INLINE v b_int8(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b_bytes(p))); }
 AF_INLINE v b_uint8(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(b_bytes(p))); }
@@ -176,12 +178,11 @@ AF_INLINE __m256i b_half(__m128i e4m3fn)
 AF_INLINE bool b_has_nan(const uint8_t *p, int64_t n) /* of e4m3fn */
 {
     const __m512i most = _mm512_set1_epi8(0x7f);
-    __mmask64 nan = 0;
-    for (int64_t d = 0; d < n; d += 64) {
-        const __mmask64 there = n - d < 64 ? ((uint64_t)1 << (n - d)) - 1 : ~(uint64_t)0;
-        nan |= _mm512_cmpeq_epi8_mask(_mm512_and_si512(_mm512_maskz_loadu_epi8(there, p + d), most), most);
-    }
-    return nan;
+    __m512i largest = _mm512_setzero_si512();
+    int64_t d = 0;
+    for (; d + 64 <= n; d += 64) largest = _mm512_max_epu8(largest, _mm512_and_si512(_mm512_loadu_si512(p + d), most));
+    const __m512i rest = _mm512_maskz_loadu_epi8(((uint64_t)1 << (n - d)) - 1, p + d);
+    return _mm512_cmpeq_epi8_mask(_mm512_max_epu8(largest, _mm512_and_si512(rest, most)), most);
 }
 AF_INLINE v b_e4m3fn_finite(const uint8_t *p) { return _mm512_cvtph_ps(b_half(b_bytes(p))); }
 AF_INLINE v b_e4m3fn(const uint8_t *p)
@@ -189,6 +190,38 @@ AF_INLINE v b_e4m3fn(const uint8_t *p)
     const __m128i bytes = b_bytes(p), most = _mm_set1_epi8(0x7f);
     const __mmask16 nan = _mm_cmpeq_epi8_mask(_mm_and_si128(bytes, most), most);
     return _mm512_cvtph_ps(_mm256_mask_mov_epi16(b_half(bytes), nan, _mm256_set1_epi16(0x7e00)));
+}
+
+#define AF_LOOKS_UP                                                                                                    \
+    1 /* with AF_CPU_LOOKS_UP: 64 numbers of e4m3fn at a time, by tables of the upper bytes of floats                  \
+       */
+
+/* These two in assembly, as the compiler may use no instruction of VBMI of its own accord. */
+AF_INLINE __m512i b_permute(__m512i x, const __m512i *order) /* byte i is x[order[i]] */
+{
+    __m512i y;
+    __asm__("vpermb %1, %2, %0" : "=v"(y) : "v"(x), "v"(*order));
+    return y;
+}
+AF_INLINE __m512i b_look_up(__m512i x, const uint8_t *table) /* byte i is table[x[i] & 127] */
+{
+    const __m512i *half = (const __m512i *)table;
+    __asm__("vpermi2b %2, %1, %0" : "+v"(x) : "v"(half[0]), "v"(half[1]));
+    return x;
+}
+
+/* 64 bytes. Unpacking takes bytes of each 16 in turn. */
+AF_INLINE void b_e4m3fn_by_table(const uint8_t *p, v x[4])
+{
+    const __m512i bytes = b_permute(_mm512_loadu_si512(p), (const __m512i *)unpacked_order);
+    const __m512i low = b_look_up(bytes, e4m3fn_table.low), zero = _mm512_setzero_si512();
+    __m512i high = b_look_up(bytes, e4m3fn_table.high);
+    high = _mm512_ternarylogic_epi32(high, bytes, _mm512_set1_epi8((char)0x80), 0xf8); /* high | bytes & 0x80 */
+    const __m512i first = _mm512_unpacklo_epi8(low, high), last = _mm512_unpackhi_epi8(low, high);
+    x[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(zero, first));
+    x[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(zero, first));
+    x[2] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(zero, last));
+    x[3] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(zero, last));
 }
 #endif
 
