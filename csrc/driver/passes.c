@@ -42,17 +42,20 @@ enum { REQUEST_BYTES = 8192 };
 void af_attend_unit(const af_pass *pass, int64_t index, void *scratch)
 {
     const af_plan *plan = pass->plan;
-    const af_unit unit = af_plan_unit(plan, index, plan->unit_blocks * plan->unit_lots, plan->splits);
-    const int64_t rows = index % pass->round / plan->splits;
-    char *partials = NULL, *partial = NULL;
-    if (plan->splits > 1) {
-        partials = pass->partials + (size_t)rows * (size_t)plan->unit_blocks * plan->block_partials;
-        partial = partials + plan->partial_bytes * (size_t)unit.split;
+    const int64_t units = af_split_units(plan), rows = index % pass->round / units;
+    af_unit unit = af_plan_unit(plan, index, plan->unit_blocks * plan->unit_lots, units);
+    char *partials = NULL;
+    if (plan->splits > 1) partials = pass->partials + (size_t)rows * (size_t)plan->unit_blocks * plan->block_partials;
+    unit.split *= plan->unit_splits;
+    unit.more = (int)af_min(plan->unit_splits, plan->splits - unit.split) - 1;
+    for (;; unit.split++, unit.more--, unit.goes_on = true) {
+        char *partial = partials ? partials + plan->partial_bytes * (size_t)unit.split : NULL;
+        if (plan->decode) plan->kernels->decode(pass->call, plan, unit, scratch, partial);
+        else plan->kernels->forward(pass->call, plan, unit, scratch, partial);
+        if (unit.more == 0) break;
     }
-    if (plan->decode) plan->kernels->decode(pass->call, plan, unit, scratch, partial);
-    else plan->kernels->forward(pass->call, plan, unit, scratch, partial);
     if (!partials || atomic_fetch_sub(&pass->remaining[rows], 1) != 1) return;
-    atomic_store(&pass->remaining[rows], (int)plan->splits); /* for the next round */
+    atomic_store(&pass->remaining[rows], (int)units); /* for the next round */
     plan->kernels->merge(pass->call, plan, unit, scratch, partials);
 }
 
@@ -148,7 +151,7 @@ void af_schedule_call(af_schedule *s, const af_call *call, int threads)
         const int64_t blocks = (int64_t)plan->unit_blocks * plan->unit_lots;
         const int64_t rows =
             plan->decode ? (groups + blocks - 1) / blocks : times(groups, af_units_of_rows(plan, plan->unit_blocks));
-        const int64_t units = times(rows, plan->splits);
+        const int64_t units = times(rows, af_split_units(plan));
         const int64_t share = attend_share(call, plan, s->flops, units);
         add_pass(s, call, (af_pass){.unit = af_attend_unit, .units = units, .round = units, .share = share});
     }
@@ -179,7 +182,7 @@ static int64_t rows_in_flight(const af_pass *pass, int threads, size_t unit_byte
     const af_plan *plan = pass->plan;
     if (plan->splits == 1 || pass->unit != af_attend_unit) return 0;
     const int64_t fit = (int64_t)(PARTIAL_BYTES * (size_t)threads / unit_bytes);
-    return af_min(pass->units / plan->splits, af_max(1, fit));
+    return af_min(pass->units / af_split_units(plan), af_max(1, fit));
 }
 
 /* Memory for their partial results. */
@@ -189,11 +192,12 @@ static bool take_partials(af_pass *pass, af_arena *arena, int threads)
     const size_t unit_bytes = plan->block_partials * (size_t)plan->unit_blocks;
     const int64_t rows = rows_in_flight(pass, threads, unit_bytes);
     if (rows == 0) return true;
-    pass->round = rows * plan->splits;
+    const int64_t units = af_split_units(plan);
+    pass->round = rows * units;
     pass->partials = af_take(arena, rows, unit_bytes);
     pass->remaining = af_take(arena, rows, sizeof *pass->remaining);
     if (!pass->partials || !pass->remaining) return false;
-    for (int64_t i = 0; i < rows; i++) atomic_store(&pass->remaining[i], (int)plan->splits);
+    for (int64_t i = 0; i < rows; i++) atomic_store(&pass->remaining[i], (int)units);
     return true;
 }
 

@@ -118,6 +118,12 @@ typedef struct additive_terms {
     uint8_t *key_overflow; /* [key_block]: the keys beyond it */
 } additive_terms;
 
+/* Scores of keys in columns, which are read whole where a block of decode has only part of them. */
+typedef struct keys_ahead {
+    int64_t begin, end, last; /* these have scores; the unit's keys end at `last` */
+    real *score;
+} keys_ahead;
+
 /* The memory of a unit. Where a unit has several blocks, each has its own part of some fields, see carve_block. */
 typedef struct scratch {
     real *query;                 /* [D][NR], or [rows][D] in decode */
@@ -131,7 +137,8 @@ typedef struct scratch {
     additive_terms additive;
     real *top, *top_key; /* [topk][NR] */
     real *sums, *totals; /* importance: [chunk_keys][VL] */
-    real *column_sums;   /* [VL][COLUMN_SUMS], see decode_columns.h */
+    real *column_sums;   /* see decode_columns.h */
+    keys_ahead *scored;  /* or NULL */
 } scratch;
 
 /* What dropout needs of each row, see dropout.h. */
@@ -161,10 +168,10 @@ static bool met_infinity(const af_plan *plan)
 /* Query rows that decode takes at most: twice the four that one pass over keys and values takes (decode_products.h). */
 enum { DECODE_ROWS = AF_NR < 8 ? AF_NR : 8 };
 
-/* Scores of keys in columns that decode makes at a time, at least DECODE_ROWS * VL. Columns are read fastest whole:
- * those of 1000 and 1024 keys with 40 and 37 GB/s, in halves with 28 and 27. Longer ones need more memory than is
- * gained: of 4096 keys, 256, 512 and 1024 at a time give 20, 22 and 20 (one query row from memory, Zen 5, AVX-512). */
-enum { COLUMN_SUMS = 1024 };
+/* Scores of keys in columns that decode makes at a time: for one query row COLUMN_SUMS, because columns are read
+ * fastest whole: of 8192 keys whole, 1024 or 512 at a time with 28, 22 and 23 GB/s (Zen 5, AVX-512, beside other work).
+ * More rows have SHARED_SUMS, at least DECODE_ROWS * VL, whose sums stay in the first-level cache. */
+enum { COLUMN_SUMS = 8192, SHARED_SUMS = 512 };
 
 /* The most heads that take turns: TURN_ROWS of plan.c. */
 enum { TURN_HEADS = 32 };
@@ -202,6 +209,12 @@ static int64_t word_count(const af_plan *plan)
     return plan->decode ? (plan->key_block / 64 + 1) * DECODE_ROWS : plan->key_block + 1;
 }
 
+/* Keys in columns that are scored at a time, and room for the sums of several query rows. */
+static int64_t column_keys(const af_call *call)
+{
+    return af_max(SHARED_SUMS, (af_min(call->Lk, COLUMN_SUMS) + VL - 1) / VL * VL);
+}
+
 /* Lays out the scratch memory from `base`, unless that is NULL; returns its size. It begins with the blocks of a unit,
  * block_run[unit_blocks], or decode_run[unit_blocks]. */
 static size_t carve(scratch *s, const af_call *call, const af_plan *plan, char *base)
@@ -236,7 +249,13 @@ static size_t carve(scratch *s, const af_call *call, const af_plan *plan, char *
     TAKE(top_key, call->results.topk * AF_NR);
     TAKE(sums, call->results.importance ? plan->chunk_keys * VL : 0);
     TAKE(totals, call->results.importance ? plan->chunk_keys * VL : 0);
-    TAKE(column_sums, plan->decode && af_in_columns(&call->operands.key, call->D) ? VL * COLUMN_SUMS : 0);
+    const int64_t columns = plan->decode && af_in_columns(&call->operands.key, call->D) ? column_keys(call) : 0;
+    TAKE(column_sums, VL * columns);
+    const bool ahead = columns > keys && plan->block_rows == 1 && blocks == 1;
+    TAKE(scored, ahead);
+    if (base && !ahead) s->scored = NULL;
+    if (base && ahead) s->scored->score = (real *)(base + size);
+    size += ahead ? (size_t)columns * sizeof(real) : 0;
 #undef TAKE
     return size;
 }

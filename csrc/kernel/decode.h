@@ -201,12 +201,29 @@ static __attribute__((noinline)) void decode_output_nan_safe(const query_block *
     }
 }
 
+/* Whether a run takes all keys of its span, so that it may have scores before it comes to a block. */
+static bool takes_all_keys(const af_call *call, const af_visibility *vis)
+{
+    return !vis->mask && !call->visible.blocks.data && !call->subset.global && !call->visible.center.data;
+}
+
 /* The same where keys, or values, lie in columns. */
 static void scores_of_columns(const af_call *call, const af_plan *plan, const decode_run *run)
 {
     const scratch *s = &run->s;
     const score_rows to = {s->s, plan->key_block};
-    column_scores(run->block.n, run->n, s->query, columns_at(s->keys, run->j0), to, call->D, s->column_sums);
+    keys_ahead *scored = s->scored;
+    if (!scored || !takes_all_keys(call, &run->block.vis)) {
+        column_scores(run->block.n, run->n, s->query, columns_at(s->keys, run->j0), to, call->D, s->column_sums);
+        return;
+    }
+    if (run->j0 < scored->begin || run->j0 + run->n > scored->end) {
+        scored->begin = run->j0;
+        scored->end = af_min(scored->last, run->j0 + COLUMN_SUMS);
+        column_scores(1, (int)(scored->end - scored->begin), s->query, columns_at(s->keys, run->j0),
+                      (score_rows){scored->score, 0}, call->D, s->column_sums);
+    }
+    memcpy(to.at, scored->score + (run->j0 - scored->begin), (size_t)run->n * sizeof(real));
 }
 
 static void output_of_columns(const af_call *call, const af_plan *plan, const decode_run *run, const uint64_t *words)
@@ -351,7 +368,11 @@ static void open_run(const af_call *call, const af_plan *plan, af_unit unit, dec
 {
     make_block(&run->block, call, plan, unit);
     open_key_rows(&run->s, call, plan, &run->block.vis);
-    run->block.vis.span = af_split(run->block.vis.span, unit.split, plan->split_keys);
+    const af_interval all = run->block.vis.span;
+    run->block.vis.span = af_split(all, unit.split, plan->split_keys);
+    if (!run->s.scored || unit.goes_on) return;
+    run->s.scored->begin = run->s.scored->end = 0;
+    run->s.scored->last = af_split(all, unit.split + unit.more, plan->split_keys).end;
 }
 
 /* The same for a run that was open for another head group, where lots are alike. */

@@ -17,34 +17,56 @@
  * 50 (Zen 5, AVX-512). */
 enum { SHORT_COLUMN = 4 * VL };
 
-/* Values of a column that are read in a row. Keys: COLUMN_SUMS (block.h), for one query row. */
+/* Values of a column that are read in a row. Keys: see block.h. */
 enum { VALUE_COLUMN_KEYS = 256 };
 
-/* sum[r][j] (+)= query[r] K[j] for one column and n keys, where rows of sums are ld apart. */
-AF_INLINE void column_sums(const bool first, int rows, int n, const real *query, int64_t D, const elem *key, real *sum,
-                           int64_t ld, int64_t distance)
+/* A column of some keys, and where the sums of each query row are. */
+typedef struct key_column {
+    elem_rows key;
+    const real *query;       /* of row 0; the next ones are D apart */
+    real *sum;               /* the same; the next ones are ld apart */
+    int64_t D, ld, distance; /* 0: nothing is requested */
+    int n;
+} key_column;
+
+/* sum[r][j] (+)= query[r] K[j] for nr query rows, and for nc columns, VL apart, one after the other. */
+AF_INLINE void column_sums(const bool first, const int nc, const int nr, const key_column *c)
 {
-    for (int j = 0; j < n; j += VL) {
-        const int here = n - j < VL ? n - j : VL;
-        const v x = here == VL ? e_load(key + j) : e_load_n(key + j, here);
-        request_column(true, key + j, distance);
-        for (int r = 0; r < rows; r++) {
-            real *to = sum + r * ld + j;
-            v_store(to, v_fma(v_set1(query[r * D]), x, first ? v_zero() : v_load(to)));
+    const elem *key[4];
+    v q[2][4];
+    UNROLL(i, nc) {
+        key[i] = c->key.at + i * VL * c->key.ld;
+        UNROLL(r, nr) q[r][i] = v_set1(c->query[r * c->D + i * VL]);
+    }
+    for (int j = 0; j < c->n; j += VL) {
+        const int here = c->n - j < VL ? c->n - j : VL;
+        v x[4];
+        UNROLL(i, nc) {
+            x[i] = here == VL ? e_load(key[i] + j) : e_load_n(key[i] + j, here);
+            if (c->distance) request_column(true, key[i] + j, c->distance);
+        }
+        UNROLL(r, nr) {
+            real *to = c->sum + r * c->ld + j;
+            v sum = first ? v_zero() : v_load(to);
+            UNROLL(i, nc) sum = v_fma(q[r][i], x[i], sum);
+            v_store(to, sum);
         }
     }
 }
 
-/* The scores of VL keys, or n, from VL sums of each. */
-AF_INLINE void column_totals(int n, v x[VL], real *s)
+/* The same for any number of rows. */
+AF_INLINE void column_sums_of_rows(const bool first, const int nc, int rows, key_column c)
 {
-    v_transpose(x);
-    UNROLL(i, VL)
-        if (i % 4 == 0) {
-            real total[4];
-            v_hsum4(x[i], x[(i + 1) % VL], x[(i + 2) % VL], x[(i + 3) % VL], total);
-            for (int k = 0; k < 4 && k < VL && i + k < n; k++) s[i + k] = total[k];
-        }
+    for (; rows >= 2; rows -= 2, c.query += 2 * c.D, c.sum += 2 * c.ld, c.distance = 0) column_sums(first, nc, 2, &c);
+    if (rows) column_sums(first, nc, 1, &c);
+}
+
+/* The scores of VL keys, or n, from VL sums of each. */
+AF_INLINE void column_totals(int n, const v x[VL], real *s)
+{
+    const v total = v_sum_in_order(x);
+    if (n >= VL) v_store(s, total);
+    else v_store_n(s, total, n);
 }
 
 /* The same from their columns, with the sums in registers: for columns so short that all of them are near. */
@@ -58,17 +80,31 @@ AF_INLINE void short_column_scores(int n, const real *query, elem_rows key, real
     column_totals(n, x, s);
 }
 
-/* s[r][j] for n keys, at most COLUMN_SUMS / rows. sums: memory for VL * COLUMN_SUMS of them. With each column one is
- * requested that comes FAR_BYTES later, at the end one of the next n keys. */
+/* s[r][j] for n keys, at most as many as column_scores takes. sums: memory for VL of each, [VL][rows][ld]. Four columns
+ * at a time share the memory of a sum. With each one is requested that comes FAR_BYTES later, at the end one of the
+ * next n keys. */
 static void column_scores_of(int rows, int n, const real *query, elem_rows key, score_rows s, int64_t D, real *sums)
 {
-    const int64_t ld = (n + VL - 1) / VL * VL, ahead = af_min(D, 1 + FAR_BYTES / (n * (int)sizeof(elem)));
-    for (int64_t d = 0; d < D; d++) {
-        const int64_t away = d + ahead < D ? ahead * key.ld : n + (ahead - D) * key.ld;
-        const int64_t distance = away * (int)sizeof(elem);
-        real *sum = sums + d % VL * rows * ld; /* [VL][rows][ld] */
-        if (d < VL) column_sums(true, rows, n, query + d, D, key.at + d * key.ld, sum, ld, distance);
-        else column_sums(false, rows, n, query + d, D, key.at + d * key.ld, sum, ld, distance);
+    const int64_t ld = (n + VL - 1) / VL * VL, ahead = af_min(VL, 1 + FAR_BYTES / (n * (int)sizeof(elem)));
+    for (int64_t from = 0, nc; from < D; from += nc * VL) {
+        nc = D - from >= 4 * VL ? 4 : D - from >= 2 * VL ? 2 : 1;
+        for (int64_t l = 0; l < VL && from + l < D; l++) {
+            const int64_t d = from + l, later = d + ahead + (l + ahead < VL ? 0 : (nc - 1) * VL);
+            const int64_t away = later < D ? (later - d) * key.ld : n - d * key.ld;
+            const key_column c = {.key = rows_from(key, d),
+                                  .query = query + d,
+                                  .sum = sums + l * rows * ld,
+                                  .D = D,
+                                  .ld = ld,
+                                  .distance = away * (int)sizeof(elem),
+                                  .n = n};
+            if (from == 0 && nc == 4) column_sums_of_rows(true, 4, rows, c);
+            else if (from == 0 && nc == 2) column_sums_of_rows(true, 2, rows, c);
+            else if (from == 0) column_sums_of_rows(true, 1, rows, c);
+            else if (nc == 4) column_sums_of_rows(false, 4, rows, c);
+            else if (nc == 2) column_sums_of_rows(false, 2, rows, c);
+            else column_sums_of_rows(false, 1, rows, c);
+        }
     }
     for (int64_t i = D * rows * ld; i < VL * rows * ld; i++) sums[i] = 0;
     for (int r = 0; r < rows; r++)
@@ -119,7 +155,7 @@ OUTPUT(2)
 static __attribute__((noinline)) void column_scores(int rows, int n, const real *query, elem_rows key, score_rows s,
                                                     int64_t D, real *sums)
 {
-    const int most = COLUMN_SUMS / rows / VL * VL;
+    const int most = rows == 1 ? COLUMN_SUMS : SHARED_SUMS / rows / VL * VL;
     for (int j = 0; n <= SHORT_COLUMN && j < n; j += VL)
         for (int r = 0; r < rows; r++) {
             const int here = n - j < VL ? n - j : VL;

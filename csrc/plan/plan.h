@@ -24,6 +24,8 @@ typedef struct af_unit {
     int64_t row; /* first row; the rows of a head group are r = i * G + g for query i and head hg * G + g */
     int rows;
     int64_t split; /* which split of the keys that these rows see, or which chunk of all keys */
+    int more;      /* splits that follow it in the same unit of work */
+    bool goes_on;  /* the split before it was in the same unit of work */
 } af_unit;
 
 typedef struct af_plan {
@@ -40,7 +42,8 @@ typedef struct af_plan {
     int unit_lots;              /* a unit of decode has so many times as many, one lot after the other ... */
     bool lots_alike;            /* ... which see the same keys, and whose rows are where they are stored */
     int key_block;              /* keys per score tile, a multiple of 64 */
-    int64_t split_keys, splits; /* keys per unit, units per block of rows */
+    int64_t split_keys, splits; /* keys per split, splits per block of rows */
+    int unit_splits;            /* so many of them, one after the other, are in a unit */
     int64_t chunk_keys, chunks; /* the same for the pass that writes weights */
     size_t partial_bytes;       /* the partial result of one block of rows and one split */
     size_t block_partials;      /* of all splits of a block of rows */
@@ -65,6 +68,12 @@ bool af_reads_columns(const af_call *call, const af_kernels *kernels);
 static inline int64_t af_units_of_rows(const af_plan *plan, int blocks)
 {
     return plan->decode ? 1 : (plan->blocks + blocks - 1) / blocks;
+}
+
+/* Units for the splits of a block of rows. */
+static inline int64_t af_split_units(const af_plan *plan)
+{
+    return (plan->splits + plan->unit_splits - 1) / plan->unit_splits;
 }
 
 /* The unit of a number, where units have so many blocks and rows so many splits. The last rows come first: under a

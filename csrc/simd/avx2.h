@@ -107,6 +107,7 @@ AF_INLINE void v_hsum4(v a, v b, v c, v d, real *out)
     const v ab = _mm256_hadd_pd(a, b), cd = _mm256_hadd_pd(c, d);
     v_store(out, v_add(_mm256_permute2f128_pd(ab, cd, 0x20), _mm256_permute2f128_pd(ab, cd, 0x31)));
 }
+AF_INLINE v v_sum_in_order(const v x[VL]) { return v_add(v_add(x[0], x[1]), v_add(x[2], x[3])); }
 AF_INLINE void v_transpose(v x[VL])
 {
     const v a = _mm256_unpacklo_pd(x[0], x[1]), b = _mm256_unpackhi_pd(x[0], x[1]);
@@ -130,6 +131,11 @@ AF_INLINE void v_hsum4(v a, v b, v c, v d, real *out)
 {
     const v x = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
+}
+AF_INLINE v v_sum_in_order(const v x[VL])
+{
+    const v low = v_add(v_add(x[0], x[1]), v_add(x[2], x[3])), high = v_add(v_add(x[4], x[5]), v_add(x[6], x[7]));
+    return v_add(low, high);
 }
 AF_INLINE void v_transpose(v x[VL])
 {

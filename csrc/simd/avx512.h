@@ -84,6 +84,12 @@ AF_INLINE void v_hsum4(v a, v b, v c, v d, real *out)
     _mm256_storeu_pd(out, _mm512_castpd512_pd256(_mm512_shuffle_f64x2(y, y, 0x08)));
 }
 
+AF_INLINE v v_sum_in_order(const v x[VL])
+{
+    const v even = v_add(v_add(x[0], x[1]), v_add(x[4], x[5])), odd = v_add(v_add(x[2], x[3]), v_add(x[6], x[7]));
+    return v_add(even, odd);
+}
+
 AF_INLINE void v_transpose(v x[VL])
 {
     v t[8], u[8];
@@ -110,6 +116,13 @@ AF_INLINE void v_hsum4(v a, v b, v c, v d, real *out)
     const v x = v_add(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
     const __m256 y = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1)));
+}
+
+AF_INLINE v v_sum_in_order(const v x[VL])
+{
+    v part[4];
+    UNROLL(i, 4) part[i] = v_add(v_add(x[4 * i], x[4 * i + 2]), v_add(x[4 * i + 1], x[4 * i + 3]));
+    return v_add(v_add(part[0], part[2]), v_add(part[1], part[3]));
 }
 
 AF_INLINE void v_transpose(v x[VL])

@@ -8,6 +8,7 @@
  *   v_scale2(a, n) = a * 2^floor(n); 0 (or NaN, if a is) for -infinity
  *   v_exponent, v_mantissa: a = mantissa * 2^exponent, 1 <= mantissa < 2, for positive normal a
  *   v_hsum4 writes the sums of the lanes of a, b, c, d; v_transpose transposes VL x VL
+ *   v_sum_in_order adds VL vectors in the order in which v_hsum4 adds the lanes of one
  *   e_load ... move between memory of the problem's dtype and reals; names in _n touch the first n elements only
  *   b_int8, b_uint8, b_e4m3fn, b_e5m2 load VL bytes of these kinds as reals, for float only; of e4m3fn 2^-8 times them
  *   nonzero_bytes(p, n): bit k tells whether p[k] is not zero, k < n <= 64 */
@@ -132,6 +133,12 @@ AF_INLINE void v_hsum4(v a, v b, v c, v d, real *out)
     out[1] = v_hsum(b);
     out[2] = v_hsum(c);
     out[3] = v_hsum(d);
+}
+AF_INLINE v v_sum_in_order(const v x[VL])
+{
+    v sum = v_zero();
+    UNROLL(i, VL) sum = v_add(sum, x[i]);
+    return sum;
 }
 AF_INLINE void v_transpose(v x[VL])
 {

@@ -134,6 +134,7 @@ AF_INLINE void v_hsum4(v a, v b, v c, v d, real *out)
     v_store(out, vpaddq_f64(a, b));
     v_store(out + 2, vpaddq_f64(c, d));
 }
+AF_INLINE v v_sum_in_order(const v x[VL]) { return v_add(x[0], x[1]); }
 AF_INLINE void v_transpose(v x[VL])
 {
     const v a = vzip1q_f64(x[0], x[1]), b = vzip2q_f64(x[0], x[1]);
@@ -142,6 +143,7 @@ AF_INLINE void v_transpose(v x[VL])
 }
 #else
 AF_INLINE void v_hsum4(v a, v b, v c, v d, real *out) { v_store(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))); }
+AF_INLINE v v_sum_in_order(const v x[VL]) { return v_add(v_add(x[0], x[1]), v_add(x[2], x[3])); }
 AF_INLINE void v_transpose(v x[VL])
 {
     const float64x2_t a = vreinterpretq_f64_f32(vtrn1q_f32(x[0], x[1]));

@@ -64,6 +64,32 @@ def test_options(dtype, rng, each_isa):
         each_isa(lambda options=options: assert_columns_are_like_rows(q, k, v, **options))
 
 
+@EACH_DTYPE
+def test_scores_of_several_splits(dtype, rng, each_isa):
+    """One query: splits of one unit have their scores made together, of each head anew."""
+    for lk, d in ((5000, 200), (9001, 64), (20_000, 9)):
+        q, k, v = qkv(rng, 1, lk, d, d, heads=3, batch=(2,), dtype=dtype)
+        hidden = k.copy(), v.copy()
+        for a in hidden:
+            a[1, :, lk // 3 :] = np.nan
+
+        def decode(q=q, k=k, v=v, lk=lk, hidden=hidden):
+            for options in (
+                {},
+                {"kv_lengths": [lk, lk // 3]},
+                {"window_size": (lk // 2, 0), "q_offset": "end"},
+                {"bias": randn(rng, (3, 1, lk))},
+                {"mask": rng.random((2, 1, 1, lk)) < 0.5},
+            ):
+                for threads in (1, 2, 3):
+                    assert_columns_are_like_rows(q, k, v, num_threads=threads, **options)
+            seen = attnfast.attention(q, k, v, kv_lengths=[lk, lk // 3])
+            padded = [in_columns(a) for a in hidden]
+            assert_same(attnfast.attention(q, *padded, kv_lengths=[lk, lk // 3]), seen)
+
+        each_isa(decode)
+
+
 @pytest.mark.quick
 @EACH_DTYPE
 def test_what_is_hidden_may_be_anything(dtype, rng, each_isa):
