@@ -101,13 +101,14 @@ static size_t carve_backward(backward_scratch *s, const af_backward *w, char *ba
     TAKE(dv, keys * padded(Dv));
     TAKE(words, keys + 1);
     TAKE(seen, GROUP_BLOCKS * keys);
-    const int64_t exps = call->score.additive ? D : 0;
-    TAKE(lane_sums, exps ? TURN_KEYS * VL * VL : 0);
+    const bool is_additive = call->score.additive; /* even where D is 0, rows have scores */
+    const int64_t exps = is_additive ? D : 0;
+    TAKE(lane_sums, is_additive ? TURN_KEYS * VL * VL : 0);
     TAKE(few_query, FEW_ROWS * exps);
     TAKE(few_sums, 2 * padded(exps));
-    TAKE(few_s, exps ? FEW_ROWS * keys : 0);
+    TAKE(few_s, is_additive ? FEW_ROWS * keys : 0);
     TAKE(additive.key_exp, keys * exps);
-    TAKE(additive.key_overflow, exps ? keys : 0);
+    TAKE(additive.key_overflow, is_additive ? keys : 0);
     TAKE(empty, af_max(D, Dv));
     return size;
 }

@@ -86,6 +86,11 @@ class TestInFloat64:
     def test_nothing(self, rng, lq, lk, d):
         check(*case(rng, lq, lk, d, 3))
 
+    @pytest.mark.parametrize("lq", [2, 7])
+    def test_heads_without_elements(self, rng, lq):
+        """Their scores are 0, and need the same memory; in two ranges of keys."""
+        check(*case(rng, lq, 1100, 0, 3))
+
     def test_heads_that_share_keys(self, rng):
         check(*case(rng, 50, 90, 12, 7, heads=6, kv_heads=2), score_bias=numbers((12,)))
 
