@@ -25,26 +25,28 @@ bool one_in(chance *c, int n) { return next(c) % (uint64_t)n == 0; }
 
 int64_t type_bytes(type t) { return t == BYTE ? 1 : t == F32 ? 4 : t == F64 || t == INT64 ? 8 : 2; }
 
-/* Strides from the innermost axis outwards, the axes taken in the order of `rank`. Returns how many elements. */
-static int64_t lay_out(array *a, int thin, chance *layout)
+/* Strides from the innermost axis outwards. In columns I is the innermost axis, and J takes its place among the others.
+ * Returns how many elements. */
+static int64_t lay_out(array *a, int may, int order, chance *layout)
 {
     static const int orders[6][3] = {{2, 1, 0}, {2, 0, 1}, {1, 2, 0}, {1, 0, 2}, {0, 2, 1}, {0, 1, 2}};
-    const int64_t n[3] = {a->B, a->H, a->I};
-    const int *order = orders[layout ? next(layout) % 6 : 0];
-    const bool flat = layout && (thin & THIN_J) && one_in(layout, 4);
-    int64_t stride[3] = {0}, extent = (flat ? 1 : a->J) + (layout && one_in(layout, 2) ? between(layout, 0, 9) : 0);
-    int64_t last = flat ? 0 : a->J - 1;
-    a->tensor.j = flat ? 0 : 1;
+    const bool columns = (may & COLUMNS) && (layout ? one_in(layout, 4) : order == IN_COLUMNS);
+    const int64_t inner = columns ? a->I : a->J, n[3] = {a->B, a->H, columns ? a->J : a->I};
+    const int *axes = orders[layout ? next(layout) % 6 : (uint64_t)order % 6];
+    const bool flat = layout && (may & THIN_J) && one_in(layout, 4);
+    int64_t stride[3] = {0}, extent = (flat ? 1 : inner) + (layout && one_in(layout, 2) ? between(layout, 0, 9) : 0);
+    int64_t last = flat ? 0 : inner - 1;
     for (int k = 0; k < 3; k++) {
-        const int axis = order[k];
-        if (layout && (thin >> axis & 1) && one_in(layout, 4)) continue;
+        const int axis = axes[k];
+        if (layout && (may >> axis & 1) && one_in(layout, 4)) continue;
         stride[axis] = extent > 0 ? extent : 1;
         last += (n[axis] - 1) * stride[axis];
         extent = stride[axis] * n[axis] + (layout && one_in(layout, 4) ? between(layout, 0, 5) : 0);
     }
     a->tensor.b = stride[0];
     a->tensor.h = stride[1];
-    a->tensor.i = stride[2];
+    a->tensor.i = columns ? 1 : stride[2];
+    a->tensor.j = columns ? stride[2] : flat ? 0 : 1;
     return a->B && a->H && a->I && a->J ? last + 1 : 0;
 }
 
@@ -67,16 +69,17 @@ static char *fenced(size_t bytes, size_t *mapped)
     return base + inside - bytes;
 }
 
-array new_array(type t, int64_t B, int64_t H, int64_t I, int64_t J, int thin, chance *layout, int fill)
+array new_array(type t, int64_t B, int64_t H, int64_t I, int64_t J, int may, int order, chance *layout, int fill)
 {
     array a = {.type = t, .B = B, .H = H, .I = I, .J = J};
-    const int64_t count = lay_out(&a, thin, layout), size = type_bytes(t);
+    const int64_t count = lay_out(&a, may, order, layout), size = type_bytes(t);
     /* Only the end is flush where something comes before, which also moves it off the alignment of malloc. */
     const int64_t before = layout && one_in(layout, 2) ? between(layout, 0, 7) : 0;
     int64_t first = before;
     if (layout && count && one_in(layout, 4)) first += reverse(&a.tensor.b, B);
     if (layout && count && one_in(layout, 4)) first += reverse(&a.tensor.h, H);
     if (layout && count && one_in(layout, 4)) first += reverse(&a.tensor.i, I);
+    if (layout && count && (may & COLUMNS) && a.tensor.j != 1 && one_in(layout, 4)) first += reverse(&a.tensor.j, J);
     a.bytes = (size_t)((before + count) * size);
     a.memory = layout && one_in(layout, 2) ? fenced(a.bytes, &a.mapped) : malloc(a.bytes);
     memset(a.memory, fill, a.bytes);

@@ -27,12 +27,16 @@ typedef struct array {
     af_tensor tensor;
 } array;
 
-/* Axes that may be broadcast, as a set of bits. */
-enum { THIN_B = 1, THIN_H = 2, THIN_I = 4, THIN_J = 8 };
+/* What a layout may be, as a set of bits: axes may be broadcast; rows may lie in columns, their elements apart. */
+enum { THIN_B = 1, THIN_H = 2, THIN_I = 4, THIN_J = 8, COLUMNS = 16 };
 
-/* C order if `layout` is NULL; else axes in any order and direction, with gaps, or thin, as chance has it. Every byte
- * is `fill`. */
-array new_array(type t, int64_t B, int64_t H, int64_t I, int64_t J, int thin, chance *layout, int fill);
+/* Layouts without gaps: (B, H, I, J), (I, B, H, J), (B, H, J, I), which is C_ORDER where columns are not allowed, and
+ * the numbers between, other orders of the first three axes. */
+enum { C_ORDER = 0, LENGTH_FIRST = 3, IN_COLUMNS = 6 };
+
+/* The layout `order` if `layout` is NULL; else axes in any order and direction, with gaps, thin or in columns, as
+ * chance has it and `may` allows it. Every byte is `fill`. */
+array new_array(type t, int64_t B, int64_t H, int64_t I, int64_t J, int may, int order, chance *layout, int fill);
 /* Of another type in the layout of an array, in memory of its own. */
 array new_array_like(const array *a, type t, int fill);
 void free_array(array *a);

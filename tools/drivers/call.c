@@ -100,10 +100,18 @@ static void fill_numbers(call *c, int which, double amplitude, int poison)
             }
 }
 
-static void new_input(call *c, int which, type t, int64_t B, int64_t H, int64_t I, int64_t J, int thin, af_tensor *to)
+static void new_input(call *c, int which, type t, int64_t B, int64_t H, int64_t I, int64_t J, int may, af_tensor *to)
 {
-    c->inputs[which] = new_array(t, B, H, I, J, thin, c->wish.layouts ? &c->chance : NULL, 0xff);
+    const wish *w = &c->wish;
+    c->inputs[which] = new_array(t, B, H, I, J, may, w->order, w->layouts ? &c->chance : NULL, 0xff);
     *to = c->inputs[which].tensor;
+}
+
+/* What layouts keys and values may have. */
+static int may_lie(const wish *w)
+{
+    const bool rows = is_packed(w) || has_gradients(w) || w->page_size || w->storage || w->global || w->importance;
+    return THIN_B | THIN_H | THIN_I | (rows ? 0 : COLUMNS);
 }
 
 static void set_operands(call *c)
@@ -114,11 +122,11 @@ static void set_operands(call *c)
     p->size = sizeof *p;
     const int poison = has_value(w) && w->poison ? 2 * w->poison : w->poison;
     new_input(c, QUERY, t, w->B, w->H, w->Lq, w->D, THIN_B | THIN_H | THIN_I, &p->query);
-    new_input(c, KEY, t, w->B, w->Hk, w->Lk, w->D, THIN_B | THIN_H | THIN_I, &p->key);
+    new_input(c, KEY, t, w->B, w->Hk, w->Lk, w->D, may_lie(w), &p->key);
     fill_numbers(c, QUERY, w->amplitude, 0);
     fill_numbers(c, KEY, w->amplitude, poison);
     if (!has_value(w)) return;
-    new_input(c, VALUE, t, w->B, w->Hk, w->Lk, w->Dv, THIN_B | THIN_H | THIN_I, &p->value);
+    new_input(c, VALUE, t, w->B, w->Hk, w->Lk, w->Dv, may_lie(w), &p->value);
     fill_numbers(c, VALUE, 1, poison);
 }
 
@@ -302,7 +310,7 @@ static void new_groups(call *c, int which, af_groups *g, int64_t heads, const ar
     g->rows = w->group_rows ? w->group_rows : most(rows->I, 1);
     g->columns = w->group_columns ? w->group_columns : most(rows->J, 1);
     const int64_t down = (most(rows->I, 1) - 1) / g->rows + 1, across = (most(rows->J, 1) - 1) / g->columns + 1;
-    *a = new_array(F32, w->page_size ? 1 : rows->B, heads, down, across, 0, NULL, 0xff);
+    *a = new_array(F32, w->page_size ? 1 : rows->B, heads, down, across, 0, C_ORDER, NULL, 0xff);
     for (int64_t b = 0; b < a->B; b++)
         for (int64_t h = 0; h < heads; h++)
             for (int64_t i = 0; i < down; i++)
@@ -323,9 +331,9 @@ static void make_bytes(call *c, int which, af_tensor *t, af_groups *scale, af_gr
     array *rows = &c->inputs[which], *bytes = &c->bytes[which - KEY];
     const int first = 2 * (which - KEY);
     const bool zeros = one_in(&c->chance, 2);
-    *bytes = new_array(BYTE, rows->B, rows->H, rows->I, rows->J, THIN_B | THIN_H | THIN_I,
+    *bytes = new_array(BYTE, rows->B, rows->H, rows->I, rows->J, THIN_B | THIN_H | THIN_I, w->order,
                        w->layouts ? &c->chance : NULL, 0xff);
-    const array apart = new_array(rows->type, rows->B, rows->H, rows->I, rows->J, 0, NULL, 0xff);
+    const array apart = new_array(rows->type, rows->B, rows->H, rows->I, rows->J, 0, C_ORDER, NULL, 0xff);
     free_array(rows);
     *rows = apart;
     new_groups(c, first, scale, rows->H, rows, true);
@@ -372,7 +380,8 @@ static void fill_pool(call *c, int which, af_tensor *t, int64_t pages)
     const af_operands *p = &c->operands;
     const array *rows = c->wish.storage ? &c->bytes[which - KEY] : &c->inputs[which];
     array *pool = &c->pools[which - KEY];
-    *pool = new_array(rows->type, pages, rows->H, p->page_size, rows->J, 0, c->wish.layouts ? &c->chance : NULL, 0xff);
+    *pool = new_array(rows->type, pages, rows->H, p->page_size, rows->J, 0, c->wish.order,
+                      c->wish.layouts ? &c->chance : NULL, 0xff);
     free(pool->table); /* pages have a stride */
     pool->table = NULL;
     pool->tensor.batch = NULL;

@@ -37,7 +37,8 @@ typedef struct wish {
     double amplitude;                  /* of query and key */
     double density;                    /* of what masks, block masks and global tokens show */
     int poison;                        /* one in so many keys or values overflows or is NaN; 0: none */
-    bool layouts;                      /* arrays in any layout */
+    bool layouts;                      /* arrays in any layout ... */
+    int order;                         /* ... or all in this one of array.h */
     int64_t page_size;                 /* of keys and values; 0: no pages */
     af_storage storage;                /* AF_INT8 or AF_UINT8: of keys and values in bytes */
     int64_t group_rows, group_columns; /* of scales and zeros; 0: one for all */

@@ -66,8 +66,20 @@ static void draw_sizes(wish *w, bytes *s)
     }
 }
 
+/* Calls of few options have ways of their own, for which many that are drawn together would leave next to none. */
+static void make_plain(wish *w, bytes *s)
+{
+    w->weights = w->additive = w->alibi = w->sink = w->mask = w->bias = w->center = w->global = w->layouts = false;
+    w->q_offset = w->q_length = w->kv_start = w->kv_length = false;
+    w->dropout = 0;
+    w->block_q = w->dilation = 0;
+    w->order = (int)ONE_OF(s, C_ORDER, LENGTH_FIRST, IN_COLUMNS);
+    if (w->order == IN_COLUMNS) w->page_size = 0, w->storage = AF_AS_QUERY;
+}
+
 static void draw_options(wish *w, bytes *s)
 {
+    const bool plain = sometimes(s);
     w->lse = sometimes(s);
     w->weights = sometimes(s);
     w->stage = (af_stage)take(s, AF_SCORES, AF_WEIGHTS);
@@ -99,7 +111,8 @@ static void draw_options(wish *w, bytes *s)
     w->amplitude = ONE_OF(s, 1, 3, 0, 12);
     w->density = ONE_OF(s, 0.5, 0.02, 0.9, 1, 0);
     w->poison = sometimes(s) ? (int)take(s, 2, 40) : 0;
-    w->layouts = take(s, 0, 3) != 0;
+    w->layouts = take(s, 0, 3) > 1;
+    w->order = w->layouts ? C_ORDER : (int)take(s, C_ORDER, IN_COLUMNS);
     w->no_output = sometimes(s);
     w->list = sometimes(s);
     w->importance = sometimes(s);
@@ -110,6 +123,7 @@ static void draw_options(wish *w, bytes *s)
     w->storage = (af_storage)(sometimes(s) ? take(s, AF_INT8, AF_UINT8) : AF_AS_QUERY);
     w->group_rows = sometimes(s) ? take(s, 1, 70) : take(s, 0, 1);
     w->group_columns = sometimes(s) ? take(s, 1, 40) : 0;
+    if (plain) make_plain(w, s);
 }
 
 static void fail(const call *c, const char *isa, int threads, const char *what, const char *name)
@@ -119,9 +133,9 @@ static void fail(const call *c, const char *isa, int threads, const char *what, 
     fprintf(stderr,
             "kind %d dtype %d B %" PRId64 " H %" PRId64 " Hk %" PRId64 " Lq %" PRId64 " Lk %" PRId64 " D %" PRId64
             " Dv %" PRId64 " output %d lse %d weights %d stage %d topk %" PRId64 " importance %d sequences %" PRId64
-            " layouts %d\n",
+            " layouts %d order %d\n",
             w->kind, w->dtype, w->B, w->H, w->Hk, w->Lq, w->Lk, w->D, w->Dv, !w->no_output, w->lse, w->weights,
-            w->stage, w->topk, w->importance, w->sequences, w->layouts);
+            w->stage, w->topk, w->importance, w->sequences, w->layouts, w->order);
     fprintf(stderr,
             "additive %d scale %g softcap %g dropout %g bias %d alibi %d sink %d amplitude %g poison %d\n"
             "loss of lse %d of weights %d unwanted %d\n"

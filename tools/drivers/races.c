@@ -49,6 +49,13 @@ static const wish cases[] = {
      .block_k = 32,
      .alibi = true},
     {.kind = ATTEND, .B = 1, SHAPE(2, 2, 120, 200, 8, 8), .additive = true, .lse = true},
+    /* Rows in columns, read where they lie and copied; batch rows that are one with their heads; heads in turn; many
+     * heads in a unit, alike and not. */
+    {.kind = ATTEND, .B = 2, SHAPE(4, 2, 1, 9000, 16, 16), .order = IN_COLUMNS, .lse = true},
+    {.kind = ATTEND, .B = 2, SHAPE(4, 2, 60, 3000, 8, 9), .order = IN_COLUMNS, .causal = true},
+    {.kind = ATTEND, .B = 3, SHAPE(4, 2, 1, 4000, 16, 16), .order = LENGTH_FIRST, .lse = true},
+    {.kind = ATTEND, .B = 200, SHAPE(8, 8, 1, 30, 8, 8), .order = LENGTH_FIRST, .lse = true},
+    {.kind = ATTEND, .B = 200, SHAPE(8, 4, 1, 30, 8, 8), .kv_length = true, .bias = true},
     {.kind = WEIGHTS, .dtype = AF_F16, .B = 1, .H = 2, .Hk = 2, .Lq = 250, .Lk = 300, .D = 8, .stage = AF_WEIGHTS},
     {.kind = IMPORTANCE, .B = 2, .H = 2, .Hk = 1, .Lq = 200, .Lk = 400, .D = 8, .causal = true},
     {.kind = TOP, .B = 1, .H = 2, .Hk = 2, .Lq = 20, .Lk = 5000, .D = 8, .topk = 5, .kv_length = true},
@@ -256,7 +263,7 @@ static void make_case(int k, uint64_t seed)
     w.scale = 0.3;
     w.amplitude = 2;
     w.density = 0.8;
-    w.layouts = true;
+    w.layouts = !w.order;
     make_call(&calls[k], &w);
     for (; k >= OWN && !shares_query(&calls[k]); make_call(&calls[k], &w)) {
         free_call(&calls[k]);

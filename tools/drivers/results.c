@@ -31,13 +31,13 @@ static void new_gradient(results *r, int which, const array *input, type t, chan
     if (!input->memory) return;
     const bool like = !layout || (one_in(layout, 2) && (which == D_BIAS || !repeats(input)));
     r->arrays[which] = like ? new_array_like(input, t, r->fill)
-                            : new_array(t, input->B, input->H, input->I, input->J, 0, layout, r->fill);
+                            : new_array(t, input->B, input->H, input->I, input->J, 0, C_ORDER, layout, r->fill);
 }
 
 /* That of the slopes and of the sinks, in the layout of af_score. */
 static void new_head_sums(results *r, int which, const double *input, int64_t rows, int64_t heads)
 {
-    if (input) r->arrays[which] = new_array(F64, rows, heads, 1, 1, 0, NULL, r->fill);
+    if (input) r->arrays[which] = new_array(F64, rows, heads, 1, 1, 0, C_ORDER, NULL, r->fill);
 }
 
 static void new_gradients(results *r, const call *c, chance *layout)
@@ -79,15 +79,15 @@ void new_results(results *r, const call *c, int fill)
     chance own = {~w->seed}, *any = w->layouts ? &own : NULL; /* the same layouts for all runs of a call */
     *r = (results){.part = {.size = sizeof r->part, .stage = w->stage, .topk = w->topk}, .fill = fill};
     if (c->operands.value.data && !w->no_output)
-        r->arrays[OUTPUT] = new_array(elem, w->B, w->H, w->Lq, w->Dv, 0, any, fill);
-    if (w->lse) r->arrays[LSE] = new_array(real, w->B, w->H, w->Lq, 1, 0, any, fill);
-    if (w->weights) r->arrays[STAGE] = new_array(elem, w->B, w->H, w->Lq, w->Lk, 0, any, fill);
+        r->arrays[OUTPUT] = new_array(elem, w->B, w->H, w->Lq, w->Dv, 0, w->order, any, fill);
+    if (w->lse) r->arrays[LSE] = new_array(real, w->B, w->H, w->Lq, 1, 0, w->order, any, fill);
+    if (w->weights) r->arrays[STAGE] = new_array(elem, w->B, w->H, w->Lq, w->Lk, 0, w->order, any, fill);
     if (w->topk) {
-        r->arrays[TOP_INDEX] = new_array(INT64, w->B, w->H, w->Lq, w->topk, 0, any, fill);
-        r->arrays[TOP_WEIGHT] = new_array(elem, w->B, w->H, w->Lq, w->topk, 0, any, fill);
+        r->arrays[TOP_INDEX] = new_array(INT64, w->B, w->H, w->Lq, w->topk, 0, w->order, any, fill);
+        r->arrays[TOP_WEIGHT] = new_array(elem, w->B, w->H, w->Lq, w->topk, 0, w->order, any, fill);
     }
     /* Zeros, which is what it stays where there are no queries. */
-    if (w->importance) r->arrays[IMPORTANCES] = new_array(real, w->B, w->H, 1, w->Lk, 0, NULL, 0);
+    if (w->importance) r->arrays[IMPORTANCES] = new_array(real, w->B, w->H, 1, w->Lk, 0, C_ORDER, NULL, 0);
     r->part.output = r->arrays[OUTPUT].tensor;
     r->part.lse = r->arrays[LSE].tensor;
     r->part.weights = r->arrays[STAGE].tensor;

@@ -11,8 +11,10 @@ be off; so instruction sets are compared by way of it. Arrays end where their me
 The sources are a copy in which work is cut into parts hundreds of times smaller (SMALL below), so
 that calls of a few thousand pairs have teams, splits, waves and stretches. Ends with 1 on a
 finding, which is printed and whose input is kept beside the corpus; --input runs that input again.
---plant breaks a copy of the AVX2 kernels on purpose, which must be found: masks that are off by one
-lane, or tails that are right but read past the end.
+--plant makes a mistake in a copy on purpose, which must be found: of the AVX2 kernels `mask`, masks
+that are off by one lane, or `tail`, tails that are right but read past the end; of all kernels
+`columns`, values in columns that are taken twice, or `lots`, head groups with the values of others;
+`joined`, batch rows of different lengths that are computed as heads of one.
 """
 
 import argparse
@@ -42,7 +44,10 @@ SMALL = [
     Patch("driver/queue.h", "AF_QUEUED_CALLS = 256 ", "AF_QUEUED_CALLS = 3 "),
     Patch("driver/global_tokens.c", "MOST_WAITING = 1 << 22 ", "MOST_WAITING = 1 << 11 "),
     Patch("driver/short_rows.c", "SHORT_KEYS = 64,", "SHORT_KEYS = 8,"),
-    Patch("driver/columns.c", "TASK_ROWS = 2048 ", "TASK_ROWS = 8 "),
+    Patch("driver/columns.c", "TASK_ROWS = 2048 ", "TASK_ROWS = 100 "),
+    Patch("kernel/columns.h", "COPY_ROWS = 512 ", "COPY_ROWS = 32 "),
+    Patch("kernel/block.h", "COLUMN_SUMS = 1024 ", "COLUMN_SUMS = 16 * VL "),
+    Patch("kernel/decode_columns.h", "VALUE_COLUMN_KEYS = 256 ", "VALUE_COLUMN_KEYS = 64 "),
     Patch("driver/topk.c", "ROW_PAIRS = 1 << 21 ", "ROW_PAIRS = 1 << 10 "),
     Patch("driver/backward.c", "PANEL_BYTES = 4 << 20 ", "PANEL_BYTES = 1 << 16 "),
     Patch("plan/backward.c", "BLOCK_KEYS = 128 ", "BLOCK_KEYS = 32 "),
@@ -54,7 +59,13 @@ SMALL = [
         "FORWARD_KEYS = 64, NARROW_KEYS = 64,",
     ),
     Patch("plan/plan.c", "WIDE_HEAD = 512,", "WIDE_HEAD = 24,"),
-    Patch("plan/plan.c", "DECODE_MOST_KEYS = 1024 ", "DECODE_MOST_KEYS = 64 "),
+    Patch("plan/plan.c", "DECODE_MOST_KEYS = 1024 ", "DECODE_MOST_KEYS = 128 "),
+    Patch("plan/plan.c", "LEAST_UNITS = 8,", "LEAST_UNITS = 2,"),
+    Patch("plan/plan.c", "BRIEF_BYTES = 1 << 15,", "BRIEF_BYTES = 1 << 11,"),
+    Patch("plan/plan.c", "BRIEF_IN_TURN = 1 << 13,", "BRIEF_IN_TURN = 1 << 10,"),
+    Patch("plan/plan.c", "BRIEF_BLOCKS = 8,", "BRIEF_BLOCKS = 2,"),
+    Patch("plan/plan.c", "BRIEF_LOTS = 8,", "BRIEF_LOTS = 3,"),
+    Patch("plan/plan.c", "BRIEF_UNIT_BYTES = 1 << 18 ", "BRIEF_UNIT_BYTES = 1 << 13 "),
     Patch("plan/plan.c", "DECODE_SPLIT_BYTES = 1 << 20,", "DECODE_SPLIT_BYTES = 1 << 12,"),
     Patch("plan/plan.c", "af_max(256, DECODE_SPLIT", "af_max(64, DECODE_SPLIT"),
     Patch("plan/plan.c", "FORWARD_SPLIT_KEYS = 2048,", "FORWARD_SPLIT_KEYS = 128,"),
@@ -71,6 +82,13 @@ PLANTS = {
         "simd/avx2.h",
         "OP(maskload)(p, AS_INT(vm_first(n)))",
         "OP(and)(OP(loadu)(p), vm_first(n))",
+    ),
+    "columns": Patch("kernel/decode_columns.h", "value.at += VALUE_COLUMN_KEYS", "value.at += VL"),
+    "joined": Patch("driver/joined_batch.c", "return !number || b >= B;", "return B > 0;"),
+    "lots": Patch(
+        "kernel/decode.h",
+        "run->s.values->first = first_row(&call->operands.value, vis->b, vis->hk);",
+        "",
     ),
 }
 LENGTH, SEEDS = 80, 200  # bytes of an input: all that a call is drawn from; inputs to begin with
