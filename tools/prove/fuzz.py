@@ -14,7 +14,7 @@ finding, which is printed and whose input is kept beside the corpus; --input run
 --plant makes a mistake in a copy on purpose, which must be found: of the AVX2 kernels `mask`, masks
 that are off by one lane, or `tail`, tails that are right but read past the end; of all kernels
 `columns`, values in columns that are taken twice, or `lots`, head groups with the values of others;
-`joined`, batch rows of different lengths that are computed as heads of one.
+`joined`, batch rows that are computed as heads of one and share its keys.
 """
 
 import argparse
@@ -84,7 +84,7 @@ PLANTS = {
         "OP(and)(OP(loadu)(p), vm_first(n))",
     ),
     "columns": Patch("kernel/decode_columns.h", "value.at += VALUE_COLUMN_KEYS", "value.at += VL"),
-    "joined": Patch("driver/joined_batch.c", "return !number || b >= B;", "return B > 0;"),
+    "joined": Patch("driver/joined_batch.c", "joined->Hk *= call->B;", ""),
     "lots": Patch(
         "kernel/decode.h",
         "run->s.values->first = first_row(&call->operands.value, vis->b, vis->hk);",
