@@ -16,7 +16,7 @@ that returns. All arguments that have a gradient may be differentiated, by posit
 gradients are those of :func:`attnfast.vjp`, and have none of their own: there is no second
 derivative.
 
-Needs the package autograd 1.7 or later: ``pip install attnfast[autograd]``.
+Needs the package autograd 1.7 or later: ``pip install "attnfast[autograd]"``.
 """
 
 import functools
@@ -33,7 +33,7 @@ try:
 except (ImportError, AttributeError) as error:  # the latter: made for an older NumPy
     raise ImportError(
         "attnfast.autograd needs the package autograd, 1.7 or later: "
-        "write pip install attnfast[autograd]"
+        "pip install 'attnfast[autograd]'"
     ) from error
 
 from . import additive, api, local, merge, varlen

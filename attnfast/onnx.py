@@ -17,7 +17,7 @@
 `Attention` is for ``onnx.reference.ReferenceEvaluator(model, new_ops=[Attention])``. The other
 operators are those of that evaluator: plain NumPy, made to be right rather than fast.
 
-Needs the package onnx 1.19 or later: ``pip install attnfast[onnx]``.
+Needs the package onnx 1.19 or later: ``pip install "attnfast[onnx]"``.
 """
 
 import os
@@ -37,7 +37,7 @@ try:
         raise ImportError(f"onnx {onnx.__version__} is too old")
 except (ImportError, AttributeError) as error:
     raise ImportError(
-        "attnfast.onnx needs the package onnx, 1.19 or later: write pip install attnfast[onnx]"
+        "attnfast.onnx needs the package onnx, 1.19 or later: pip install 'attnfast[onnx]'"
     ) from error
 
 from .api import attention, attention_weights

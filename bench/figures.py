@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import attnfast
+import machines
 import naive
 import scaling
 import tables
@@ -46,6 +47,7 @@ COMMANDS: dict[str, tuple[str, float]] = {
         "half_float16_decode_b1_*,cache_int8*_decode_*'",
         3,
     ),
+    "caches": ("python bench/targets.py --cases 'cache_*_decode_*' --threads 1", 3),
     "training": ("python bench/targets.py --cases train --peers torch,jax", 6),
     "training_avx2": ("python bench/targets.py --cases train --peers none --isa avx2", 2),
     "growth": (f"attnfast bench --rounds 3 --plot {PICTURE}", 10),
@@ -276,7 +278,11 @@ def compiler() -> str:
 
 
 def write_pages() -> None:
-    """Put the tables of the present figures into the pages."""
+    """Put the tables of the present figures into the pages, and draw every machine."""
+    every = tables.load("machines")
+    if machines.drawn(machines.PICTURE) != machines.digest(every):
+        machines.draw(every)
+        print(f"drawn: {machines.PICTURE.relative_to(tables.ROOT)}")
     for page in tables.pages():
         text = page.read_text(encoding="utf-8")
         new = tables.filled(text)

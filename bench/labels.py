@@ -11,8 +11,11 @@ CASES = {case.name: case for cases in GROUPS.values() for case in cases}
 # Beginnings of the names of cases; the longest that fits is taken.
 WORDS = {
     "bias": "dense bias",
+    "cache_float8_e4m3fn_decode": "1 query, float8_e4m3fn",
+    "cache_float8_e5m2_decode": "1 query, float8_e5m2",
     "cache_int8_decode": "1 query, int8, a scale for a key and head",
     "cache_int8g32_decode": "1 query, int8, scales of 32 numbers",
+    "cache_pages16_decode": "1 query, float32 in pages of 16 keys",
     "causal": "causal",
     "causalwindow256": "causal window of 256",
     "decode": "1 query",

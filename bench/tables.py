@@ -350,6 +350,19 @@ def beside_llama_cpp(data: Data) -> Rows:
     return rows
 
 
+def cached(data: Data) -> Rows:
+    """One query over what caches store: speed in that of float32, and beside the other libraries."""
+    peers = [name for name in data["others"] if name not in (*YARDSTICKS, "llama.cpp")]
+    rows = [[*LABEL, "time", "speed, in that of float32", *(NAMES.get(p, p) for p in peers)]]
+    rows[0].append("error (of NumPy's)")
+    for case in found(data):
+        own = case.row(1)
+        cells = [duration(own), times(case.row(1, "float32"))]
+        cells += [times(case.row(1, name)) for name in peers]
+        rows.append([*label(case.case), *cells, error(own)])
+    return rows
+
+
 def speed(row: Data) -> str:
     """Work a second."""
     return f"{row['speed']:.3g} {row['unit']}" if "speed" in row else ""
@@ -427,6 +440,7 @@ def skipped(data: Data) -> Rows:
 # By the name between the marks: the file of the figures, and how they are laid out.
 TABLES: dict[str, tuple[str, Callable[[Data], Rows]]] = {
     "avx2": ("avx2", against_targets),
+    "caches": ("caches", cached),
     "costs": ("grid", chosen_costs),
     "family": ("family", family_costs),
     "grid": ("grid", beside_others),

@@ -13,7 +13,7 @@ A chunk of queries meets each chunk of keys that it may see in a task of its own
 joined by `attnfast.merge_attention`, in pairs. Of a chunk of keys only the part within the window
 is sent. The result is lazy, and depends on the chunks but not on the scheduler or the workers.
 
-Needs the package dask, 2024.8 or later: ``pip install attnfast[dask]``.
+Needs the package dask, 2024.8 or later: ``pip install "attnfast[dask]"``.
 """
 
 try:
@@ -24,7 +24,7 @@ try:
         raise ImportError(f"dask {dask.__version__} is too old")
 except (ImportError, AttributeError) as error:
     raise ImportError(
-        "attnfast.dask needs the package dask, 2024.8 or later: write pip install attnfast[dask]"
+        "attnfast.dask needs the package dask, 2024.8 or later: pip install 'attnfast[dask]'"
     ) from error
 
 from ._functions import attention, attention_backward

@@ -35,6 +35,19 @@ def test_these_pages_have_examples():
     assert {"README.md", "docs/layers.md", "docs/guide/which-call.md"} <= set(WITH_EXAMPLES)
 
 
+def code_of(name):
+    """What a page tells to write: the code of each row of its tables, and its examples."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    rows = [sorted(set(re.findall(r"`([^`]+)`", row))) for row in re.findall(r"^\|.*", text, re.M)]
+    examples = re.findall(r"^(?:>>> |\.\.\. ).*", text, re.MULTILINE)
+    return [row for row in rows if row], [line.partition("  #")[0].rstrip() for line in examples]
+
+
+def test_the_chinese_page_on_calls_tells_to_write_the_same():
+    english, chinese = (code_of(f"docs/{folder}/which-call.md") for folder in ("guide", "zh"))
+    assert chinese == english
+
+
 def anchors(page):
     """The links that headings of a page can be reached by."""
     heads = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
