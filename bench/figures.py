@@ -47,7 +47,7 @@ COMMANDS: dict[str, tuple[str, float]] = {
         "half_float16_decode_b1_*,cache_int8*_decode_*'",
         3,
     ),
-    "caches": ("python bench/targets.py --cases 'cache_*_decode_*' --threads 1", 3),
+    "caches": ("attnfast bench --cases 'cache_*_decode_*' --threads 1", 4),
     "training": ("python bench/targets.py --cases train --peers torch,jax", 6),
     "training_avx2": ("python bench/targets.py --cases train --peers none --isa avx2", 2),
     "growth": (f"attnfast bench --rounds 3 --plot {PICTURE}", 10),

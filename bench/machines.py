@@ -8,12 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tables
-from attnfast.bench.plot import FAINT, INK, STYLES
 from attnfast.bench.peers import OWN
+from attnfast.bench.plot import FAINT, INK, STYLES
 from labels import CASES, label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PICTURE = tables.ROOT / "docs" / "pictures" / "machines.png"
 NOTE = "Comment"  # of a PNG: the digest of what it shows
@@ -33,7 +37,7 @@ def drawn(path: Path) -> str:
     return found[:64].decode("ascii", "replace")
 
 
-def draw(data: dict[str, Any], path: Path = PICTURE) -> None:
+def draw(data: dict[str, Any], path: Path = PICTURE) -> Figure:
     """Draw the shares of the limits, by case and machine, on one thread and on all."""
     from matplotlib.figure import Figure
 
@@ -45,11 +49,14 @@ def draw(data: dict[str, Any], path: Path = PICTURE) -> None:
         panel(axis, row, names)
     axes[0].set_yticks(range(len(names)), [", ".join(label(CASES[name])) for name in names])
     axes[0].set_ylim(len(names) - 0.4, -0.6)
-    figure.supxlabel("percent of the measured limit: bars on all threads, points on one", fontsize=9)
+    figure.supxlabel(
+        "percent of the measured limit: bars on all threads, points on one", fontsize=9
+    )
     figure.savefig(path, dpi=110, metadata={NOTE: digest(data)})
+    return figure
 
 
-def panel(axis: Any, row: dict[str, Any], names: list[str]) -> None:
+def panel(axis: Axes, row: dict[str, Any], names: list[str]) -> None:
     """One machine and instruction set."""
     for place, name in enumerate(names):
         shares = [share for share in row["percent"].get(name, []) if share is not None]

@@ -351,13 +351,13 @@ def beside_llama_cpp(data: Data) -> Rows:
 
 
 def cached(data: Data) -> Rows:
-    """One query over what caches store: speed in that of float32, and beside the other libraries."""
+    """One query over what caches store: speed in that of float32, and beside other libraries."""
     peers = [name for name in data["others"] if name not in (*YARDSTICKS, "llama.cpp")]
     rows = [[*LABEL, "time", "speed, in that of float32", *(NAMES.get(p, p) for p in peers)]]
     rows[0].append("error (of NumPy's)")
     for case in found(data):
         own = case.row(1)
-        cells = [duration(own), times(case.row(1, "float32"))]
+        cells = [duration(own), times(case.row(1, "attention"))]
         cells += [times(case.row(1, name)) for name in peers]
         rows.append([*label(case.case), *cells, error(own)])
     return rows

@@ -10,6 +10,7 @@ from support.runs import report_of, result_of
 from support.scripts import import_script
 
 figures = import_script(ROOT / "bench" / "figures.py")
+machines = import_script(ROOT / "bench" / "machines.py")
 tables = import_script(ROOT / "bench" / "tables.py")
 
 PAGES = [page for page in tables.pages() if "<!-- figures:" in page.read_text(encoding="utf-8")]
@@ -79,6 +80,43 @@ def test_every_machine_has_its_column(folder, run):
     assert "| 2026-12-01 |" in text and text.endswith("*`python bench/figures.py grid avx2`.*\n")
 
 
+@pytest.mark.skipif(not machines.PICTURE.exists(), reason="an sdist has no pictures")
+def test_the_picture_of_every_machine_is_of_the_present_data():
+    if machines.drawn(machines.PICTURE) != machines.digest(tables.load("machines")):
+        pytest.fail("docs/pictures/machines.png: not its data; run python bench/figures.py --pages")
+
+
+def test_a_picture_has_a_panel_for_each_machine(folder, run, tmp_path):
+    pytest.importorskip("matplotlib")
+    figures.keep("grid", run)
+    run.machine["cpu"] = "Other CPU"
+    figures.keep("grid", run)
+    data = tables.load("machines")
+    data["rows"][1]["percent"]["causal_1x16x2048x64"] = [80.0, 77.0]
+    figure = machines.draw(data, tmp_path / "drawn.png")
+    assert [axis.get_title().splitlines()[0] for axis in figure.axes] == ["Some CPU", "Other CPU"]
+    names = [word.get_text() for word in figure.axes[0].get_yticklabels()]
+    assert names == ["full, 1 x 16 x 2048 x 64", "causal, 1 x 16 x 2048 x 64"]
+    said = [[word.get_text() for word in axis.texts] for axis in figure.axes]
+    assert said == [["86", "not measured"], ["86", "77"]]
+    assert machines.drawn(tmp_path / "drawn.png") == machines.digest(data)
+    assert machines.drawn(tmp_path / "none.png") == ""
+
+
+def test_a_cache_shows_its_speed_in_that_of_float32(folder):
+    name = "cache_int8_decode_b1_32kv8_4096x128"
+    contestants = {"attnfast": "1", "numpy": "2", "attention": "1", "torch": "3"}
+    result = result_of(name, 100.0, contestants, attnfast=0.1, attention=0.25, numpy=0.7, torch=1.5)
+    report = report_of([result], 1, 100.0, contestants)
+    report.machine["cpu"] = "Some CPU"
+    figures.keep("caches", report)
+    head, _, row = tables.render("caches").splitlines()[:3]
+    assert head.startswith(
+        "| case | batch x heads x length x head size | time | speed, in that of float32 |"
+    )
+    assert "| 100 ms | 2.5 x | 7.0 x | 15 x |" in row
+
+
 def test_a_whole_run_can_be_shown_again(folder, run):
     figures.keep("growth", run)
     again = Report.load(folder / "growth.json")
@@ -103,7 +141,7 @@ def test_what_is_wrong_with_a_run_is_said(folder, run):
 
 def test_what_is_not_measured_says_how(folder):
     assert tables.render("half") == "*Not measured yet: `python bench/figures.py half`.*\n"
-    with pytest.raises(ValueError, match=r"figures: nonsense -->: must be one of avx2, costs"):
+    with pytest.raises(ValueError, match=r"figures: nonsense -->: must be one of avx2, caches, costs"):
         tables.render("nonsense")
 
 

@@ -1,8 +1,8 @@
 """`attention` over keys and values as caches store them: in 8 bits, or in pages.
 
-Arrays of a case are the numbers that the bits stand for, so that other libraries, which have none
-of this on CPUs, compute the same in float32. Speed counts float32's bytes for all: its ratio to
-the yardstick is how much faster a cache is than one of float32.
+Arrays of a case are the numbers that the bits stand for, so that other libraries compute the same
+in float32. Speed counts float32's bytes for all: its ratio to the yardstick is how much faster a
+cache is than one of float32.
 """
 
 from __future__ import annotations
