@@ -8,9 +8,11 @@ import os
 import re
 import sys
 import tomllib
+from importlib import import_module
 from importlib.metadata import version as installed_version
 from importlib.util import find_spec
 from pathlib import Path
+from types import FunctionType
 
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -131,6 +133,15 @@ def write_math(as_block):
     return visit, None
 
 
+def find_written(app, module, name):
+    """Say which file has a layer of Keras, whose own module is that which models name."""
+    if module != "attnfast.keras":
+        return None
+    layer = getattr(import_module(module), name.partition(".")[0])
+    parts = (part for kind in layer.__mro__ for part in vars(kind).values())
+    return next(part.__module__ for part in parts if isinstance(part, FunctionType))
+
+
 def link_back(app, env):
     """Let the source of a function that a bridge shows too lead back to its own page."""
     for entry in filter(None, getattr(env, "_viewcode_modules", {}).values()):
@@ -142,5 +153,6 @@ def link_back(app, env):
 def setup(app):
     app.connect("source-read", show)
     app.connect("env-updated", link_back)
+    app.connect("viewcode-follow-imported", find_written)
     app.add_html_math_renderer("mathml", write_math(False), write_math(True))
     return {"parallel_read_safe": True}
