@@ -141,7 +141,7 @@ def test_what_is_wrong_with_a_run_is_said(folder, run):
 
 def test_what_is_not_measured_says_how(folder):
     assert tables.render("half") == "*Not measured yet: `python bench/figures.py half`.*\n"
-    with pytest.raises(ValueError, match=r"figures: nonsense -->: must be one of avx2, caches, costs"):
+    with pytest.raises(ValueError, match=r"nonsense -->: must be one of avx2, caches, costs"):
         tables.render("nonsense")
 
 
