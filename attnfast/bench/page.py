@@ -1,4 +1,4 @@
-"""A run as one HTML file that needs no other: header, plot, table, notes, totals."""
+"""A run as one HTML file that needs no other: header, plots, table, notes, totals."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from io import BytesIO
 from pathlib import Path
 
 from .peers import OWN
-from .plot import draw, is_plotted
+from .plot import INK, NAMES, STYLES, draw, is_plotted
 from .report import columns, header_lines, note_lines, row, total_lines
 from .results import CaseResult, Report
 
 SUFFIXES = (".html", ".htm")
 SHARE = "% of limit"  # the column whose cells have a bar
+MOST = 2.0  # times the speed of attnfast, where bars end
+LINE, LABELS, BARS = 14, 330, 380  # pixels: height of a bar, width of names and of a bar of 1
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; }
 pre { overflow-x: auto; white-space: pre-wrap; }
-img { max-width: 100%; background: white; }
+img, svg { max-width: 100%; background: white; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th, td { padding: .2rem .7rem .2rem 0; text-align: left; }
@@ -68,7 +70,7 @@ def page(report: Report) -> str:
     for run in report.runs:
         if len(report.runs) > 1:
             parts.append(f"<h2>{run.threads} thread{'s' if run.threads > 1 else ''}</h2>")
-        parts.append(_table(run))
+        parts += [_bars(run), _table(run)]
     parts += [_lines(note_lines(report)), _lines(total_lines(report))]
     body = "\n".join(part for part in parts if part)
     return (
@@ -99,6 +101,38 @@ def _plot(report: Report) -> str:
     draw(report, picture, "png")
     data = base64.b64encode(picture.getvalue()).decode()
     return f'<p><img alt="speed over length" src="data:image/png;base64,{data}"></p>'
+
+
+def _bars(run: Report) -> str:
+    """The speed of each contestant in that of attnfast: a group of bars for each case."""
+    shapes, y = [], 2 * LINE
+    for result in run.results:
+        entries, own = result.entries, result.entries[OWN].median
+        timed = [(name, e.median) for name, e in entries.items() if e.median and not e.wrong]
+        if own is None or len(timed) < 2:
+            continue
+        shapes.append(_words(4, y, result.case.name))
+        for name, median in timed:
+            ratio, color = own / median, STYLES.get(name, (INK, ""))[0]
+            width = BARS * min(ratio, MOST)
+            shapes += [
+                f'<rect x="{LABELS}" y="{y - 10}" width="{width:.1f}" height="11" fill="{color}"/>',
+                _words(LABELS + width + 4, y, f"{NAMES.get(name, name)} {ratio:.2f}"),
+            ]
+            y += LINE
+        y += LINE // 2
+    if not shapes:
+        return ""
+    title = _words(4, LINE, "speed, in that of attnfast")
+    size = LABELS + MOST * BARS + 130, y
+    return (
+        f'<svg role="img" viewBox="0 0 {size[0]:.0f} {size[1]}" width="{size[0]:.0f}"'
+        f' font-size="11">{title}{"".join(shapes)}</svg>'
+    )
+
+
+def _words(x: float, y: int, text: str) -> str:
+    return f'<text x="{x:.1f}" y="{y}" fill="{INK}">{escape(text)}</text>'
 
 
 def _table(run: Report) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import base64
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -116,6 +117,23 @@ def test_a_page_has_the_plot_of_its_sweeps_and_both_numbers_of_threads(swept, tm
     start = "data:image/png;base64,"
     assert picture.startswith(start)
     assert base64.b64decode(picture[len(start) :]).startswith(b"\x89PNG")
+
+
+def test_a_page_has_a_bar_for_each_contestant_with_a_time(tiny_run, tmp_path):
+    show_page(tiny_run, tmp_path)
+    text = (tmp_path / "run.html").read_text(encoding="utf-8")
+    (picture,) = re.findall("<svg.*?</svg>", text)
+    timed = [
+        (result.entries["attnfast"].median / entry.median, name)
+        for result in tiny_run.results
+        for name, entry in result.entries.items()
+        if entry.median
+    ]
+    assert len(timed) == 4  # NumPy has no time
+    widths = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', picture)]
+    assert widths == [round(page.BARS * min(ratio, page.MOST), 1) for ratio, _ in timed]
+    assert all(f" {ratio:.2f}</text>" in picture for ratio, _ in timed)
+    assert all(f">{result.case.name}</text>" in picture for result in tiny_run.results)
 
 
 def test_a_page_without_a_case_says_why_and_what_to_do(tiny_run, tmp_path):
