@@ -89,7 +89,7 @@ def _plot(report: Report) -> str:
     """The picture of speed over length, or why there is none."""
     if not any(is_plotted(result.case) for result in report.results):
         return (
-            "<p>No plot: speed over length is drawn of the cases <code>sweep_*</code>, which this"
+            "<p>No plot of speed over length: that needs the cases <code>sweep_*</code>, which this"
             " run does not have.</p>"
         )
     if find_spec("matplotlib") is None:
@@ -105,7 +105,7 @@ def _plot(report: Report) -> str:
 
 def _bars(run: Report) -> str:
     """The speed of each contestant in that of attnfast: a group of bars for each case."""
-    shapes, y = [], 2 * LINE
+    shapes, y = [], 5 * LINE // 2
     for result in run.results:
         entries, own = result.entries, result.entries[OWN].median
         timed = [(name, e.median) for name, e in entries.items() if e.median and not e.wrong]
