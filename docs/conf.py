@@ -16,6 +16,7 @@ from types import FunctionType
 
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.pycode import ModuleAnalyzer
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -83,6 +84,10 @@ html_theme_options = {
     ],
 }
 
+EXPORTED = (
+    "GroupQueryAttention"  # whose __name__ is GroupedQueryAttention, as that of Keras's layer
+)
+
 # Pages whose text stands elsewhere, because a code host looks for it there.
 SHOWN = {
     "development/benchmarks": "bench/README.md",
@@ -142,6 +147,15 @@ def find_written(app, module, name):
     return next(part.__module__ for part in parts if isinstance(part, FunctionType))
 
 
+def find_source(app, module):
+    """Give the source of a layer that is exported by another name than its own, as in Keras."""
+    if module != "attnfast.keras._heads":
+        return None
+    analyzer = ModuleAnalyzer.for_module(module)
+    analyzer.analyze()
+    return analyzer.code, analyzer.tags | {EXPORTED: analyzer.tags["GroupedQueryAttention"]}
+
+
 def link_back(app, env):
     """Let the source of a function that a bridge shows too lead back to its own page."""
     for entry in filter(None, getattr(env, "_viewcode_modules", {}).values()):
@@ -154,5 +168,10 @@ def setup(app):
     app.connect("source-read", show)
     app.connect("env-updated", link_back)
     app.connect("viewcode-follow-imported", find_written)
+    app.connect("viewcode-find-source", find_source)
+    if find_spec(
+        "keras"
+    ):  # of a class with another name autodoc shows that it is an alias, no more
+        getattr(import_module("attnfast.keras"), EXPORTED).__name__ = EXPORTED
     app.add_html_math_renderer("mathml", write_math(False), write_math(True))
     return {"parallel_read_safe": True}
