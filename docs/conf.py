@@ -84,9 +84,7 @@ html_theme_options = {
     ],
 }
 
-EXPORTED = (
-    "GroupQueryAttention"  # whose __name__ is GroupedQueryAttention, as that of Keras's layer
-)
+EXPORTED = "GroupQueryAttention"  # its __name__ is GroupedQueryAttention, as in Keras
 
 # Pages whose text stands elsewhere, because a code host looks for it there.
 SHOWN = {
