@@ -167,9 +167,7 @@ def setup(app):
     app.connect("env-updated", link_back)
     app.connect("viewcode-follow-imported", find_written)
     app.connect("viewcode-find-source", find_source)
-    if find_spec(
-        "keras"
-    ):  # of a class with another name autodoc shows that it is an alias, no more
+    if find_spec("keras"):  # else autodoc shows an alias, without the docstring
         getattr(import_module("attnfast.keras"), EXPORTED).__name__ = EXPORTED
     app.add_html_math_renderer("mathml", write_math(False), write_math(True))
     return {"parallel_read_safe": True}
