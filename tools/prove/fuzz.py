@@ -46,7 +46,11 @@ SMALL = [
     Patch("driver/short_rows.c", "SHORT_KEYS = 64,", "SHORT_KEYS = 8,"),
     Patch("driver/columns.c", "TASK_ROWS = 2048 ", "TASK_ROWS = 100 "),
     Patch("kernel/columns.h", "COPY_ROWS = 512 ", "COPY_ROWS = 32 "),
-    Patch("kernel/block.h", "COLUMN_SUMS = 8192, SHARED_SUMS = 512 ", "COLUMN_SUMS = 16 * VL, SHARED_SUMS = 8 * VL "),
+    Patch(
+        "kernel/block.h",
+        "COLUMN_SUMS = 8192, SHARED_SUMS = 512 ",
+        "COLUMN_SUMS = 16 * VL, SHARED_SUMS = 8 * VL ",
+    ),
     Patch("kernel/decode_columns.h", "VALUE_COLUMN_KEYS = 256 ", "VALUE_COLUMN_KEYS = 64 "),
     Patch("driver/topk.c", "ROW_PAIRS = 1 << 21 ", "ROW_PAIRS = 1 << 10 "),
     Patch("driver/backward.c", "PANEL_BYTES = 4 << 20 ", "PANEL_BYTES = 1 << 16 "),
