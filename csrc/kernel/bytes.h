@@ -198,9 +198,11 @@ static void widened_output(const af_byte_rows *rows, af_byte_product p, float *a
 
 /* ---- bytes where they are, widened in registers ---- */
 
-/* Whether rows are read in place: each has one scale, and one zero if they are uint8, which mostly have one. */
+/* Whether rows are read in place: each has one scale, and one zero if they are uint8, which mostly have one. float8
+ * takes long to widen where each number is by itself, so that registers do not pay. */
 static bool in_place(const af_byte_rows *rows)
 {
+    if (!AF_BYTE_VECTORS && rows->storage != AF_INT8 && rows->storage != AF_UINT8) return false;
     return by_row(&rows->scale) && by_row(&rows->zero) && (rows->storage == AF_UINT8 || !rows->zero.at.data);
 }
 
@@ -260,7 +262,8 @@ AF_INLINE void request_byte_line(const byte_run *run, const uint8_t *p)
     else __builtin_prefetch(p + run->ahead, 0, 2);
 }
 
-/* How bytes are made floats: e4m3fn by a table where instructions look up 64 at a time, and its NaN as well. */
+/* How bytes are made floats: e4m3fn by a table where instructions look up 64 at a time, its NaN as well, and rows have
+ * a multiple of 64. */
 typedef struct byte_way {
     af_storage kind;
     bool table;
@@ -269,7 +272,7 @@ typedef struct byte_way {
 AF_INLINE v run_load(const byte_way way, const uint8_t *p, float zero)
 {
     if (way.kind == AF_UINT8) return v_sub(b_uint8(p), v_set1(zero));
-    return way.kind == AF_FLOAT8_E4M3FN && !way.table ? b_e4m3fn_finite(p) : byte_load(way.kind, p);
+    return way.kind == AF_FLOAT8_E4M3FN ? b_e4m3fn_finite(p) : byte_load(way.kind, p);
 }
 
 AF_INLINE void run_load_four(const byte_way way, const uint8_t *p, float zero, v x[4])
@@ -326,8 +329,9 @@ AF_INLINE void dot_bytes(const byte_way way, const int nr, const int nk, const b
         else
             UNROLL(c, 4) DOT(run_load(way, row[j] + d + c * VL, zero[j]), v_load(query + r * width + d + c * VL));
     }
-    for (; d + VL <= width; d += VL) DOT(run_load(way, row[j] + d, zero[j]), v_load(query + r * width + d));
-    const int rest = (int)(width - d);
+    for (; !way.table && d + VL <= width; d += VL)
+        DOT(run_load(way, row[j] + d, zero[j]), v_load(query + r * width + d));
+    const int rest = way.table ? 0 : (int)(width - d);
     if (rest) DOT(run_load_n(way, row[j] + d, rest, zero[j]), v_load_n(query + r * width + d, rest));
 #undef DOT
     dot_sums(nr, nk, acc, s);
@@ -388,11 +392,13 @@ AF_INLINE void axpy_run(const byte_way way, const int nr, const byte_run *run, s
     float weight[4 * BYTE_ROWS];
     UNROLL(r, nr)
         for (int j = 0; j < run->n; j++) weight[r * BYTE_ROWS + j] = p.at[r * p.ld + j] * run->scale[j];
-    const int most = nr == 1 ? 2 * AF_DECODE_COLUMNS : nr == 2 ? AF_DECODE_COLUMNS : AF_DECODE_COLUMNS / 2;
+    const int all = nr == 1 ? 2 * AF_DECODE_COLUMNS : nr == 2 ? AF_DECODE_COLUMNS : AF_DECODE_COLUMNS / 2;
+    const int most = way.table && nr < 3 ? all / 2 : all;
     int64_t d = 0;
     for (; d + most * VL <= run->width; d += most * VL) axpy_bytes(way, nr, most, run, d, weight, acc, only);
-    for (; nr < 3 && d + most / 2 * VL <= run->width; d += most / 2 * VL)
+    for (; nr < (way.table ? 2 : 3) && d + most / 2 * VL <= run->width; d += most / 2 * VL)
         axpy_bytes(way, nr, most / 2, run, d, weight, acc, only);
+    if (way.table) return;
     for (; d + VL <= run->width; d += VL) axpy_bytes(way, nr, 1, run, d, weight, acc, only);
     if (d < run->width) axpy_bytes(way, nr, 0, run, d, weight, acc, only);
 }
@@ -439,7 +445,7 @@ BYTE_KIND(e4m3fn_by_table, AF_FLOAT8_E4M3FN, true)
 #define OF_STORAGE(storage, by_table, what, ...)                                                                       \
     do {                                                                                                               \
         if ((storage) == AF_INT8) int8_##what(__VA_ARGS__);                                                            \
-        else if ((storage) == AF_UINT8) uint8_##what(__VA_ARGS__);                                                     \
+        else if (!AF_BYTE_VECTORS || (storage) == AF_UINT8) uint8_##what(__VA_ARGS__);                                 \
         else if ((storage) == AF_FLOAT8_E5M2) e5m2_##what(__VA_ARGS__);                                                \
         else if (by_table) e4m3fn_by_table_##what(__VA_ARGS__);                                                        \
         else e4m3fn_##what(__VA_ARGS__);                                                                               \
@@ -447,7 +453,7 @@ BYTE_KIND(e4m3fn_by_table, AF_FLOAT8_E4M3FN, true)
 
 AF_INLINE void scores_of_bytes(const bool look_up, const af_byte_rows *rows, af_byte_product p, const float *query)
 {
-    const bool by_table = look_up && rows->width >= 64;
+    const bool by_table = look_up && rows->width % 64 == 0;
     byte_run run;
     if (!in_place(rows)) {
         widened_scores(rows, p, query);
@@ -474,7 +480,7 @@ static void add_nan(const byte_run *run, uint64_t word, float *acc)
 
 AF_INLINE void output_of_bytes(const bool look_up, const af_byte_rows *rows, af_byte_product p, float *acc)
 {
-    const bool by_table = look_up && rows->width >= 64;
+    const bool by_table = look_up && rows->width % 64 == 0;
     byte_run run;
     if (!in_place(rows)) {
         widened_output(rows, p, acc);
@@ -484,11 +490,12 @@ AF_INLINE void output_of_bytes(const bool look_up, const af_byte_rows *rows, af_
         const score_rows s = {p.s + i, p.lds}, to = {acc, rows->width};
         find_run(rows, &p, i, &run);
         if (!p.words) OF_STORAGE(rows->storage, by_table, output, &run, p.count, s, to);
-        const uint64_t bad = !by_table && rows->storage == AF_FLOAT8_E4M3FN ? rows_of_nan(&run) : 0;
+        const bool look = rows->storage == AF_FLOAT8_E4M3FN && (p.words || !by_table);
+        const uint64_t bad = look ? rows_of_nan(&run) : 0;
         for (int r = 0; (p.words || bad) && r < p.count; r++) {
             const uint64_t word = p.words ? rows_that_enter(&p, i, r) : ~(uint64_t)0;
             if (p.words)
-                OF_STORAGE(rows->storage, by_table, visible, &run, word, score_rows_from(s, r), score_rows_from(to, r));
+                OF_STORAGE(rows->storage, false, visible, &run, word, score_rows_from(s, r), score_rows_from(to, r));
             add_nan(&run, bad & word, acc + r * rows->width);
         }
     }

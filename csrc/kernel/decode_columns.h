@@ -20,45 +20,35 @@ enum { SHORT_COLUMN = 4 * VL };
 /* Values of a column that are read in a row. Keys: see block.h. */
 enum { VALUE_COLUMN_KEYS = 256 };
 
-/* A column of some keys, and where the sums of each query row are. */
+/* A column of some keys, and where the sums of a query row are. */
 typedef struct key_column {
     elem_rows key;
-    const real *query;       /* of row 0; the next ones are D apart */
-    real *sum;               /* the same; the next ones are ld apart */
-    int64_t D, ld, distance; /* 0: nothing is requested */
+    const real *query;
+    real *sum;
+    int64_t distance; /* 0: nothing is requested */
     int n;
+    bool first; /* there are no sums yet */
 } key_column;
 
-/* sum[r][j] (+)= query[r] K[j] for nr query rows, and for nc columns, VL apart, one after the other. */
-AF_INLINE void column_sums(const bool first, const int nc, const int nr, const key_column *c)
+/* sum[j] (+)= query K[j] for nc columns, VL apart, one after the other. */
+AF_INLINE void column_sums(const int nc, const key_column *c)
 {
     const elem *key[4];
-    v q[2][4];
+    v q[4];
     UNROLL(i, nc) {
         key[i] = c->key.at + i * VL * c->key.ld;
-        UNROLL(r, nr) q[r][i] = v_set1(c->query[r * c->D + i * VL]);
+        q[i] = v_set1(c->query[i * VL]);
     }
     for (int j = 0; j < c->n; j += VL) {
         const int here = c->n - j < VL ? c->n - j : VL;
-        v x[4];
+        v sum = c->first ? v_zero() : v_load(c->sum + j);
         UNROLL(i, nc) {
-            x[i] = here == VL ? e_load(key[i] + j) : e_load_n(key[i] + j, here);
+            const v x = here == VL ? e_load(key[i] + j) : e_load_n(key[i] + j, here);
             if (c->distance) request_column(true, key[i] + j, c->distance);
+            sum = v_fma(q[i], x, sum);
         }
-        UNROLL(r, nr) {
-            real *to = c->sum + r * c->ld + j;
-            v sum = first ? v_zero() : v_load(to);
-            UNROLL(i, nc) sum = v_fma(q[r][i], x[i], sum);
-            v_store(to, sum);
-        }
+        v_store(c->sum + j, sum);
     }
-}
-
-/* The same for any number of rows. */
-AF_INLINE void column_sums_of_rows(const bool first, const int nc, int rows, key_column c)
-{
-    for (; rows >= 2; rows -= 2, c.query += 2 * c.D, c.sum += 2 * c.ld, c.distance = 0) column_sums(first, nc, 2, &c);
-    if (rows) column_sums(first, nc, 1, &c);
 }
 
 /* The scores of VL keys, or n, from VL sums of each. */
@@ -91,19 +81,17 @@ static void column_scores_of(int rows, int n, const real *query, elem_rows key, 
         for (int64_t l = 0; l < VL && from + l < D; l++) {
             const int64_t d = from + l, later = d + ahead + (l + ahead < VL ? 0 : (nc - 1) * VL);
             const int64_t away = later < D ? (later - d) * key.ld : n - d * key.ld;
-            const key_column c = {.key = rows_from(key, d),
-                                  .query = query + d,
-                                  .sum = sums + l * rows * ld,
-                                  .D = D,
-                                  .ld = ld,
-                                  .distance = away * (int)sizeof(elem),
-                                  .n = n};
-            if (from == 0 && nc == 4) column_sums_of_rows(true, 4, rows, c);
-            else if (from == 0 && nc == 2) column_sums_of_rows(true, 2, rows, c);
-            else if (from == 0) column_sums_of_rows(true, 1, rows, c);
-            else if (nc == 4) column_sums_of_rows(false, 4, rows, c);
-            else if (nc == 2) column_sums_of_rows(false, 2, rows, c);
-            else column_sums_of_rows(false, 1, rows, c);
+            key_column c = {.key = rows_from(key, d),
+                            .query = query + d,
+                            .sum = sums + l * rows * ld,
+                            .distance = away * (int)sizeof(elem),
+                            .n = n,
+                            .first = from == 0};
+            for (int r = 0; r < rows; r++, c.query += D, c.sum += ld, c.distance = 0) {
+                if (nc == 4) column_sums(4, &c);
+                else if (nc == 2) column_sums(2, &c);
+                else column_sums(1, &c);
+            }
         }
     }
     for (int64_t i = D * rows * ld; i < VL * rows * ld; i++) sums[i] = 0;

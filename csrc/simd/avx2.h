@@ -10,6 +10,7 @@
 #define AF_CACHE_BYTES (512 << 10) /* second-level cache: Zen 2 and 3; Intel has 256 KiB to 2 MiB */
 #define AF_FUSED_SOFTMAX 1         /* registers enough to make weights in the tile: see fused_softmax.h */
 #define AF_EMBEDS 0
+#define AF_BYTE_VECTORS 1
 #define AF_DECODE_KEYS 2    /* keys at a time against up to 4 query rows: 8 accumulators */
 #define AF_DECODE_COLUMNS 4 /* vectors of values at a time against up to 2 query rows */
 

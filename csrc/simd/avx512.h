@@ -10,8 +10,9 @@
 #define AF_CACHE_BYTES (1 << 20) /* second-level cache: Skylake-X, Zen 4; later ones up to 2 MiB */
 #define AF_FUSED_SOFTMAX 1       /* registers enough to make weights in the tile: see fused_softmax.h */
 #define AF_EMBEDS 1              /* operands broadcast from memory by the instruction that uses them */
-#define AF_DECODE_KEYS 4         /* keys at a time against up to 4 query rows: 16 accumulators */
-#define AF_DECODE_COLUMNS 8      /* vectors of values at a time against up to 2 query rows */
+#define AF_BYTE_VECTORS 1
+#define AF_DECODE_KEYS 4    /* keys at a time against up to 4 query rows: 16 accumulators */
+#define AF_DECODE_COLUMNS 8 /* vectors of values at a time against up to 2 query rows */
 
 #if AF_DOUBLE
 typedef __m512d v;

@@ -2,6 +2,8 @@
 #ifndef AF_SIMD_BYTES_H
 #define AF_SIMD_BYTES_H
 
+#define AF_BYTE_VECTORS 0 /* whether instructions widen vectors of bytes */
+
 #if AF_DTYPE == AF_DTYPE_F32
 /* With the exponent of a float, which is 127 - 15 too small, or of e4m3fn 8 more, see generic.h. */
 AF_INLINE float float_of_eight(uint8_t x, int mantissa, float factor)
