@@ -168,10 +168,9 @@ static bool met_infinity(const af_plan *plan)
 /* Query rows that decode takes at most: twice the four that one pass over keys and values takes (decode_products.h). */
 enum { DECODE_ROWS = AF_NR < 8 ? AF_NR : 8 };
 
-/* Scores of keys in columns that decode makes at a time: for one query row COLUMN_SUMS, because columns are read
- * fastest whole: of 8192 keys whole, 1024 or 512 at a time with 28, 22 and 23 GB/s (Zen 5, AVX-512, beside other work).
- * More rows have SHARED_SUMS, at least DECODE_ROWS * VL, whose sums stay in the first-level cache. */
-enum { COLUMN_SUMS = 8192, SHARED_SUMS = 512 };
+/* Keys times query rows whose scores are made together where keys are in columns and rows are several: as many as have
+ * their sums in a first-level cache of 32 KiB, of 16 bits twice as many. At least DECODE_ROWS * VL. */
+enum { SHARED_SUMS = (32 << 10) / (VL * (int)sizeof(elem)) };
 
 /* The most heads that take turns: TURN_ROWS of plan.c. */
 enum { TURN_HEADS = 32 };
@@ -209,10 +208,12 @@ static int64_t word_count(const af_plan *plan)
     return plan->decode ? (plan->key_block / 64 + 1) * DECODE_ROWS : plan->key_block + 1;
 }
 
-/* Keys in columns that are scored at a time, and room for the sums of several query rows. */
-static int64_t column_keys(const af_call *call)
+/* Keys in columns times query rows whose scores are made together. */
+static int64_t column_keys(const af_call *call, const af_plan *plan)
 {
-    return af_max(SHARED_SUMS, (af_min(call->Lk, COLUMN_SUMS) + VL - 1) / VL * VL);
+    if (!plan->decode || !af_in_columns(&call->operands.key, call->D)) return 0;
+    if (plan->block_rows > 1) return SHARED_SUMS;
+    return (af_min(call->Lk, AF_COLUMN_KEYS) + VL - 1) / VL * VL;
 }
 
 /* Lays out the scratch memory from `base`, unless that is NULL; returns its size. It begins with the blocks of a unit,
@@ -249,7 +250,7 @@ static size_t carve(scratch *s, const af_call *call, const af_plan *plan, char *
     TAKE(top_key, call->results.topk * AF_NR);
     TAKE(sums, call->results.importance ? plan->chunk_keys * VL : 0);
     TAKE(totals, call->results.importance ? plan->chunk_keys * VL : 0);
-    const int64_t columns = plan->decode && af_in_columns(&call->operands.key, call->D) ? column_keys(call) : 0;
+    const int64_t columns = column_keys(call, plan);
     TAKE(column_sums, VL * columns);
     const bool ahead = columns > keys && plan->block_rows == 1 && blocks == 1;
     TAKE(scored, ahead);

@@ -256,9 +256,9 @@ static uint64_t rows_of_nan(const byte_run *run)
     return found;
 }
 
-AF_INLINE void request_byte_line(const byte_run *run, const uint8_t *p)
+AF_INLINE void request_byte_line(const bool near, const byte_run *run, const uint8_t *p)
 {
-    if (run->near) __builtin_prefetch(p + run->ahead, 0, 3);
+    if (near && run->near) __builtin_prefetch(p + run->ahead, 0, 3);
     else __builtin_prefetch(p + run->ahead, 0, 2);
 }
 
@@ -318,7 +318,7 @@ AF_INLINE void dot_bytes(const byte_way way, const int nr, const int nk, const b
     int64_t d = 0;
     for (; d + 4 * VL <= width; d += 4 * VL) {
         if (d % 64 == 0)
-            UNROLL(j, nk) request_byte_line(run, row[j] + d);
+            UNROLL(j, nk) request_byte_line(way.table, run, row[j] + d);
         if (way.table)
             UNROLL(j, nk) {
                 v x[4];
@@ -366,7 +366,7 @@ AF_INLINE void axpy_bytes(const byte_way way, const int nr, const int nc, const 
     for (int j = 0; j < run->n; j++, row += run->ld) {
         if (only && !(*only >> j & 1)) continue;
         v w[4];
-        for (int c = 0; ahead && c < vectors * VL; c += 64) request_byte_line(run, row + c);
+        for (int c = 0; ahead && c < vectors * VL; c += 64) request_byte_line(way.table, run, row + c);
         UNROLL(r, nr) w[r] = v_set1(weight[r * BYTE_ROWS + j]);
         const float zero = way.kind == AF_UINT8 ? run->zero[j] : 0;
         if (vectors % 4 == 0)

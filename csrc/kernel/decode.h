@@ -219,7 +219,7 @@ static void scores_of_columns(const af_call *call, const af_plan *plan, const de
     }
     if (run->j0 < scored->begin || run->j0 + run->n > scored->end) {
         scored->begin = run->j0;
-        scored->end = af_min(scored->last, run->j0 + COLUMN_SUMS);
+        scored->end = af_min(scored->last, run->j0 + AF_COLUMN_KEYS);
         column_scores(1, (int)(scored->end - scored->begin), s->query, columns_at(s->keys, run->j0),
                       (score_rows){scored->score, 0}, call->D, s->column_sums);
     }

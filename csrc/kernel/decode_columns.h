@@ -17,7 +17,7 @@
  * 50 (Zen 5, AVX-512). */
 enum { SHORT_COLUMN = 4 * VL };
 
-/* Values of a column that are read in a row. Keys: see block.h. */
+/* Values of a column that are read in a row. Keys: AF_COLUMN_KEYS (plan.h), or SHARED_SUMS (block.h). */
 enum { VALUE_COLUMN_KEYS = 256 };
 
 /* A column of some keys, and where the sums of a query row are. */
@@ -143,7 +143,7 @@ OUTPUT(2)
 static __attribute__((noinline)) void column_scores(int rows, int n, const real *query, elem_rows key, score_rows s,
                                                     int64_t D, real *sums)
 {
-    const int most = rows == 1 ? COLUMN_SUMS : SHARED_SUMS / rows / VL * VL;
+    const int most = rows == 1 ? AF_COLUMN_KEYS : SHARED_SUMS / rows / VL * VL;
     for (int j = 0; n <= SHORT_COLUMN && j < n; j += VL)
         for (int r = 0; r < rows; r++) {
             const int here = n - j < VL ? n - j : VL;

@@ -45,8 +45,8 @@ enum { MOST_UNIT_BLOCKS = 8, LEAST_UNITS = 8, UNIT_WORK = 1 << 25 };
  * D) have 1.5 times NumPy's speed in turn, 0.7 so. */
 enum { BRIEF_BYTES = 1 << 15, BRIEF_IN_TURN = 1 << 13, BRIEF_BLOCKS = 8, BRIEF_LOTS = 8, BRIEF_UNIT_BYTES = 1 << 18 };
 
-/* Keys in columns whose scores a unit makes together: COLUMN_SUMS of block.h. */
-enum { COLUMN_KEYS = 8192 };
+/* Units with several splits are at least so many: four for each of 16 threads. */
+enum { COLUMN_UNITS = 64 };
 
 /* Decode of heads in turn: see turn_heads. */
 enum { TURN_BYTES = 1 << 18, TURN_ROWS = 32 };
@@ -171,9 +171,9 @@ static int unit_splits(const af_plan *plan, const af_call *call)
 {
     const bool together = plan->block_rows == 1 && plan->unit_blocks == 1 && plan->unit_lots == 1;
     if (!plan->decode || !together || !af_in_columns(&call->operands.key, call->D)) return 1;
-    int64_t splits = af_min(plan->splits, af_max(1, COLUMN_KEYS / plan->split_keys));
+    int64_t splits = af_min(plan->splits, af_max(1, AF_COLUMN_KEYS / plan->split_keys));
     const int64_t units = call->B * plan->splits * plan->head_groups * plan->blocks;
-    if (!plan->alone) splits = af_min(splits, ceil_div(units, LEAST_UNITS));
+    if (!plan->alone) splits = af_min(splits, units / COLUMN_UNITS);
     return (int)af_max(1, splits);
 }
 

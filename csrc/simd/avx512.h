@@ -206,9 +206,8 @@ AF_INLINE v b_e4m3fn(const uint8_t *p)
     return _mm512_cvtph_ps(_mm256_mask_mov_epi16(b_half(bytes), nan, _mm256_set1_epi16(0x7e00)));
 }
 
-#define AF_LOOKS_UP                                                                                                    \
-    1 /* with AF_CPU_LOOKS_UP: 64 numbers of e4m3fn at a time, by tables of the upper bytes of floats                  \
-       */
+/* With AF_CPU_LOOKS_UP: 64 numbers of e4m3fn at a time, by tables of the upper bytes of floats. */
+#define AF_LOOKS_UP 1
 
 /* These two in assembly, as the compiler may use no instruction of VBMI of its own accord. */
 AF_INLINE __m512i b_permute(__m512i x, const __m512i *order) /* byte i is x[order[i]] */
