@@ -188,4 +188,6 @@ def test_without_the_package(tmp_path):
         "except ImportError as error: print(error)"
     )
     shown = run_python(code, tmp_path)
-    assert shown.startswith("attnfast.autograd needs the package autograd, 1.7 or later: write pip")
+    assert shown.startswith(
+        "attnfast.autograd needs the package autograd, 1.7 or later: pip install"
+    )

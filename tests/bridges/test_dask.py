@@ -417,4 +417,4 @@ def test_without_the_package(tmp_path):
         "except ImportError as error: print(error)"
     )
     shown = run_python(code, tmp_path)
-    assert shown.startswith("attnfast.dask needs the package dask, 2024.8 or later: write pip")
+    assert shown.startswith("attnfast.dask needs the package dask, 2024.8 or later: pip install")

@@ -198,4 +198,4 @@ def test_without_the_package(tmp_path):
         "except ImportError as error: print(error)"
     )
     shown = run_python(code, tmp_path)
-    assert shown.startswith("attnfast.onnx needs the package onnx, 1.19 or later: write pip")
+    assert shown.startswith("attnfast.onnx needs the package onnx, 1.19 or later: pip install")
