@@ -262,8 +262,8 @@ AF_INLINE void request_byte_line(const bool near, const byte_run *run, const uin
     else __builtin_prefetch(p + run->ahead, 0, 2);
 }
 
-/* How bytes are made floats: e4m3fn by a table where instructions look up 64 at a time, its NaN as well, and rows have
- * a multiple of 64. */
+/* How bytes are made floats. e4m3fn, its NaN too, by a table where instructions look up 64 bytes at a time and the
+ * width of a row is a multiple of 64. */
 typedef struct byte_way {
     af_storage kind;
     bool table;
